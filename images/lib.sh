@@ -1,0 +1,132 @@
+# What the image recipes share; sourced by each build.sh. Everything is built in a temporary
+# directory of the cache and renamed into place when whole, under a key that is the hash of what
+# went into it; so a build may be stopped at any point and run again.
+# shellcheck shell=bash
+
+IMAGES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CHECKOUT=$(dirname "$IMAGES")
+HPK_CACHE=${HPK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hpk}
+# Every file in an image gets this time, so that the same input gives the same digest.
+export SOURCE_DATE_EPOCH=1735689600
+export GOTOOLCHAIN=local CGO_ENABLED=0
+
+case $(uname -m) in
+x86_64) GO_ARCH=amd64 ;;
+aarch64) GO_ARCH=arm64 ;;
+*) GO_ARCH=$(uname -m) ;;
+esac
+
+die() {
+    echo "${0##*/images/}: $*" >&2
+    exit 1
+}
+
+# step WHAT CMD…: one progress line and the seconds it took, as scripts/step, but for functions too.
+# Not to be called where bash ignores `set -e` (left of ||, in an if): a failure would go on.
+step() {
+    local what=$1 start=$EPOCHREALTIME status
+    shift
+    printf '%s …\n' "$what" >&2
+    set +e
+    (set -e; "$@")
+    status=$?
+    set -e
+    awk -v w="$what" -v s="$start" -v e="$EPOCHREALTIME" -v st="$status" \
+        'BEGIN { printf "%s: %s in %.1f s\n", w, st == 0 ? "done" : "FAILED (exit " st ")", e - s }' >&2
+    return "$status"
+}
+
+# key <STDIN: 16 hex digits that stand for what is read.
+key() {
+    sha256sum | cut -c1-16
+}
+
+# need PROGRAM PACKAGE…: pairs of a program and the Debian package that has it. Installs what is
+# missing as root, else says what is.
+need() {
+    local missing=()
+    while [ $# -gt 0 ]; do
+        command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -e "$1" ] || missing+=("$2")
+        shift 2
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || die "these Debian packages are missing, and installing them needs root: ${missing[*]}"
+    apt_install() {
+        apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    }
+    step "install ${missing[*]}" apt_install "${missing[@]}"
+}
+
+# build_once DIR FUNCTION ARGS…: unless DIR exists, calls FUNCTION TEMPORARY-DIR ARGS… and renames
+# the temporary directory to DIR. One builder at a time; a builder that died leaves nothing that counts.
+build_once() {
+    local dir=$1 lock status=0
+    shift
+    [ ! -e "$dir" ] || return 0
+    mkdir -p "${dir%/*}"
+    exec {lock}>"$dir.lock"
+    flock "$lock"
+    if [ ! -e "$dir" ]; then
+        rm -rf "$dir.partial"
+        mkdir "$dir.partial"
+        set +e
+        (set -e; "$1" "$dir.partial" "${@:2}")
+        status=$?
+        set -e
+        if [ "$status" = 0 ]; then
+            mv "$dir.partial" "$dir"
+        else
+            rm -rf "$dir.partial"
+        fi
+    fi
+    exec {lock}>&-
+    return "$status"
+}
+
+# publish FILE TARGET: makes TARGET the same file by a hard link, or by a copy on another file
+# system; by rename, so that a running program or a mounted image is never written into.
+publish() {
+    [ "$1" -ef "$2" ] && return 0
+    mkdir -p "${2%/*}"
+    ln -f "$1" "$2.new" 2>/dev/null || cp "$1" "$2.new"
+    mv -f "$2.new" "$2"
+}
+
+# keep_newest DIR N: removes all but the N newest builds below DIR.
+keep_newest() {
+    local old
+    find "$1" -mindepth 1 -maxdepth 1 -type d ! -name '*.partial' -printf '%T@ %p\n' |
+        sort -rn | tail -n +"$(($2 + 1))" | cut -d' ' -f2- |
+        while read -r old; do rm -rf "$old" "$old.lock"; done
+}
+
+# The Debian archive that this machine's apt is set up with, or HPK_DEBIAN_MIRROR.
+debian_mirror() {
+    local uri=${HPK_DEBIAN_MIRROR:-}
+    [ -n "$uri" ] || uri=$(apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)' 'Created-By: Packages' 'Component: main' |
+        grep -v security | sort -r | sed -n 's/^\(Debian\)\{0,1\}|//p' | head -n 1) || true
+    case $uri in
+    mirror+file:*) uri=$(grep -Eo '^https?://[^[:space:]]+' "${uri#mirror+file:}" | head -n 1) ;;
+    esac
+    [ -n "$uri" ] || die "apt on this machine has no Debian archive set up; name one in HPK_DEBIAN_MIRROR"
+    echo "$uri"
+}
+
+# debian_root TAR LOG PACKAGES(,) [MMDEBSTRAP OPTIONS…]: a root file system of unstable, without
+# documentation and foreign languages. As root directly, else in a user namespace.
+debian_root() {
+    local tar=$1 log=$2 packages=$3 proxy
+    shift 3
+    proxy=$(apt-config shell p Acquire::http::Proxy | sed "s/^p='\(.*\)'$/\1/")
+    [ -z "$proxy" ] || set -- --aptopt="Acquire::http::Proxy \"$proxy\"" "$@"
+    mmdebstrap --format=tar --include="$packages" \
+        --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='APT::Install-Recommends "false"' \
+        --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
+        --dpkgopt='path-exclude=/usr/share/lintian/*' --dpkgopt='path-exclude=/usr/share/vim/*/doc/*' \
+        "$@" sid "$tar" "$(debian_mirror)" >"$log" 2>&1 ||
+        die "mmdebstrap failed; the end of its log:"$'\n'"$(tail -n 15 "$log")"
+}
