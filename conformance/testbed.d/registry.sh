@@ -54,23 +54,20 @@ write_containerd_conf() {
 
 # ~USER/.hpk with K3s's form of mirrors; a user's own file is left alone.
 write_user_registries() {
-	local user=$1 id=$2 home=$STATE/home/$1
+	local user=$1 id=$2 home=$STATE/home/$1 registry
 	if [[ -e $home/.hpk/registries.yaml ]]; then
 		return
 	fi
 	install -d -o "$id" -g "$id" -m 0700 "$home/.hpk"
 	install -o "$id" -g "$id" -m 0600 "$STATE/site/pki/ca.crt" "$home/.hpk/registry-ca.crt"
-	(
-		umask 077
+	{
 		echo "mirrors:"
 		for registry in docker.io registry.k8s.io ghcr.io quay.io; do
 			printf '  %s:\n    endpoint:\n      - https://%s\n' "$registry" "$REGISTRY"
 		done
 		echo "configs:"
 		printf '  "%s":\n    tls:\n      ca_file: /home/%s/.hpk/registry-ca.crt\n' "$REGISTRY" "$user"
-	) >"$home/.hpk/registries.yaml.new"
-	chown "$id:$id" "$home/.hpk/registries.yaml.new"
-	mv "$home/.hpk/registries.yaml.new" "$home/.hpk/registries.yaml"
+	} | install -o "$id" -g "$id" -m 0600 /dev/stdin "$home/.hpk/registries.yaml"
 }
 
 # Gives the registry what $HPK_CACHE/test-images/current/images.list names: lines of an OCI layout's
