@@ -1,0 +1,76 @@
+# One Makefile for people and CI: `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := binaries
+ARCH := $(shell uname -m)
+export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
+# `make PROFILE=dev …` trades speed of the programs for speed of the build.
+PROFILE ?= release
+OUT := $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+PROGRAMS := cni-hpk hpk-net-daemon containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer hpk-bubble hpk-conformance
+STEP := scripts/step
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: deps
+deps: ## install what building and testing needs (Debian 12, root)
+	@scripts/deps
+
+.PHONY: binaries
+binaries: deps ## our programs, static, in bin/
+	@$(STEP) "build our programs ($(PROFILE))" cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
+	@scripts/install-binaries $(OUT) bin $(PROGRAMS)
+
+.PHONY: control-plane
+control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
+	@images/control-plane/build.sh
+
+.PHONY: images
+images: binaries control-plane ## the bubble image, bin/hpk-bubble.sif
+	@images/bubble/build.sh
+
+.PHONY: test-images
+test-images: binaries ## the images that the testbed's registry serves
+	@images/test-images/build.sh
+
+.PHONY: testbed
+testbed: images test-images ## bring the testbed up
+	@$(STEP) "testbed up" conformance/testbed up --nodes 3
+
+.PHONY: lint
+lint: deps ## rustfmt and clippy
+	@$(STEP) "rustfmt" cargo fmt --all --check
+	@$(STEP) "clippy" cargo clippy --quiet --locked --workspace --all-targets --profile $(PROFILE) -- -D warnings
+
+.PHONY: unit
+unit: deps ## unit tests: no privileges needed
+	@$(STEP) "unit tests" cargo test --quiet --locked --workspace --profile $(PROFILE)
+
+.PHONY: kernel
+kernel: deps binaries ## tests on the real kernel, in namespaces of their own
+	@scripts/kernel-tests --profile $(PROFILE)
+
+.PHONY: system
+system: testbed ## the whole system on the testbed, case by case
+	@bin/hpk-conformance test
+
+.PHONY: test
+test: ## everything: unit, kernel and whole-system tests
+	@$(MAKE) --no-print-directory lint unit kernel system
+
+.PHONY: demo
+demo: ## a cluster on the testbed, with a small application
+	@scripts/demo
+
+.PHONY: deny
+deny: ## licences, sources and duplicate crates (needs cargo-deny)
+	@cargo deny check bans licenses sources
+
+.PHONY: down
+down: ## take the testbed down
+	@conformance/testbed down
+
+.PHONY: clean
+clean: ## remove what was built in this checkout
+	@cargo clean --quiet; rm -rf bin

@@ -1,0 +1,156 @@
+//! The Slurm job's life: what it says, and what it leaves.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{Context, SIZE};
+use crate::cluster::{self, Cluster, GONE};
+use crate::testbed::Testbed;
+use crate::wait;
+
+pub fn three_nodes_are_ready_and_the_job_says_how_to_use_them(context: &mut Context) -> Result<()> {
+    let cluster = context.cluster()?;
+    let nodes = cluster
+        .kubectl_of_the_user("get nodes --no-headers")
+        .success()?;
+    let ready = nodes
+        .lines()
+        .filter(|line| line.contains(" Ready "))
+        .count();
+    ensure!(
+        ready == 3 && nodes.lines().count() == 3,
+        "kubectl get nodes:\n{nodes}"
+    );
+    let log = cluster::log(&context.testbed, "hpc", &cluster.job)?;
+    for words in [
+        "CPU",
+        "memory",
+        "Ready in ",
+        "export KUBECONFIG=",
+        "ssh -L",
+        "ends",
+    ] {
+        ensure!(
+            log.contains(words),
+            "the job does not say {words:?}:\n{log}"
+        );
+    }
+    println!("sbatch → 3 nodes Ready: {:.1} s", cluster.ready_after);
+    Ok(())
+}
+
+/// Everything that could be left of a job, a line each.
+fn left(testbed: &Testbed, job: &str) -> Result<String> {
+    let mut found = String::new();
+    for host in ["node1", "node2", "node3"] {
+        let script = format!(
+            "pgrep -u hpc -a | grep -v pgrep | grep -e '{job}' | sed 's/^/process /'; \
+             for uid in $(ps -e -o uid= | sort -u | awk '$1 >= 100000'); do ps -U $uid -o pid,args --no-headers | sed 's/^/subuid process /'; done; \
+             grep -e 'hpk-1000-{job}' /proc/mounts | sed 's/^/mount /'; \
+             ls -d /tmp/hpk-*-{job}* /run/hpk* /dev/shm/* /home/hpc/.apptainer/instances/app/*/hpc/bubble*-{job} 2>/dev/null | sed 's/^/file /'; true"
+        );
+        for line in testbed.on("root", host, script).success()?.lines() {
+            found.push_str(&format!("{host}: {line}\n"));
+        }
+    }
+    Ok(found)
+}
+
+/// Waits until nothing of the job is left on any host.
+pub fn gone(testbed: &Testbed, job: &str) -> Result<()> {
+    wait::until(
+        &format!("nothing to be left of job {job}"),
+        Duration::from_secs(GONE),
+        || {
+            let found = left(testbed, job)?;
+            Ok(if found.is_empty() { Ok(()) } else { Err(found) })
+        },
+    )
+}
+
+pub fn a_cancelled_job_leaves_nothing_behind(context: &mut Context) -> Result<()> {
+    let cluster = context.cluster()?;
+    cluster.apply(
+        "default",
+        r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: left}
+spec:
+  replicas: 6
+  selector: {matchLabels: {app: left}}
+  template:
+    metadata: {labels: {app: left}}
+    spec:
+      containers:
+      - {name: left, image: "busybox:1.37", command: [sh, -c, "trap : TERM; while :; do sleep 1; done"]}
+"#,
+    )?;
+    cluster
+        .kubectl("rollout status deployment/left --timeout=60s")
+        .limit(70)
+        .success()?;
+    let start = Instant::now();
+    context.finish();
+    wait::until("the job to end", Duration::from_secs(60), || {
+        let state = cluster::state(&context.testbed, &cluster.job)?;
+        Ok(match state.as_str() {
+            "RUNNING" | "COMPLETING" => Err(state),
+            _ => Ok(()),
+        })
+    })?;
+    gone(&context.testbed, &cluster.job)?;
+    let any = context
+        .testbed
+        .on(
+            "root",
+            "node1",
+            "pgrep -u hpc -a || true; ls -d /tmp/hpk-* 2>/dev/null || true",
+        )
+        .success()?;
+    ensure!(any.is_empty(), "hpc still has on node1:\n{any}");
+    ensure!(
+        start.elapsed() < Duration::from_secs(GONE + 5),
+        "the job took {:?} to leave",
+        start.elapsed()
+    );
+    let kubeconfig = context
+        .testbed
+        .on("hpc", "login", "cat ~/.hpk/kubeconfig 2>/dev/null || true")
+        .success()?;
+    ensure!(
+        !kubeconfig.contains(&format!("hpk-{}", cluster.job)),
+        "the kubeconfig still names the cluster"
+    );
+    Ok(())
+}
+
+fn small_cluster(context: &Context, options: &str) -> Result<()> {
+    let cluster = Cluster::start(&context.testbed, 1, options)?;
+    let result = (|| {
+        cluster
+            .kubectl("run hello --image=busybox:1.37 --restart=Never -- echo hello")
+            .success()?;
+        cluster.wait(
+            "default",
+            "--for=jsonpath='{.status.phase}'=Succeeded pod/hello",
+            60,
+        )?;
+        let log = cluster.kubectl("logs hello").success()?;
+        ensure!(log == "hello\n", "the pod wrote {log:?}");
+        Ok(())
+    })();
+    cluster.cancel()?;
+    result?;
+    gone(&context.testbed, &cluster.job)?;
+    Ok(())
+}
+
+pub fn a_single_node_is_a_cluster(context: &mut Context) -> Result<()> {
+    small_cluster(context, SIZE)
+}
+
+pub fn one_cpu_is_enough_to_start(context: &mut Context) -> Result<()> {
+    small_cluster(context, "--cpus-per-task=1 --mem=3G --time=10")
+}

@@ -1,0 +1,196 @@
+//! The table of cases. A case's name is a sentence about behaviour; it gets a context,
+//! and an error of it is the case's failure. A case whose cluster is missing is skipped.
+//!
+//! A file per subject: `network`, `pods`, `streams` (logs and exec), `parts` (each part
+//! alone), `refusals` (bad input), `isolation` (other users), `faults` (killed processes),
+//! `jobs` (the job's life).
+
+mod faults;
+mod isolation;
+mod jobs;
+mod network;
+mod parts;
+mod pods;
+mod refusals;
+mod streams;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::cluster::Cluster;
+use crate::testbed::Testbed;
+
+/// One behaviour and how it is shown.
+#[derive(Debug)]
+pub struct Case {
+    pub subject: &'static str,
+    pub name: &'static str,
+    pub run: fn(&mut Context) -> Result<()>,
+}
+
+/// How a case ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Passed,
+    Skipped(String),
+    Failed(String),
+}
+
+/// What cases share: the testbed and one cluster of three nodes, made when first asked for.
+#[derive(Debug)]
+pub struct Context {
+    pub testbed: Testbed,
+    cluster: Option<Cluster>,
+    broken: bool,
+}
+
+/// The shared cluster did not start for an earlier case, whose failure says why.
+#[derive(Debug)]
+struct NoCluster;
+
+impl std::fmt::Display for NoCluster {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("the shared cluster did not start")
+    }
+}
+
+impl std::error::Error for NoCluster {}
+
+/// sbatch's options for the shared cluster, and for those beside it: small enough that
+/// two share the testbed's hosts.
+pub const SIZE: &str = "--cpus-per-task=2 --mem=3G --time=60";
+
+impl Case {
+    /// Whether one of `words` stands in the subject or the name; no word selects all.
+    pub fn matches(&self, words: &[String]) -> bool {
+        words.is_empty()
+            || words.iter().any(|word| {
+                self.subject.contains(word.as_str()) || self.name.contains(word.as_str())
+            })
+    }
+}
+
+impl Context {
+    pub fn new(testbed: Testbed) -> Self {
+        Self {
+            testbed,
+            cluster: None,
+            broken: false,
+        }
+    }
+
+    /// The shared cluster. A start that failed is not tried again by every case.
+    pub fn cluster(&mut self) -> Result<Cluster> {
+        if self.broken {
+            return Err(NoCluster.into());
+        }
+        if let Some(cluster) = &self.cluster {
+            return Ok(cluster.clone());
+        }
+        match Cluster::start(&self.testbed, 3, SIZE) {
+            Ok(cluster) => Ok(self.cluster.insert(cluster).clone()),
+            Err(error) => {
+                self.broken = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the shared cluster, if there is one.
+    pub fn finish(&mut self) {
+        if let Some(cluster) = self.cluster.take()
+            && let Err(error) = cluster.cancel()
+        {
+            eprintln!("ending the shared cluster: {error:#}");
+        }
+    }
+}
+
+/// Runs a case and times it.
+pub fn run(case: &Case, context: &mut Context) -> (Outcome, Duration) {
+    let start = Instant::now();
+    let outcome = match (case.run)(context) {
+        Ok(()) => Outcome::Passed,
+        Err(error) if error.is::<NoCluster>() => Outcome::Skipped(error.to_string()),
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    };
+    (outcome, start.elapsed())
+}
+
+/// Runs `body` in a namespace of its own on the shared cluster; the namespace goes
+/// whether or not the body succeeds.
+fn in_namespace(
+    context: &mut Context,
+    name: &str,
+    body: impl FnOnce(&Cluster, &str) -> Result<()>,
+) -> Result<()> {
+    let cluster = context.cluster()?;
+    let namespace = cluster.namespace(name)?;
+    let result = body(&cluster, &namespace);
+    let removed = cluster.remove_namespace(&namespace);
+    result?;
+    removed
+}
+
+macro_rules! table {
+    ($($module:ident: $($name:ident)*;)*) => {
+        &[$($(Case {
+            subject: stringify!($module),
+            name: stringify!($name),
+            run: $module::$name,
+        },)*)*]
+    };
+}
+
+/// Every case, in the order in which they run: those that end or burden the shared
+/// cluster come last.
+pub const TABLE: &[Case] = table! {
+    jobs:
+        three_nodes_are_ready_and_the_job_says_how_to_use_them;
+    network:
+        pods_reach_each_other_by_address
+        pods_answer_to_ping
+        a_pod_reaches_a_pod_of_its_own_node_through_a_cluster_ip_and_keeps_its_address
+        a_service_is_reached_by_name_from_every_node
+        pods_reach_the_outside
+        pods_reach_the_api_server;
+    pods:
+        environment_volumes_and_tokens_arrive_in_a_pod
+        init_containers_run_in_order_before_the_app
+        a_job_completes
+        a_deployment_spreads_and_rolls
+        a_failing_container_is_restarted_with_back_off
+        a_pod_ends_within_its_grace_period
+        an_unready_pod_gets_no_traffic;
+    streams:
+        logs_follow_tail_since_and_previous
+        exec_passes_streams_and_exit_codes
+        exec_has_a_terminal_that_can_be_resized;
+    refusals:
+        an_image_that_does_not_exist_is_named_in_the_event
+        a_volume_that_cannot_be_had_is_named_in_the_event
+        an_overlarge_pod_is_left_pending_by_the_scheduler
+        a_malformed_cni_conf_is_refused_with_its_fault
+        a_full_image_store_is_reported_and_keeps_what_it_has
+        a_missing_apptainer_is_named
+        a_user_without_subuids_is_told_so;
+    parts:
+        the_cnitool_example_of_the_docs_works
+        the_ctr_example_of_the_docs_works
+        hpktainer_runs_an_image_on_the_pod_network
+        the_doctor_finds_nothing_essential_missing;
+    isolation:
+        another_user_reads_nothing_of_the_cluster
+        another_user_sees_no_secret_in_the_process_list
+        another_user_cannot_use_the_ports
+        only_listed_files_are_readable_by_others;
+    faults:
+        twenty_pods_outlive_a_killed_kubelet
+        every_other_process_of_a_bubble_comes_back
+        two_clusters_share_their_hosts;
+    jobs:
+        a_cancelled_job_leaves_nothing_behind
+        a_single_node_is_a_cluster
+        one_cpu_is_enough_to_start;
+};

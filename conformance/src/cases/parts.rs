@@ -1,0 +1,110 @@
+//! Each part alone, as its documentation shows it.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Context;
+
+/// The first shell block after the line `<!-- tested: NAME -->` of a documentation file.
+fn example(file: &str, name: &str) -> Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+    let marker = format!("<!-- tested: {name} -->");
+    let after = text
+        .split_once(&marker)
+        .with_context(|| format!("{file} has no line {marker}"))?
+        .1;
+    let block = after
+        .split_once("```sh\n")
+        .and_then(|(_, rest)| rest.split_once("\n```"))
+        .with_context(|| format!("{file}: no shell block after {marker}"))?;
+    Ok(block.0.to_owned())
+}
+
+pub fn the_cnitool_example_of_the_docs_works(context: &mut Context) -> Result<()> {
+    let script = example("docs/parts.md", "cnitool")?;
+    let output = context
+        .testbed
+        .on("root", "node1", format!("set -eux\n{script}"))
+        .limit(60)
+        .success()?;
+    ensure!(
+        output.contains("\"ips\""),
+        "cnitool add printed no result: {output}"
+    );
+    Ok(())
+}
+
+pub fn the_ctr_example_of_the_docs_works(context: &mut Context) -> Result<()> {
+    let script = example("docs/parts.md", "ctr")?;
+    let output = context
+        .testbed
+        .on("root", "node1", format!("set -eux\n{script}"))
+        .limit(180)
+        .success()?;
+    ensure!(
+        output.contains("hello from apptainer"),
+        "ctr printed {output:?}"
+    );
+    Ok(())
+}
+
+pub fn hpktainer_runs_an_image_on_the_pod_network(context: &mut Context) -> Result<()> {
+    context.cluster()?;
+    let run = |arguments: &str| {
+        context
+            .testbed
+            .on(
+                "hpc",
+                "node1",
+                format!("apptainer exec instance://bubble1 hpktainer run {arguments}"),
+            )
+            .limit(90)
+    };
+    let address = run("docker://busybox:1.37 ip -4 -o addr show tap0").success()?;
+    ensure!(
+        address.contains("10.244."),
+        "tap0 has no address of the pod network: {address:?}"
+    );
+    let page = run("docker://busybox:1.37 wget -qO- http://outside.hpk.test/").success()?;
+    ensure!(!page.is_empty(), "outside.hpk.test gave nothing");
+    let output = run("docker://busybox:1.37 sh -c 'exit 23'").output()?;
+    ensure!(
+        output.status == 23,
+        "exit {} instead of 23: {}",
+        output.status,
+        output.stderr
+    );
+    let left = context
+        .testbed
+        .on("hpc", "node1", "apptainer exec instance://bubble1 sh -c 'hpktainer ps -q; ls /run/netns | grep -c hpktainer || true'")
+        .success()?;
+    ensure!(left.trim() == "0", "left behind: {left:?}");
+    Ok(())
+}
+
+pub fn the_doctor_finds_nothing_essential_missing(context: &mut Context) -> Result<()> {
+    let table = context
+        .testbed
+        .on("hpc", "node1", "/hpk/bin/hpk-bubble doctor")
+        .success()?;
+    for word in [
+        "user namespaces",
+        "subuid",
+        "apptainer",
+        "/dev/fuse",
+        "/dev/net/tun",
+    ] {
+        ensure!(
+            table.contains(word),
+            "the doctor says nothing of {word}:\n{table}"
+        );
+    }
+    let without = context
+        .testbed
+        .on("nosub", "node1", "/hpk/bin/hpk-bubble doctor")
+        .output()?;
+    ensure!(
+        without.status != 0 && without.stdout.contains("subuid"),
+        "for a user without subuids the doctor says: {without:?}"
+    );
+    Ok(())
+}

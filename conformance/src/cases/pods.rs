@@ -1,0 +1,336 @@
+//! What a pod's specification means.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{Context, in_namespace};
+
+const FED: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {colour: blue, motto: "per aspera"}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: key}
+stringData: {password: swordfish}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: fed
+  labels: {tier: "front"}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: fed
+    image: busybox:1.37
+    command: [sleep, "3600"]
+    resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {memory: 64Mi}}
+    env:
+    - {name: COLOUR, valueFrom: {configMapKeyRef: {name: settings, key: colour}}}
+    - {name: PASSWORD, valueFrom: {secretKeyRef: {name: key, key: password}}}
+    - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+    - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+    - {name: MEMORY, valueFrom: {resourceFieldRef: {resource: limits.memory}}}
+    - {name: GREETING, value: "$(COLOUR) $(NODE) $$(COLOUR)"}
+    envFrom:
+    - {prefix: S_, configMapRef: {name: settings}}
+    volumeMounts:
+    - {name: settings, mountPath: /settings}
+    - {name: key, mountPath: /key, readOnly: true}
+    - {name: about, mountPath: /about}
+    - {name: scratch, mountPath: /scratch}
+    - {name: host, mountPath: /host, readOnly: true}
+    - {name: settings, mountPath: /one, subPath: motto}
+  volumes:
+  - {name: settings, configMap: {name: settings}}
+  - {name: key, secret: {secretName: key, defaultMode: 0400}}
+  - name: about
+    downwardAPI:
+      items:
+      - {path: labels, fieldRef: {fieldPath: metadata.labels}}
+  - {name: scratch, emptyDir: {}}
+  - {name: host, hostPath: {path: /usr/local/bin, type: Directory}}
+"#;
+
+pub fn environment_volumes_and_tokens_arrive_in_a_pod(context: &mut Context) -> Result<()> {
+    in_namespace(context, "fed", |cluster, namespace| {
+        cluster.apply(namespace, FED)?;
+        cluster.wait(namespace, "--for=condition=Ready pod/fed", 60)?;
+        let node = cluster.value(namespace, "pod/fed", "{.spec.nodeName}")?;
+        let ip = cluster.value(namespace, "pod/fed", "{.status.podIP}")?;
+        let expected = [
+            ("echo $COLOUR", "blue".to_owned()),
+            ("echo $PASSWORD", "swordfish".to_owned()),
+            ("echo $NODE $ADDRESS", format!("{node} {ip}")),
+            ("echo $MEMORY", (64 << 20).to_string()),
+            ("echo $GREETING", format!("blue {node} $(COLOUR)")),
+            ("echo $S_motto", "per aspera".to_owned()),
+            ("cat /settings/motto; echo", "per aspera".to_owned()),
+            ("cat /one; echo", "per aspera".to_owned()),
+            (
+                "cat /key/password; stat -L -c \" %a\" /key/password",
+                "swordfish 400".to_owned(),
+            ),
+            ("cat /about/labels; echo", "tier=\"front\"".to_owned()),
+            ("touch /scratch/x && ls /scratch", "x".to_owned()),
+            ("test -x /host/hpk-kubelet && echo yes", "yes".to_owned()),
+            (
+                "touch /host/x 2>/dev/null || echo refused",
+                "refused".to_owned(),
+            ),
+            ("hostname", "fed".to_owned()),
+            (
+                "wc -c < /var/run/secrets/kubernetes.io/serviceaccount/token | awk \"{print (\\$1 > 100)}\"",
+                "1".to_owned(),
+            ),
+            (
+                "cat /var/run/secrets/kubernetes.io/serviceaccount/namespace; echo",
+                namespace.to_owned(),
+            ),
+            ("echo ${KUBERNETES_SERVICE_HOST:+set}", "set".to_owned()),
+        ];
+        for (script, value) in expected {
+            let answer = cluster
+                .exec(namespace, "fed", &format!("sh -c '{script}'"))
+                .success()?;
+            ensure!(
+                answer.trim_end() == value,
+                "{script}: {answer:?} instead of {value:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+pub fn init_containers_run_in_order_before_the_app(context: &mut Context) -> Result<()> {
+    in_namespace(context, "init", |cluster, namespace| {
+        cluster.apply(
+            namespace,
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: ordered}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - {name: one, image: "busybox:1.37", command: [sh, -c, "echo one >> /w/log"], volumeMounts: [{name: w, mountPath: /w}]}
+  - {name: two, image: "busybox:1.37", command: [sh, -c, "echo two >> /w/log"], volumeMounts: [{name: w, mountPath: /w}]}
+  containers:
+  - {name: app, image: "busybox:1.37", command: [cat, /w/log], volumeMounts: [{name: w, mountPath: /w}]}
+  volumes: [{name: w, emptyDir: {}}]
+"#,
+        )?;
+        cluster.wait(
+            namespace,
+            "--for=jsonpath='{.status.phase}'=Succeeded pod/ordered",
+            60,
+        )?;
+        let log = cluster
+            .kubectl(&format!("-n {namespace} logs ordered"))
+            .success()?;
+        ensure!(log == "one\ntwo\n", "the app saw {log:?}");
+        Ok(())
+    })
+}
+
+pub fn a_job_completes(context: &mut Context) -> Result<()> {
+    in_namespace(context, "job", |cluster, namespace| {
+        cluster.apply(
+            namespace,
+            r#"
+apiVersion: batch/v1
+kind: Job
+metadata: {name: sum}
+spec:
+  completions: 3
+  parallelism: 3
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - {name: sum, image: "busybox:1.37", command: [sh, -c, "echo $((6 * 7))"]}
+"#,
+        )?;
+        cluster.wait(namespace, "--for=condition=Complete job/sum", 90)?;
+        let log = cluster
+            .kubectl(&format!("-n {namespace} logs -l job-name=sum"))
+            .success()?;
+        ensure!(log == "42\n42\n42\n", "the Job's pods wrote {log:?}");
+        Ok(())
+    })
+}
+
+pub fn a_deployment_spreads_and_rolls(context: &mut Context) -> Result<()> {
+    in_namespace(context, "deployment", |cluster, namespace| {
+        let manifest = |word: &str| {
+            format!(
+                r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: 3
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      topologySpreadConstraints:
+      - {{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {{matchLabels: {{app: web}}}}}}
+      containers:
+      - {{name: web, image: "nginx:1.27", env: [{{name: WORD, value: {word}}}], ports: [{{containerPort: 80}}]}}
+"#
+            )
+        };
+        for word in ["first", "second"] {
+            cluster.apply(namespace, &manifest(word))?;
+            cluster
+                .kubectl(&format!(
+                    "-n {namespace} rollout status deployment/web --timeout=90s"
+                ))
+                .limit(100)
+                .success()?;
+        }
+        let words = cluster
+            .kubectl(&format!(
+                "-n {namespace} exec deployment/web -- printenv WORD"
+            ))
+            .success()?;
+        ensure!(
+            words.trim() == "second",
+            "after the roll-out a pod has WORD={words:?}"
+        );
+        Ok(())
+    })
+}
+
+pub fn a_failing_container_is_restarted_with_back_off(context: &mut Context) -> Result<()> {
+    in_namespace(context, "backoff", |cluster, namespace| {
+        cluster.apply(
+            namespace,
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: failing}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: app, image: "busybox:1.37", command: [sh, -c, "exit 9"]}
+"#,
+        )?;
+        cluster.wait(
+            namespace,
+            "--for=jsonpath='{.status.containerStatuses[0].state.waiting.reason}'=CrashLoopBackOff pod/failing",
+            60,
+        )?;
+        let code = cluster.value(
+            namespace,
+            "pod/failing",
+            "{.status.containerStatuses[0].lastState.terminated.exitCode}",
+        )?;
+        ensure!(code == "9", "the last exit code is {code:?}");
+        cluster.wait(
+            namespace,
+            "--for=jsonpath='{.status.containerStatuses[0].restartCount}'=2 pod/failing",
+            60,
+        )
+    })
+}
+
+pub fn a_pod_ends_within_its_grace_period(context: &mut Context) -> Result<()> {
+    in_namespace(context, "grace", |cluster, namespace| {
+        let pod = |name: &str, trap: &str, grace: u32| {
+            format!(
+                r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: {grace}
+  containers:
+  - {{name: app, image: "busybox:1.37", command: [sh, -c, "trap '{trap}' TERM; while :; do sleep 0.1; done"]}}
+"#
+            )
+        };
+        let end = |name: &str| -> Result<Duration> {
+            let start = Instant::now();
+            cluster
+                .kubectl(&format!("-n {namespace} delete pod {name} --timeout=60s"))
+                .limit(70)
+                .success()?;
+            Ok(start.elapsed())
+        };
+        cluster.apply(namespace, &pod("polite", "exit 0", 30))?;
+        cluster.apply(namespace, &pod("stubborn", ":", 3))?;
+        cluster.wait(
+            namespace,
+            "--for=condition=Ready pod/polite pod/stubborn",
+            60,
+        )?;
+        let polite = end("polite")?;
+        ensure!(
+            polite < Duration::from_secs(8),
+            "a pod that heeds SIGTERM took {polite:?}"
+        );
+        let stubborn = end("stubborn")?;
+        ensure!(
+            stubborn > Duration::from_secs(2) && stubborn < Duration::from_secs(10),
+            "a pod that ignores SIGTERM with 3 s of grace took {stubborn:?}"
+        );
+        Ok(())
+    })
+}
+
+pub fn an_unready_pod_gets_no_traffic(context: &mut Context) -> Result<()> {
+    in_namespace(context, "ready", |cluster, namespace| {
+        cluster.apply(
+            namespace,
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: web
+    image: busybox:1.37
+    command: [sh, -c, "mkdir /www; echo hello > /www/index.html; httpd -f -p 8080 -h /www"]
+    readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+"#,
+        )?;
+        cluster.wait(
+            namespace,
+            "--for=jsonpath='{.status.phase}'=Running pod/web",
+            60,
+        )?;
+        let ready = "{.items[0].endpoints[0].conditions.ready}";
+        let slices = "endpointslices -l kubernetes.io/service-name=web";
+        cluster.wait(
+            namespace,
+            &format!("--for=jsonpath='{{.endpoints[0].conditions.ready}}'=false {slices}"),
+            30,
+        )?;
+        cluster
+            .exec(namespace, "web", "touch /tmp/ready")
+            .success()?;
+        cluster.wait(namespace, "--for=condition=Ready pod/web", 30)?;
+        cluster.wait(
+            namespace,
+            &format!("--for=jsonpath='{{.endpoints[0].conditions.ready}}'=true {slices}"),
+            30,
+        )?;
+        let state = cluster.value(namespace, slices, ready)?;
+        ensure!(state == "true", "the endpoint's readiness is {state:?}");
+        Ok(())
+    })
+}

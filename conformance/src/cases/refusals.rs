@@ -1,0 +1,233 @@
+//! Bad input: a clear error that names the value, and nothing lost.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Context, SIZE, in_namespace};
+use crate::cluster::{self, Cluster};
+use crate::wait;
+
+/// Waits for an event of `pod` whose text has all of `words`.
+fn event(cluster: &Cluster, namespace: &str, pod: &str, words: &[&str]) -> Result<()> {
+    wait::until(
+        &format!("an event of {pod} with {words:?}"),
+        Duration::from_secs(60),
+        || {
+            let events = cluster
+                .kubectl(&format!(
+                    "-n {namespace} get events --field-selector involvedObject.name={pod} \
+                     -o jsonpath='{{range .items[*]}}{{.reason}} {{.message}}{{\"\\n\"}}{{end}}'"
+                ))
+                .success()?;
+            let found = events
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word)));
+            Ok(if found { Ok(()) } else { Err(events) })
+        },
+    )
+}
+
+pub fn an_image_that_does_not_exist_is_named_in_the_event(context: &mut Context) -> Result<()> {
+    in_namespace(context, "no-image", |cluster, namespace| {
+        cluster
+            .kubectl(&format!(
+                "-n {namespace} run absent --image=docker.io/library/nosuch:9"
+            ))
+            .success()?;
+        event(cluster, namespace, "absent", &["Failed", "nosuch:9"])?;
+        cluster.wait(
+            namespace,
+            "--for=jsonpath='{.status.containerStatuses[0].state.waiting.reason}'=ImagePullBackOff pod/absent",
+            60,
+        )
+    })
+}
+
+pub fn a_volume_that_cannot_be_had_is_named_in_the_event(context: &mut Context) -> Result<()> {
+    in_namespace(context, "no-volume", |cluster, namespace| {
+        cluster.apply(
+            namespace,
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: absent}
+spec:
+  containers:
+  - {name: app, image: "busybox:1.37", command: [sleep, "60"], volumeMounts: [{name: data, mountPath: /data}]}
+  volumes: [{name: data, configMap: {name: nosuch}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: nohost}
+spec:
+  containers:
+  - {name: app, image: "busybox:1.37", command: [sleep, "60"], volumeMounts: [{name: data, mountPath: /data}]}
+  volumes: [{name: data, hostPath: {path: /no/such/folder, type: Directory}}]
+"#,
+        )?;
+        event(
+            cluster,
+            namespace,
+            "absent",
+            &["FailedMount", "data", "nosuch"],
+        )?;
+        event(
+            cluster,
+            namespace,
+            "nohost",
+            &["FailedMount", "data", "/no/such/folder"],
+        )?;
+        // It is not lost: what was missing comes, and the pod runs.
+        cluster
+            .kubectl(&format!(
+                "-n {namespace} create configmap nosuch --from-literal=a=b"
+            ))
+            .success()?;
+        cluster.wait(namespace, "--for=condition=Ready pod/absent", 90)
+    })
+}
+
+pub fn an_overlarge_pod_is_left_pending_by_the_scheduler(context: &mut Context) -> Result<()> {
+    in_namespace(context, "too-large", |cluster, namespace| {
+        cluster.apply(
+            namespace,
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: large}
+spec:
+  containers:
+  - {name: app, image: "busybox:1.37", resources: {requests: {cpu: "3"}}}
+"#,
+        )?;
+        event(
+            cluster,
+            namespace,
+            "large",
+            &["FailedScheduling", "Insufficient cpu"],
+        )
+    })
+}
+
+pub fn a_malformed_cni_conf_is_refused_with_its_fault(context: &mut Context) -> Result<()> {
+    let call = |conf: &str| {
+        context
+            .testbed
+            .on(
+                "root",
+                "node1",
+                "CNI_COMMAND=ADD CNI_CONTAINERID=x CNI_NETNS=/proc/self/ns/net CNI_IFNAME=eth0 \
+                 CNI_PATH=/opt/cni/bin:/usr/lib/cni /hpk/bin/cni-hpk",
+            )
+            .input(conf)
+            .output()
+    };
+    for (conf, word) in [
+        ("{not json", "code"),
+        (
+            r#"{"cniVersion":"1.1.0","name":"x","type":"cni-hpk","datapath":"teleport"}"#,
+            "teleport",
+        ),
+        (
+            r#"{"cniVersion":"9.9.9","name":"x","type":"cni-hpk"}"#,
+            "9.9.9",
+        ),
+    ] {
+        let output = call(conf)?;
+        ensure!(output.status != 0, "{conf} was accepted");
+        let error: serde_json::Value = serde_json::from_str(&output.stdout).map_err(|error| {
+            anyhow::anyhow!("{conf}: no error JSON ({error}) in {:?}", output.stdout)
+        })?;
+        ensure!(
+            error["code"].is_u64() && error["msg"].is_string(),
+            "{conf}: {error}"
+        );
+        ensure!(
+            output.stdout.contains(word),
+            "{conf}: {word:?} is not in {error}"
+        );
+    }
+    Ok(())
+}
+
+/// Submits a job that must not start, and gives what it said at its end.
+fn refused(context: &Context, user: &str, options: &str, before: &str) -> Result<String> {
+    let submit = context
+        .testbed
+        .on(
+            user,
+            "login",
+            format!(
+                "cd && {before} sbatch --parsable --output=hpk-%j.log {SIZE} --nodes=1 {options} /hpk/slurm/hpk.slurm"
+            ),
+        )
+        .success()?;
+    let job = submit.trim();
+    wait::until(
+        &format!("job {job} to end"),
+        Duration::from_secs(60),
+        || {
+            let state = cluster::state(&context.testbed, job)?;
+            Ok(match state.as_str() {
+                "PENDING" | "CONFIGURING" | "RUNNING" | "COMPLETING" => Err(state),
+                _ => Ok(()),
+            })
+        },
+    )?;
+    cluster::log(&context.testbed, user, job)
+}
+
+pub fn a_missing_apptainer_is_named(context: &mut Context) -> Result<()> {
+    let log = refused(
+        context,
+        "hpc",
+        "--export=ALL,HPK_APPTAINER=/no/such/apptainer",
+        "",
+    )?;
+    let last = log.lines().last().unwrap_or_default();
+    ensure!(
+        last.contains("/no/such/apptainer"),
+        "the job's last line is {last:?} of:\n{log}"
+    );
+    Ok(())
+}
+
+pub fn a_user_without_subuids_is_told_so(context: &mut Context) -> Result<()> {
+    let log = refused(context, "nosub", "", "")?;
+    let last = log.lines().last().unwrap_or_default();
+    ensure!(
+        last.contains("subuid"),
+        "the job's last line is {last:?} of:\n{log}"
+    );
+    Ok(())
+}
+
+pub fn a_full_image_store_is_reported_and_keeps_what_it_has(context: &mut Context) -> Result<()> {
+    // A small file system of the case's own, filled to the brim, as the store's place.
+    let script = r#"
+        set -eu
+        d=$(mktemp -d); trap 'umount "$d"; rmdir "$d"' EXIT
+        mount -t tmpfs -o size=2m tmpfs "$d"
+        export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HPK_STORE="$d/store" HPK_HOME=/home/hpc/.hpk
+        HPKTAINER_ROOT="$d/state" TMPDIR=/tmp /hpk/bin/hpktainer pull docker://registry.k8s.io/e2e-test-images/agnhost:2.63.0 2>&1 && exit 1
+        find "$d" -type f -size +0 | grep -v '\.json$' | sed 's/^/left: /'
+    "#;
+    let output = context
+        .testbed
+        .on("root", "node1", script)
+        .limit(120)
+        .output()?;
+    ensure!(output.status == 0, "the pull into a full store: {output:?}");
+    ensure!(
+        output.stdout.contains("No space left") || output.stdout.contains("no space"),
+        "the error does not say that space is short: {}",
+        output.stdout
+    );
+    ensure!(
+        !output.stdout.contains("left: "),
+        "something half-made is left: {}",
+        output.stdout
+    );
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! A Slurm job that is a Kubernetes cluster, and kubectl on it from host `login`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::testbed::{Exec, Testbed};
+use crate::wait;
+
+/// How long a cluster may take to be ready, in seconds.
+const READY: u64 = 120;
+/// How long the end of a job may take until nothing of it is left, in seconds.
+pub const GONE: u64 = 30;
+
+/// A submitted job.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    testbed: Testbed,
+    pub job: String,
+    pub nodes: usize,
+    /// From sbatch to the job's "Ready" line, in seconds.
+    pub ready_after: f64,
+}
+
+/// Submits the job script as `user`; `options` go to sbatch.
+pub fn submit(testbed: &Testbed, user: &str, options: &str) -> Result<String> {
+    let job = testbed
+        .on(
+            user,
+            "login",
+            format!("cd && sbatch --parsable --output=hpk-%j.log {options} /hpk/slurm/hpk.slurm"),
+        )
+        .success()?;
+    Ok(job.trim().to_owned())
+}
+
+/// What the job wrote so far.
+pub fn log(testbed: &Testbed, user: &str, job: &str) -> Result<String> {
+    testbed
+        .on(
+            user,
+            "login",
+            format!("cat ~/hpk-{job}.log 2>/dev/null || true"),
+        )
+        .success()
+}
+
+/// Slurm's state of the job, as squeue words it; empty when Slurm has forgotten it.
+pub fn state(testbed: &Testbed, job: &str) -> Result<String> {
+    let state = testbed
+        .on(
+            "hpc",
+            "login",
+            format!("squeue -h -j {job} -t all -o %T 2>/dev/null || true"),
+        )
+        .success()?;
+    Ok(state.trim().to_owned())
+}
+
+impl Cluster {
+    /// Submits a job of `nodes` nodes and waits until it says that it is ready.
+    pub fn start(testbed: &Testbed, nodes: usize, options: &str) -> Result<Self> {
+        let start = Instant::now();
+        let job = submit(testbed, "hpc", &format!("--nodes={nodes} {options}"))?;
+        let ready = wait::until(
+            &format!("job {job} to be ready"),
+            Duration::from_secs(READY),
+            || {
+                let log = log(testbed, "hpc", &job)?;
+                if log.contains("Ready in ") {
+                    return Ok(Ok(()));
+                }
+                let state = state(testbed, &job)?;
+                if !matches!(state.as_str(), "PENDING" | "CONFIGURING" | "RUNNING") {
+                    bail!("job {job} is {state:?} instead of ready; it said:\n{log}");
+                }
+                Ok(Err(log))
+            },
+        );
+        let cluster = Self {
+            testbed: testbed.clone(),
+            job,
+            nodes,
+            ready_after: start.elapsed().as_secs_f64(),
+        };
+        if let Err(error) = ready {
+            cluster.cancel()?;
+            return Err(error);
+        }
+        Ok(cluster)
+    }
+
+    /// The newest job of hpc that runs, for tools that measure a cluster already there.
+    pub fn running(testbed: &Testbed) -> Result<Self> {
+        let job = testbed
+            .on(
+                "hpc",
+                "login",
+                "squeue -h -u hpc -n hpk -t R -o %i | sort -n | tail -n 1",
+            )
+            .success()?;
+        let job = job.trim().to_owned();
+        if job.is_empty() {
+            bail!("user hpc has no running job named hpk: submit slurm/hpk.slurm first");
+        }
+        Ok(Self {
+            testbed: testbed.clone(),
+            job,
+            nodes: 0,
+            ready_after: 0.0,
+        })
+    }
+
+    pub fn cancel(&self) -> Result<()> {
+        self.testbed
+            .on("hpc", "login", format!("scancel {}", self.job))
+            .success()
+            .map(drop)
+    }
+
+    /// `kubectl ARGUMENTS` on this cluster's context.
+    pub fn kubectl(&self, arguments: &str) -> Exec<'_> {
+        self.testbed
+            .on("hpc", "login", self.kubectl_line(arguments))
+    }
+
+    /// kubectl as a user calls it: whatever context `~/.hpk/kubeconfig` has as current.
+    pub fn kubectl_of_the_user(&self, arguments: &str) -> Exec<'_> {
+        self.testbed.on(
+            "hpc",
+            "login",
+            format!("KUBECONFIG=~/.hpk/kubeconfig kubectl {arguments}"),
+        )
+    }
+
+    /// The same as a shell command line.
+    pub fn kubectl_line(&self, arguments: &str) -> String {
+        format!(
+            "KUBECONFIG=~/.hpk/kubeconfig kubectl --context=hpk-{} {arguments}",
+            self.job
+        )
+    }
+
+    pub fn json(&self, arguments: &str) -> Result<Value> {
+        let text = self.kubectl(&format!("{arguments} -o json")).success()?;
+        serde_json::from_str(&text).with_context(|| format!("kubectl {arguments} gave no JSON"))
+    }
+
+    pub fn apply(&self, namespace: &str, manifest: &str) -> Result<()> {
+        self.kubectl(&format!("-n {namespace} apply -f -"))
+            .input(manifest)
+            .success()
+            .map(drop)
+    }
+
+    /// A namespace for one case, its service account there, so that pods are admitted.
+    pub fn namespace(&self, name: &str) -> Result<String> {
+        self.kubectl(&format!("create namespace {name}"))
+            .success()?;
+        wait::until(
+            &format!("the service account of {name}"),
+            Duration::from_secs(20),
+            || {
+                let output = self
+                    .kubectl(&format!("-n {name} get serviceaccount default"))
+                    .output()?;
+                Ok(if output.status == 0 {
+                    Ok(())
+                } else {
+                    Err(output.stderr)
+                })
+            },
+        )?;
+        Ok(name.to_owned())
+    }
+
+    /// Lets the namespace go without waiting for its pods to end.
+    pub fn remove_namespace(&self, name: &str) -> Result<()> {
+        self.kubectl(&format!(
+            "delete namespace {name} --wait=false --ignore-not-found"
+        ))
+        .success()
+        .map(drop)
+    }
+
+    /// `kubectl wait` with the pods' states in its error.
+    pub fn wait(&self, namespace: &str, what: &str, seconds: u64) -> Result<()> {
+        let output = self
+            .kubectl(&format!("-n {namespace} wait --timeout={seconds}s {what}"))
+            .limit(seconds + 10)
+            .output()?;
+        if output.status == 0 {
+            return Ok(());
+        }
+        let seen = self
+            .kubectl(&format!(
+                "-n {namespace} get pods,events -o wide --sort-by=.metadata.creationTimestamp | tail -n 30"
+            ))
+            .output()?;
+        bail!(
+            "waiting for {what}: {}{}\n{}",
+            output.stdout,
+            output.stderr,
+            seen.stdout
+        )
+    }
+
+    /// Runs a program in a pod's container and gives its output.
+    pub fn exec(&self, namespace: &str, pod: &str, command: &str) -> Exec<'_> {
+        self.kubectl(&format!("-n {namespace} exec {pod} -- {command}"))
+    }
+
+    /// A single value by JSONPath.
+    pub fn value(&self, namespace: &str, object: &str, path: &str) -> Result<String> {
+        self.kubectl(&format!("-n {namespace} get {object} -o jsonpath='{path}'"))
+            .success()
+    }
+}
