@@ -10,6 +10,7 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -40,8 +41,22 @@ var programs = map[string]func(){
 	"coredns":                 coremain.Run,
 }
 
+// CoreDNS puts its flags into Go's global set when linked, and kube-proxy offers that whole set as
+// its own, so that CoreDNS's -version would hide Kubernetes'.
+var corednsFlags = map[string]bool{"conf": true, "dns.port": true, "p": true, "pidfile": true,
+	"plugins": true, "quiet": true, "version": true}
+
 func kubernetes(command func() *cobra.Command) func() {
-	return func() { os.Exit(cli.Run(command())) }
+	return func() {
+		global := flag.NewFlagSet(os.Args[0], flag.ExitOnError)
+		flag.VisitAll(func(f *flag.Flag) {
+			if !corednsFlags[f.Name] {
+				global.Var(f.Value, f.Name, f.Usage)
+			}
+		})
+		flag.CommandLine = global
+		os.Exit(cli.Run(command()))
+	}
 }
 
 func main() {
