@@ -5,8 +5,15 @@ cmd_up() {
 	local nodes='' began=$EPOCHREALTIME
 	while (($#)); do
 		case $1 in
-		--nodes) nodes=${2:-} && shift 2 || die "--nodes wants a number" ;;
-		--nodes=*) nodes=${1#*=} && shift ;;
+		--nodes)
+			(($# > 1)) || die "up: --nodes wants a number"
+			nodes=$2
+			shift 2
+			;;
+		--nodes=*)
+			nodes=${1#*=}
+			shift
+			;;
 		*) die "up: unknown argument $1" ;;
 		esac
 	done
@@ -123,13 +130,24 @@ bind_checkout_except() {
 	echo "$CHECKOUT" >"$STATE/checkout"
 }
 
+# Ends every host, and waits for this machine's init to reap what is left of their inits.
 stop_site() {
-	local host
+	local host pid inits=()
 	for host in $(hosts); do
-		host_kill "$host"
+		if pid=$(host_pid "$host"); then
+			inits+=("$pid")
+			host_kill "$host"
+		fi
+	done
+	for pid in "${inits[@]}"; do
+		wait_until 15 process_is_reaped "$pid" || true
 	done
 	cgroup_remove_all
 	rm -rf --one-file-system "$STATE/hosts"
+}
+
+process_is_reaped() {
+	[[ ! -e /proc/$1 ]]
 }
 
 cmd_down() {
@@ -145,7 +163,11 @@ cmd_exec() {
 	local user=hpc host
 	while [[ ${1:-} == -* ]]; do
 		case $1 in
-		-u) user=${2:-} && shift 2 || die "exec: -u wants a user" ;;
+		-u)
+			(($# > 1)) || die "exec: -u wants a user"
+			user=$2
+			shift 2
+			;;
 		*) die "exec: unknown option $1" ;;
 		esac
 	done
@@ -203,7 +225,7 @@ cmd_status() {
 		if ! host_is_ready "$host"; then
 			state=down all_up=3
 		elif network_is_cut "$host"; then
-			state=cut
+			state='cut'
 		fi
 		printf '%-10s %-5s %s\n' "$host" "$state" "$(host_address "$host")"
 	done

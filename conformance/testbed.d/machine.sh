@@ -1,5 +1,5 @@
 # What this machine must have; paths, messages, the lock.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # used by the other files
 
 HPK_CACHE=${HPK_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/hpk}
 STATE=${HPK_TESTBED_STATE:-/var/lib/hpk-testbed}
