@@ -106,7 +106,7 @@ in_host() {
 host_bind_checkout() {
 	local pid
 	pid=$(host_pid "$1") || return 0
-	nsenter -t "$pid" --mount -- umount -l /hpk 2>/dev/null || true
+	in_host "$1" umount -l /hpk
 	perl -e '
 		use constant { OPEN_TREE => 428, MOVE_MOUNT => 429, MOUNT_SETATTR => 442, SETNS => 308 };
 		use constant { AT_FDCWD => -100, CLONE_NEWNS => 0x20000, O_CLOEXEC => 02000000 };
