@@ -1,7 +1,7 @@
 # A cgroup of its own for each host, on every hierarchy this machine has (v1, v2 or both).
 # shellcheck shell=bash
 
-readonly CGROUP_PARENT=hpk-testbed
+readonly CGROUP_PARENT=$INSTANCE
 
 # Lines "TYPE MOUNTPOINT OPTIONS" of this machine's writable cgroup mounts.
 cgroup_mounts() {

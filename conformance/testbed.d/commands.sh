@@ -32,11 +32,11 @@ cmd_up() {
 	echo "testbed: up in $(seconds_since "$began") s"
 }
 
-# As many as there are, or 3.
+# As many as there are, else 3.
 default_nodes() {
 	local count
 	count=$(hosts | grep -c '^node') || true
-	echo $((count > 3 ? count : 3))
+	echo $((count > 0 ? count : 3))
 }
 
 write_site() {
@@ -69,7 +69,7 @@ write_home() {
 	write_user_registries "$1" "$2"
 }
 
-# The answer names the client's address; /bytes has 64 MiB to measure an uplink with.
+# The answer names the client's address.
 write_outside_conf() {
 	cat >"$STATE/site/outside.conf" <<'CONF'
 worker_processes 1;

@@ -84,7 +84,7 @@ host_exec() {
 	pid=$(host_pid "$host") || die "host $host is not up (testbed status)"
 	cgroup_join "$host" $$
 	# shellcheck disable=SC2016 # for the shell in the host
-	set -- bash -l -c 'cd; exec "$@"' bash "$@"
+	set -- bash -l -c 'umask 022; cd; exec "$@"' bash "$@"
 	if [[ -t 0 && -t 1 ]]; then
 		set -- script -q -e -c "$(printf '%q ' "$@")" /dev/null
 	fi

@@ -3,7 +3,9 @@
 
 HPK_CACHE=${HPK_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/hpk}
 STATE=${HPK_TESTBED_STATE:-/var/lib/hpk-testbed}
-readonly LOCK=/run/lock/hpk-testbed.lock
+# Another state directory is another testbed: its lock and cgroups are named after it.
+INSTANCE=${STATE##*/}
+readonly LOCK=/run/lock/$INSTANCE.lock
 
 # command:package pairs the testbed itself runs on this machine.
 readonly MACHINE_COMMANDS=(
