@@ -5,7 +5,7 @@
 # debs_begin DIR: reads the archive's index.
 debs_begin() {
     DEBS=$1
-    mkdir -p "$DEBS"/{state/lists/partial,cache/archives/partial,etc}
+    mkdir -p "$DEBS"/{state/lists/partial,cache/archives/partial,none/partial,etc}
     : >"$DEBS/status"
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(debian_mirror) sid main" >"$DEBS/etc/sources.list"
     debs_apt apt-get update -qq
@@ -25,7 +25,8 @@ debs_apt() {
 debs_unpack() {
     local root=$1 list deb
     shift
-    list=$(debs_apt apt-get install -y -qq --print-uris "$@" | sed -n "s/^'[^']*' \([^ ]*\) .*/\1/p")
+    # With a cache of its own: apt doesn't name what it has downloaded before.
+    list=$(debs_apt apt-get -o Dir::Cache::archives="$DEBS/none" install -y -qq --print-uris "$@" | sed -n "s/^'[^']*' \([^ ]*\) .*/\1/p")
     [ -n "$list" ] || die "apt names no package for: $*"
     debs_apt apt-get install -y -qq --download-only "$@" >/dev/null
     usr_merged "$root"

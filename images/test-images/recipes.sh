@@ -107,7 +107,6 @@ tools_layer() {
     mkdir -p "$1/etc/ssl/certs"
     find "$1/usr/share/ca-certificates" -name '*.crt' -print0 | sort -z | xargs -0 cat >"$1/etc/ssl/certs/ca-certificates.crt"
     [ -e "$1/usr/bin/nc" ] || ln -s nc.openbsd "$1/usr/bin/nc"
-    # Debian ships no busybox applet of these names, and the base layer's links must not hide real ones.
     rm -rf "$1/var/run"
 }
 
@@ -128,7 +127,7 @@ image_agnhost() {
     tools_layer "$WORK/tools"
     mkdir -p "$root/uploads" "$root/etc"
     (cd "$IMAGES/control-plane" && step "compile agnhost" \
-        go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$root/agnhost" k8s.io/kubernetes/test/images/agnhost)
+        go build -trimpath -buildvcs=false -ldflags "-s -w -X main.Version=$(cat "$module/VERSION")" -o "$root/agnhost" k8s.io/kubernetes/test/images/agnhost)
     ln -s agnhost "$root/agnhost-2"
     install -m 0644 "$module"/porter/localhost.{crt,key} "$root/"
     # SupplementalGroups' tests look for these two in the image.
