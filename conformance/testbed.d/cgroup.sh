@@ -43,11 +43,16 @@ cgroup_delegate_v2() {
 	done
 }
 
-# cgroup_join HOST PID
+# cgroup_join HOST PID. On v2 a host's processes are in a leaf of its cgroup, made by `boot`, so that
+# the host can enable controllers for the other cgroups it makes.
 cgroup_join() {
-	local type mountpoint
+	local type mountpoint group
 	while read -r type mountpoint _; do
-		echo "$2" >"$mountpoint/$CGROUP_PARENT/$1/cgroup.procs"
+		group=$mountpoint/$CGROUP_PARENT/$1
+		if [[ $type == cgroup2 && -d $group/host ]]; then
+			group+=/host
+		fi
+		echo "$2" >"$group/cgroup.procs"
 	done < <(cgroup_mounts)
 }
 

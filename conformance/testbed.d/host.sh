@@ -46,7 +46,7 @@ host_start() {
 		exec {LOCK_FD}>&-
 		cgroup_join "$host" "$BASHPID"
 		exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
-			HOST="$host" HOST_DIR="$dir" ADDRESS="$(host_address "$host")" SWITCH_PID="$switch_pid" \
+			INSTANCE="$INSTANCE" HOST="$host" HOST_DIR="$dir" ADDRESS="$(host_address "$host")" SWITCH_PID="$switch_pid" \
 			ROOTFS="$(<"$STATE/rootfs")" STATE="$STATE" CHECKOUT="$CHECKOUT" HPK_CACHE="$HPK_CACHE" \
 			SITE_NET="$SITE_NET" OUTSIDE_NET="$OUTSIDE_NET" CGROUPS="$(cgroup_mounts)" \
 			unshare --mount --net --pid --uts --ipc --cgroup -- \
