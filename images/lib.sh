@@ -93,12 +93,12 @@ publish() {
     mv -f "$2.new" "$2"
 }
 
-# keep_newest DIR N: removes all but the N newest builds below DIR.
+# keep_newest DIR N [PATTERN]: removes all but the N newest builds below DIR, of those so named.
 keep_newest() {
     local old
-    find "$1" -mindepth 1 -maxdepth 1 -type d ! -name '*.partial' -printf '%T@ %p\n' |
+    find "$1" -mindepth 1 -maxdepth 1 -type d -name "${3:-*}" ! -name "*.partial" -printf '%T@ %p\n' |
         sort -rn | tail -n +"$(($2 + 1))" | cut -d' ' -f2- |
-        while read -r old; do rm -rf "$old" "$old.lock"; done
+        while read -r old; do rm -rf "$old"; done
 }
 
 # The Debian archive that this machine's apt is set up with, or HPK_DEBIAN_MIRROR.

@@ -51,7 +51,7 @@ build_debian() { # DIR
 # What goes over the Debian root, in $1.
 lay_overlay() {
     local over=$1 program meta=$1/.singularity.d
-    mkdir -p "$over/usr/local/bin" "$over/opt/cni/bin" "$meta/env" "$meta/libs"
+    mkdir -p "$over"/{dev,proc,sys} "$over/usr/local/bin" "$over/opt/cni/bin" "$meta/env" "$meta/libs"
     for program in "${present[@]}"; do
         case " ${PLUGINS[*]} " in
         *" $program "*) cp "$CHECKOUT/bin/$program" "$over/opt/cni/bin/" ;;
@@ -85,11 +85,12 @@ squash() { # DIR
     rm -r "$over" "$1/root.sqfs"
 }
 
-debian=$HPK_CACHE/rootfs/bubble-$({ cat "$HERE/packages.list" "$HERE/customize.sh" "$IMAGES/lib.sh"
-    declare -f build_debian; uname -m; } | key)
+debian=$HPK_CACHE/rootfs/bubble-$({ cat "$HERE/packages.list" "$HERE/customize.sh"
+    declare -f build_debian debian_root; uname -m; } | key)
 [ -e "$debian" ] || step "Debian root for the bubble" build_once "$debian" build_debian
-image=$HPK_CACHE/images/$({ echo "$debian $SQUASHFS"; cat "$HERE"/*.sh "$HERE/startscript" "$HERE/runscript"
+image=$HPK_CACHE/images/bubble-$({ echo "$debian $SQUASHFS"; cat "$HERE"/*.sh "$HERE/startscript" "$HERE/runscript"
     for program in "${present[@]}"; do echo "$program"; cat "$CHECKOUT/bin/$program"; done; } | key)
 [ -e "$image" ] || step "squash hpk-bubble.sif" build_once "$image" squash
 publish "$image/hpk-bubble.sif" "$CHECKOUT/bin/hpk-bubble.sif"
-keep_newest "$HPK_CACHE/images" 3
+keep_newest "$HPK_CACHE/images" 3 "bubble-*"
+keep_newest "$HPK_CACHE/rootfs" 2 "bubble-*"

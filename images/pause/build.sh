@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds bin/hpk-pause.tar, the image hpk-pause as an OCI archive: the static program from bin/ and
+# nothing else. `skopeo copy oci-archive:bin/hpk-pause.tar docker://REGISTRY/hpk-pause` publishes it.
+set -euo pipefail
+# shellcheck source=images/lib.sh
+. "$(dirname "$0")/../lib.sh"
+# shellcheck source=images/oci.sh
+. "$IMAGES/oci.sh"
+[ -x "$CHECKOUT/bin/hpk-pause" ] || die "bin/hpk-pause is missing: run make binaries first"
+need jq jq
+
+archive() { # DIR
+    pause_image "$1/layout"
+    pack "$1/layout" >"$1/hpk-pause.tar"
+    rm -r "$1/layout"
+}
+
+image=$HPK_CACHE/images/pause-$(cat "$IMAGES/oci.sh" "$IMAGES/pause/build.sh" "$CHECKOUT/bin/hpk-pause" | key)
+[ -e "$image" ] || step "image hpk-pause" build_once "$image" archive
+publish "$image/hpk-pause.tar" "$CHECKOUT/bin/hpk-pause.tar"
