@@ -180,11 +180,14 @@ cmd_exec() {
 	host_exec "$host" "$user" "$@"
 }
 
-# wanted_host COMMAND HOST: the host, which must be one that can be cut off or killed.
+# wanted_host COMMAND HOST: the host, which must be one the command can do without.
 wanted_host() {
 	local host=${2:-}
 	[[ -n $host ]] || die "$1: which host?"
-	[[ -d $(host_dir "$host") && $host != switch && $host != outside ]] || die "$1: no such host: $host"
+	case $1:$host in
+	*:switch | cut:outside | heal:outside) die "$1: not for $host" ;;
+	esac
+	[[ -d $(host_dir "$host") ]] || die "$1: no such host: $host"
 	echo "$host"
 }
 
