@@ -1,1 +1,63 @@
-//! (skeleton)
+//! The image store: from a reference to a read-only root file system.
+//!
+//! An image is downloaded once per cluster (the store lies on the shared file system), kept as one squashfs per
+//! image digest made by merging its layers as a stream, and mounted once per node by a process that outlives its
+//! starter. Layers are never unpacked on the shared file system.
+//!
+//! Expected flow, for a container:
+//!
+//! ```no_run
+//! # async fn flow() -> Result<(), Box<dyn std::error::Error>> {
+//! use hpk_images::{Mounter, PullPolicy, Quiet, Reference, Store, StoreConfig, overlay, process_defaults, user};
+//!
+//! let store = Store::open(StoreConfig::from_env()?).await?;
+//! let reference: Reference = "busybox".parse()?;
+//! let image = store.resolve_and_ensure(&reference, PullPolicy::IfNotPresent, None, &Quiet).await?;
+//! let lower = Mounter::new("/run/hpk/images").ensure(&image).await?;
+//! let process = process_defaults::for_container(&image.config, None, None)?;
+//! let user = user::resolve(&lower, &process.user)?;
+//! let mounts = overlay::rootfs_mounts(&lower, "/var/lib/hpk/x/upper".as_ref(), "/var/lib/hpk/x/work".as_ref());
+//! # let _ = (user, mounts);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Guarantees: what is in the store was verified (manifest and every blob by digest, every layer by its diff id);
+//! what is half-made is never seen under a final name; two nodes that pull at once download once, and a holder's
+//! death delays the other by [`lease::EXPIRY`] at most. Files are 0600 and folders 0700.
+//!
+//! Assumptions: the store's file system has atomic `rename` and `link`; flock isn't needed there. `sqfstar` (squashfs-tools
+//! ≥ 4.5) and, for mounts, `squashfuse_ll` or `squashfuse` are on PATH.
+//!
+//! Layout:
+//! - [`reference`]: names of images, normalised as Docker does
+//! - [`registries`]: `registries.yaml` (K3s's form) → the endpoints to try
+//! - [`credentials`]: user names and passwords, `dockerconfigjson`
+//! - [`progress`]: what a pull reports while it runs
+//! - [`manifest`]: manifests and indexes, the choice of platform
+//! - [`source`]: where blobs come from: [`source::registry`], [`source::layout`] (OCI folder), [`source::archive`] (tars)
+//! - [`layer`]: one layer: decompression, and its list of entries
+//! - [`merge`]: lists of entries → the merged tree (pure)
+//! - [`pack`]: the merged tree → one tar stream → `sqfstar`
+//! - [`lease`]: the lock that survives a dead holder
+//! - [`store`]: all of that, by digest
+//! - [`mount`]: squashfs → a folder, by squashfuse
+//! - [`overlay`]: the mounts of a container's root file system
+//! - [`process_defaults`], [`user`]: what an image's config says of the process to run
+
+pub mod credentials;
+pub mod mount;
+pub mod overlay;
+pub mod process_defaults;
+pub mod progress;
+pub mod reference;
+pub mod store;
+pub mod user;
+
+pub use credentials::{Credentials, Keyring};
+pub use mount::Mounter;
+pub use oci_spec::image::ImageConfiguration;
+pub use overlay::Mount;
+pub use progress::{Event, Progress, Quiet};
+pub use reference::Reference;
+pub use store::{Error, ErrorKind, Image, PullPolicy, Store, StoreConfig};
