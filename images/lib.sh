@@ -101,6 +101,16 @@ keep_newest() {
         while read -r old; do rm -rf "$old"; done
 }
 
+# module_version GO.MOD MODULE: the version that file requires.
+module_version() {
+    awk -v m="$2" '$1 == m && $2 ~ /^v/ { print $2; exit }' "$1"
+}
+
+# module_field GO.MOD MODULE FIELD: what Go says of a module (Dir, Info), downloading it if it must.
+module_field() {
+    (cd "${1%/*}" && go mod download -json "$2@$(module_version "$1" "$2")") | sed -n "s/^\t\"$3\": \"\(.*\)\",\$/\1/p"
+}
+
 # The Debian archive that this machine's apt is set up with, or HPK_DEBIAN_MIRROR.
 debian_mirror() {
     local uri=${HPK_DEBIAN_MIRROR:-}

@@ -12,17 +12,12 @@ HERE=$IMAGES/control-plane
 [ -z "${GO:-}" ] || PATH=$(dirname "$GO"):$PATH
 command -v go >/dev/null || die "go is missing: install Go 1.26 or newer"
 
-version_of() { # MODULE
-    awk -v m="$1" '$1 == m && $2 ~ /^v/ { print $2; exit }' "$HERE/go.mod"
-}
-
 # Flannel's main program is a package main, which can't be imported: copied here as a package, with
 # its flags parsed when it is chosen instead of at every start. Its backends that need C or a
 # cloud's SDK are left out.
 write_flanneld() { # DIR
     local source
-    source=$(cd "$1" && go mod download -json "github.com/flannel-io/flannel@$(version_of github.com/flannel-io/flannel)" |
-        sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+    source=$(module_field "$1/go.mod" github.com/flannel-io/flannel Dir)
     mkdir -p "$1/flanneld"
     sed -e 's/^package main$/package flanneld/' \
         -e 's/^func init() {$/func parseFlags() {/' \
@@ -36,16 +31,15 @@ compile() { # DIR
     mkdir "$module"
     cp "$HERE"/*.go "$HERE/go.mod" "$HERE/go.sum" "$module"
     step "fetch Go modules" write_flanneld "$module"
-    kubernetes=$(version_of k8s.io/kubernetes)
+    kubernetes=$(module_version "$module/go.mod" k8s.io/kubernetes)
     IFS=. read -r major minor _ <<<"${kubernetes#v}"
-    time=$(cd "$module" && sed -n 's/.*"Time":"\([^"]*\)".*/\1/p' \
-        "$(go mod download -json "k8s.io/kubernetes@$kubernetes" | sed -n 's/^\t"Info": "\(.*\)",$/\1/p')")
-    flags="-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(version_of github.com/flannel-io/flannel)"
+    time=$(sed -n 's/.*"Time":"\([^"]*\)".*/\1/p' "$(module_field "$module/go.mod" k8s.io/kubernetes Info)")
+    flags="-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(module_version "$module/go.mod" github.com/flannel-io/flannel)"
     for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
         flags+=" -X $package.gitVersion=$kubernetes -X $package.gitMajor=$major -X $package.gitMinor=$minor"
         flags+=" -X $package.gitCommit=$kubernetes -X $package.gitTreeState=clean -X $package.buildDate=$time"
     done
-    flags+=" -X github.com/coredns/coredns/coremain.GitCommit=$(version_of github.com/coredns/coredns)"
+    flags+=" -X github.com/coredns/coredns/coremain.GitCommit=$(module_version "$module/go.mod" github.com/coredns/coredns)"
     (cd "$module" && step "compile hpk-control-plane (Kubernetes $kubernetes)" \
         go build -trimpath -buildvcs=false -ldflags "$flags" -o "$dir/hpk-control-plane" .)
     rm -r "$module"
@@ -70,6 +64,7 @@ main=$HPK_CACHE/go/$({ go version; cat "$HERE"/*.go "$HERE/go.mod" "$HERE/go.sum
 tools=$HPK_CACHE/go/tools-$({ go version; cat "$IMAGES"/tools/go.mod "$IMAGES"/tools/go.sum "$IMAGES"/tools/*/*.go; } | key)
 build_once "$main" compile
 build_once "$tools" compile_tools
+keep_newest "$HPK_CACHE/go" 4
 publish "$main/hpk-control-plane" "$CHECKOUT/bin/hpk-control-plane"
 publish "$tools/cnitool" "$CHECKOUT/bin/cnitool"
 publish "$tools/mksif" "$CHECKOUT/bin/mksif"

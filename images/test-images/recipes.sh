@@ -122,7 +122,7 @@ image_netshoot() {
 # Kubernetes' own test image, its program built from the same module as the control plane.
 image_agnhost() {
     local root=$WORK/agnhost module
-    module=$(cd "$IMAGES/control-plane" && go list -m -f '{{.Dir}}' k8s.io/kubernetes)/test/images/agnhost
+    module=$(module_field "$IMAGES/control-plane/go.mod" k8s.io/kubernetes Dir)/test/images/agnhost
     base_layer "$WORK/base"
     tools_layer "$WORK/tools"
     mkdir -p "$root/uploads" "$root/etc"
