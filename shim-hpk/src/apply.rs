@@ -1,0 +1,28 @@
+//! Doing what was planned.
+//!
+//! - [`channel`] – the shim's end of the socket to `hpk-pause`.
+//! - [`launch`] – Apptainer, and through it the container's first program.
+//! - [`enter`] – a further process in a container.
+//! - [`programs`] – where `apptainer` and `hpk-pause` are.
+//! - [`reaper`] – every child's end, the orphans' too.
+
+pub mod channel;
+pub mod enter;
+pub mod launch;
+pub mod programs;
+pub mod reaper;
+
+use std::os::fd::OwnedFd;
+
+use crate::apply::channel::Channel;
+
+/// A process that is set up and waits for [`Channel::go`].
+#[derive(Debug)]
+pub struct Waiting {
+    /// In the shim's PID namespace.
+    pub pid: i32,
+    pub exit: reaper::ExitReceiver,
+    pub channel: Channel,
+    /// Master of its terminal.
+    pub terminal: Option<OwnedFd>,
+}

@@ -1,0 +1,415 @@
+//! Apptainer, and through it the container's first program.
+//!
+//! 1. A child makes a mount namespace, mounts the root file system there, makes or joins the other
+//!    namespaces, and execs Apptainer: nothing it mounts outlives the container.
+//! 2. Apptainer execs `hpk-pause init` as the container's first process, which says hello.
+//! 3. Apptainer's process (23 MB) is killed: the container's process becomes the shim's child.
+//! 4. The process is configured, sets everything up, and waits.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io::{Read, Seek},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use hpk_pause::{sys, wire};
+use nix::{
+    mount::MsFlags,
+    sched::CloneFlags,
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
+
+use super::{Waiting, channel, programs::Programs, reaper};
+use crate::{
+    error::Error,
+    plan::{self, PidNamespace, Source, engine, rootfs},
+    record::Record,
+};
+
+/// Creates a container's process, up to but not including its program.
+///
+/// # Errors
+/// With the reason of whoever failed: Apptainer's own words, or the step of the set-up. Nothing is
+/// left of the container then.
+pub async fn launch(
+    mut plan: plan::Container,
+    streams: &[OwnedFd],
+    bundle: &Path,
+    programs: &Programs,
+    reaper: &reaper::Reaper,
+) -> Result<Waiting, Error> {
+    let trees = open_sources(&mut plan)?;
+    let pid_namespace = match &plan.pid_namespace {
+        PidNamespace::Join(path) => Some(open_namespace(path)?),
+        PidNamespace::New | PidNamespace::Host => None,
+    };
+    let (channel, theirs) = channel::pair()?;
+    let said = memfd_create(c"apptainer", MFdFlags::MFD_CLOEXEC)
+        .map_err(Error::system("make a file for apptainer's messages"))?;
+    let mut command = apptainer(&plan, bundle, programs, &theirs, &said)?;
+    let child = command.spawn().map_err(|source| {
+        // The child says more than an errno carries.
+        let words = words_of(&said);
+        Error::System {
+            action: if words.is_empty() {
+                "run apptainer".into()
+            } else {
+                words
+            },
+            source,
+        }
+    })?;
+    drop(command);
+    drop(theirs);
+    let engine_pid = child.id() as i32;
+    let engine_exit = reaper.watch(engine_pid);
+    let mut guard = Guard {
+        pids: vec![engine_pid],
+    };
+    Record {
+        engine: Some(engine_pid),
+        init: None,
+    }
+    .write(bundle)?;
+
+    let Some(first_pid) = channel.hello().await? else {
+        let exit = reaper::ended(engine_exit).await;
+        return Err(Error::Engine {
+            ended: describe(exit.code),
+            said: words_of(&said),
+        });
+    };
+    guard.pids.push(first_pid);
+    let mut exit = reaper.watch(first_pid);
+    Record {
+        engine: Some(engine_pid),
+        init: Some(first_pid),
+    }
+    .write(bundle)?;
+    terminate(engine_pid);
+    reaper::ended(engine_exit).await;
+
+    let mut fds: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+    fds.extend(trees.iter().map(AsFd::as_fd));
+    let mut namespaces = Vec::new();
+    if let Some(namespace) = &pid_namespace {
+        fds.push(namespace.as_fd());
+        namespaces.push((
+            fds.len() as wire::Fd,
+            CloneFlags::CLONE_NEWPID.bits() as u32,
+        ));
+    }
+    let config = wire::Config {
+        namespaces,
+        root: None,
+        setup: Some(plan.setup),
+        process: plan.process,
+    };
+    channel.configure(&config, &fds).await?;
+    drop(trees);
+    let ready = channel.ready().await?;
+    for warning in &ready.warnings {
+        log::warn!("{}: {warning}", bundle.display());
+    }
+    if ready.pid != first_pid {
+        // In a PID namespace joined by path the first process forked; its child is the container.
+        guard.pids.push(ready.pid);
+        let first_exit = std::mem::replace(&mut exit, reaper.watch(ready.pid));
+        reaper::ended(first_exit).await;
+    }
+    Record {
+        engine: None,
+        init: Some(ready.pid),
+    }
+    .write(bundle)?;
+    guard.pids.clear();
+    Ok(Waiting {
+        pid: ready.pid,
+        exit,
+        channel,
+        terminal: ready.terminal,
+    })
+}
+
+/// Kills what was started, unless cleared.
+struct Guard {
+    pids: Vec<i32>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.pids.iter().for_each(|&pid| terminate(pid));
+    }
+}
+
+fn terminate(pid: i32) {
+    // ESRCH: it is gone already, which is what is wanted.
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+fn describe(code: u32) -> String {
+    match code {
+        129.. => format!("killed by signal {}", code - 128),
+        _ => format!("exit code {code}"),
+    }
+}
+
+fn open_sources(plan: &mut plan::Container) -> Result<Vec<OwnedFd>, Error> {
+    let first = plan::first_source(plan.process.terminal);
+    let mut trees = Vec::with_capacity(plan.sources.len());
+    for (
+        n,
+        Source {
+            path,
+            recursive,
+            field,
+            optional,
+        },
+    ) in plan.sources.iter().enumerate()
+    {
+        let step = || format!("{field}: open {}", path.display());
+        let c_path =
+            CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Error::Invalid {
+                field: field.clone(),
+                why: "a NUL in the path".into(),
+            })?;
+        let opened = sys::open_tree(&c_path, *recursive);
+        let fd = match opened {
+            Ok(tree) => tree,
+            Err(_) if *optional => {
+                // The slot stays, so that the others keep their numbers; the device is made anew.
+                let index = first + n as wire::Fd;
+                for device in plan
+                    .setup
+                    .devices
+                    .iter_mut()
+                    .filter(|d| d.tree == Some(index))
+                {
+                    device.tree = None;
+                }
+                File::open("/dev/null")
+                    .map_err(Error::system("open /dev/null"))?
+                    .into()
+            }
+            Err(e) => return Err(Error::system(step())(e)),
+        };
+        trees.push(fd);
+    }
+    Ok(trees)
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, Error> {
+    File::open(path)
+        .map(OwnedFd::from)
+        .map_err(Error::system(format!("open namespace {}", path.display())))
+}
+
+fn words_of(said: &OwnedFd) -> String {
+    let mut text = String::new();
+    let read = said.try_clone().map(File::from).and_then(|mut file| {
+        file.rewind()?;
+        file.read_to_string(&mut text)
+    });
+    if let Err(e) = read {
+        return format!("(its messages can't be read: {e})");
+    }
+    text.trim().to_owned()
+}
+
+/// The command, ready to spawn.
+fn apptainer(
+    plan: &plan::Container,
+    bundle: &Path,
+    programs: &Programs,
+    socket: &OwnedFd,
+    said: &OwnedFd,
+) -> Result<Command, Error> {
+    let pause = programs.pause()?.as_raw_fd();
+    let configuration = bundle.join("apptainer.conf");
+    std::fs::write(&configuration, engine::CONFIGURATION).map_err(|source| Error::File {
+        action: "write",
+        path: configuration.clone(),
+        source,
+    })?;
+    let permitted = sys::permitted_capabilities().map_err(Error::system("read capabilities"))?;
+    let mut command = Command::new(programs.apptainer()?);
+    command
+        .args(engine::arguments(
+            &configuration,
+            &plan.rootfs,
+            plan.pid_namespace == PidNamespace::New,
+            permitted,
+            &format!("/proc/self/fd/{pause}"),
+            &socket.as_raw_fd().to_string(),
+        ))
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("HOME", bundle)
+        .env("LANG", "C")
+        .env("APPTAINER_CONFIGDIR", bundle.join("apptainer"))
+        .stdin(Stdio::null())
+        .stdout(clone_of(said)?)
+        .stderr(clone_of(said)?);
+    let outside = Outside::new(plan, [pause, socket.as_raw_fd()])?;
+    // SAFETY: `Outside::run` only makes system calls on what was allocated before the fork.
+    unsafe { command.pre_exec(move || outside.run()) };
+    Ok(command)
+}
+
+fn clone_of(fd: &OwnedFd) -> Result<Stdio, Error> {
+    fd.try_clone()
+        .map(Stdio::from)
+        .map_err(Error::system("duplicate a descriptor"))
+}
+
+/// What the child does before it becomes Apptainer. Everything is allocated before the fork.
+struct Outside {
+    unshare: CloneFlags,
+    join: Vec<(OwnedFd, CloneFlags)>,
+    mounts: Vec<RootMount>,
+    rootfs: CString,
+    /// Directories Apptainer mounts on.
+    mount_points: [CString; 3],
+    inherit: [RawFd; 2],
+}
+
+struct RootMount {
+    directory: Option<CString>,
+    kind: CString,
+    source: CString,
+    flags: libc::c_ulong,
+    data: CString,
+}
+
+impl Outside {
+    fn new(plan: &plan::Container, inherit: [RawFd; 2]) -> Result<Self, Error> {
+        let join = plan
+            .join
+            .iter()
+            .map(|(path, flag)| Ok((open_namespace(path)?, *flag)))
+            .collect::<Result<_, Error>>()?;
+        let mounts = plan
+            .rootfs_mounts
+            .iter()
+            .map(root_mount)
+            .collect::<Result<_, Error>>()?;
+        let inside = |name: &str| c_string(&plan.rootfs.join(name).to_string_lossy());
+        Ok(Self {
+            unshare: plan.unshare,
+            join,
+            mounts,
+            rootfs: c_string(&plan.rootfs.to_string_lossy())?,
+            mount_points: [inside("proc")?, inside("sys")?, inside("dev")?],
+            inherit,
+        })
+    }
+
+    /// Runs in the forked child: system calls only.
+    fn run(&self) -> std::io::Result<()> {
+        self.namespaces()?;
+        for mount in &self.mounts {
+            self.mount(mount)?;
+        }
+        for path in &self.mount_points {
+            // SAFETY: a valid string. An existing or a read-only one shows later, in Apptainer's words.
+            unsafe { libc::mkdir(path.as_ptr(), 0o755) };
+        }
+        for (namespace, flag) in &self.join {
+            step("join a namespace", nix::sched::setns(namespace, *flag))?;
+        }
+        // SAFETY: plain system calls on valid arguments.
+        unsafe {
+            for fd in self.inherit {
+                libc::fcntl(fd, libc::F_SETFD, 0);
+            }
+            libc::chdir(c"/".as_ptr());
+        }
+        Ok(())
+    }
+
+    fn namespaces(&self) -> std::io::Result<()> {
+        step("make namespaces", nix::sched::unshare(self.unshare))?;
+        // Mounts of the container must not show outside; an unmount outside must still reach here.
+        let flags = libc::MS_REC | libc::MS_SLAVE;
+        let null = std::ptr::null();
+        // SAFETY: the target is a valid string, the other pointers may be null.
+        let result = unsafe { libc::mount(null, c"/".as_ptr(), null, flags, null.cast()) };
+        step(
+            "make mounts slaves",
+            nix::errno::Errno::result(result).map(drop),
+        )
+    }
+
+    fn mount(&self, m: &RootMount) -> std::io::Result<()> {
+        let call = |flags| {
+            // SAFETY: every string was made before the fork and outlives the call.
+            let result = unsafe {
+                libc::mount(
+                    m.source.as_ptr(),
+                    self.rootfs.as_ptr(),
+                    m.kind.as_ptr(),
+                    flags,
+                    m.data.as_ptr().cast(),
+                )
+            };
+            nix::errno::Errno::result(result).map(drop)
+        };
+        if let Some(directory) = &m.directory {
+            // SAFETY: a valid string.
+            step(
+                "enter the layers' directory",
+                nix::errno::Errno::result(unsafe { libc::chdir(directory.as_ptr()) }).map(drop),
+            )?;
+        }
+        step("mount the root file system", call(m.flags))?;
+        let bind = m.flags & libc::MS_BIND != 0;
+        if bind && m.flags & libc::MS_RDONLY != 0 {
+            let again = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
+            let remounted =
+                call(again | (m.flags & (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC)))
+                    .or_else(|_| call(again | libc::MS_NOSUID | libc::MS_NODEV));
+            step("make the root file system read-only", remounted)?;
+        }
+        Ok(())
+    }
+}
+
+/// On failure names the step on stderr, as only an errno goes through a fork.
+fn step(what: &'static str, result: nix::Result<()>) -> std::io::Result<()> {
+    result.map_err(|e| {
+        // SAFETY: a valid buffer.
+        unsafe { libc::write(2, what.as_ptr().cast(), what.len()) };
+        e.into()
+    })
+}
+
+fn root_mount(m: &rootfs::Mount) -> Result<RootMount, Error> {
+    Ok(RootMount {
+        directory: m.directory.as_deref().map(c_string).transpose()?,
+        kind: c_string(&m.kind)?,
+        source: c_string(&m.source)?,
+        flags: (m.flags & !MsFlags::MS_SILENT).bits(),
+        data: c_string(&m.data)?,
+    })
+}
+
+fn c_string(text: &str) -> Result<CString, Error> {
+    CString::new(text).map_err(|_| Error::Invalid {
+        field: "rootfs".into(),
+        why: "a NUL in a path or option".into(),
+    })
+}

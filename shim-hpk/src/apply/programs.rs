@@ -1,0 +1,66 @@
+//! Where `apptainer` and `hpk-pause` are.
+
+use std::{
+    fs::File,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::error::Error;
+
+/// The programs the shim runs.
+#[derive(Debug)]
+pub struct Programs {
+    pub apptainer: Option<PathBuf>,
+    /// Kept open, so that an update of the file on disk doesn't matter to running pods.
+    pub pause: Option<File>,
+    path: String,
+}
+
+impl Programs {
+    /// Looks them up: `HPK_APPTAINER`, PATH; `HPK_PAUSE`, the shim's own directory, PATH.
+    pub fn find() -> Self {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = if path.is_empty() {
+            "/usr/local/bin:/usr/bin:/bin".to_owned()
+        } else {
+            path
+        };
+        let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+        let beside = std::env::current_exe()
+            .ok()
+            .and_then(|exe| Some(exe.parent()?.join("hpk-pause")));
+        let pause = named("HPK_PAUSE")
+            .or_else(|| beside.filter(|p| is_program(p)))
+            .or_else(|| in_path(&path, "hpk-pause"));
+        Self {
+            apptainer: named("HPK_APPTAINER").or_else(|| in_path(&path, "apptainer")),
+            pause: pause.and_then(|p| File::open(p).ok()),
+            path,
+        }
+    }
+
+    /// Apptainer's binary.
+    pub fn apptainer(&self) -> Result<&Path, Error> {
+        self.apptainer.as_deref().ok_or_else(|| Error::NoEngine {
+            path: self.path.clone(),
+        })
+    }
+
+    /// hpk-pause's open file.
+    pub fn pause(&self) -> Result<&File, Error> {
+        self.pause.as_ref().ok_or_else(|| Error::NoPause {
+            path: self.path.clone(),
+        })
+    }
+}
+
+fn in_path(path: &str, name: &str) -> Option<PathBuf> {
+    path.split(':')
+        .map(|dir| Path::new(dir).join(name))
+        .find(|p| is_program(p))
+}
+
+fn is_program(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}

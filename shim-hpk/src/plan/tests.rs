@@ -1,0 +1,195 @@
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn spec(extra: Value) -> Spec {
+    let mut base = json!({
+        "ociVersion": "1.1.0",
+        "root": {"path": "rootfs"},
+        "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/"},
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+    });
+    merge(&mut base, extra);
+    serde_json::from_value(base).unwrap()
+}
+
+fn merge(base: &mut Value, extra: Value) {
+    match (base, extra) {
+        (Value::Object(base), Value::Object(extra)) => {
+            for (key, value) in extra {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, extra) => *base = extra,
+    }
+}
+
+fn planned(extra: Value) -> Container {
+    container(&spec(extra), Path::new("/bundle"), Vec::new(), false).unwrap()
+}
+
+fn refusal(extra: Value) -> String {
+    container(&spec(extra), Path::new("/bundle"), Vec::new(), false)
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn a_pods_namespaces_are_joined_by_path() {
+    let plan = planned(json!({"linux": {"namespaces": [
+        {"type": "network", "path": "/run/netns/pod"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+        {"type": "uts"}, {"type": "pid"}, {"type": "mount"},
+    ]}, "hostname": "web-0"}));
+    assert_eq!(
+        plan.join,
+        [
+            ("/run/netns/pod".into(), CloneFlags::CLONE_NEWNET),
+            ("/proc/7/ns/ipc".into(), CloneFlags::CLONE_NEWIPC),
+        ]
+    );
+    assert_eq!(
+        plan.unshare,
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS
+    );
+    assert_eq!(plan.pid_namespace, PidNamespace::New);
+    assert_eq!(plan.setup.hostname.as_deref(), Some("web-0"));
+    assert!(!plan.setup.loopback_up);
+}
+
+#[test]
+fn the_host_name_of_a_shared_uts_namespace_is_left_alone() {
+    let plan = planned(json!({"hostname": "web-0", "linux": {"namespaces": [
+        {"type": "uts", "path": "/proc/7/ns/uts"},
+    ]}}));
+    assert_eq!(plan.setup.hostname, None);
+    assert_eq!(plan.pid_namespace, PidNamespace::Host);
+}
+
+#[test]
+fn a_new_network_namespace_gets_its_loopback() {
+    assert!(
+        planned(json!({"linux": {"namespaces": [{"type": "network"}]}}))
+            .setup
+            .loopback_up
+    );
+}
+
+#[test]
+fn binds_are_opened_outside_and_numbered_after_the_streams() {
+    let plan = planned(json!({"mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/data", "type": "bind", "source": "/src", "options": ["rbind", "ro"]},
+        {"destination": "etc/hosts", "source": "hosts", "options": ["bind", "nosuid"]},
+    ]}));
+    assert_eq!(plan.setup.mounts[0].tree, None);
+    assert_eq!(plan.setup.mounts[1].tree, Some(4));
+    assert_eq!(plan.setup.mounts[1].flags, libc::MS_RDONLY);
+    assert!(plan.sources[0].recursive);
+    assert_eq!(plan.sources[1].path, Path::new("/bundle/hosts"));
+    assert!(!plan.sources[1].recursive);
+    assert_eq!(plan.setup.mounts[2].destination, "/etc/hosts");
+    // The default devices follow.
+    assert_eq!(plan.setup.devices[0].tree, Some(6));
+    assert_eq!(plan.sources[2].path, Path::new("/dev/null"));
+    assert!(plan.setup.keep_proc && !plan.setup.keep_sys);
+}
+
+#[test]
+fn a_bound_dev_is_not_populated() {
+    let plan = planned(json!({"mounts": [
+        {"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"]},
+    ]}));
+    assert!(!plan.setup.populate_dev);
+    assert!(plan.setup.devices.is_empty());
+}
+
+#[test]
+fn recursive_read_only_is_told_from_read_only() {
+    let plan = planned(json!({"mounts": [
+        {"destination": "/a", "type": "bind", "source": "/a", "options": ["rbind", "rro"]},
+        {"destination": "/b", "type": "tmpfs", "source": "tmpfs", "options": ["noexec", "size=1m", "rw"]},
+    ]}));
+    assert!(plan.setup.mounts[0].recursive_flags);
+    assert_eq!(plan.setup.mounts[0].flags, libc::MS_RDONLY);
+    assert_eq!(plan.setup.mounts[1].data, "size=1m");
+    assert_eq!(plan.setup.mounts[1].flags, libc::MS_NOEXEC);
+    assert_eq!(plan.setup.mounts[1].clear_flags, libc::MS_RDONLY);
+}
+
+#[test]
+fn mount_propagation_is_private_unless_asked_for() {
+    let plan = planned(json!({"mounts": [
+        {"destination": "/a", "type": "bind", "source": "/a", "options": ["rbind"]},
+        {"destination": "/b", "type": "bind", "source": "/b", "options": ["rbind", "rslave"]},
+    ]}));
+    assert_eq!(
+        plan.setup.mounts[0].propagation,
+        libc::MS_PRIVATE | libc::MS_REC
+    );
+    assert_eq!(
+        plan.setup.mounts[1].propagation,
+        libc::MS_SLAVE | libc::MS_REC
+    );
+}
+
+#[test]
+fn the_spec_without_capabilities_gives_none() {
+    let process = planned(json!({})).process;
+    assert_eq!(process.capabilities, Some(wire::Capabilities::default()));
+    assert_eq!(process.stdio, [1, 2, 3]);
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_its_name() {
+    for (extra, field) in [
+        (
+            json!({"hooks": {"createRuntime": [{"path": "/bin/true"}]}}),
+            "hooks.createRuntime",
+        ),
+        (
+            json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}}),
+            "linux.seccomp",
+        ),
+        (
+            json!({"linux": {"namespaces": [{"type": "user"}]}}),
+            "linux.namespaces user",
+        ),
+        (
+            json!({"process": {"selinuxLabel": "a:b"}}),
+            "process.selinuxLabel",
+        ),
+        (
+            json!({"process": {"apparmorProfile": "docker"}}),
+            "process.apparmorProfile",
+        ),
+        (
+            json!({"mounts": [{"destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"]}]}),
+            "mounts[0] (/x) option tmpcopyup",
+        ),
+    ] {
+        let text = refusal(extra);
+        assert!(
+            text.starts_with(&format!("{field} is not supported")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_bind_without_a_source_is_invalid() {
+    let text = refusal(json!({"mounts": [{"destination": "/x", "type": "bind"}]}));
+    assert_eq!(text, "mounts[0] (/x) is invalid: a bind has no source");
+}
+
+#[test]
+fn unenforced_limits_are_named() {
+    let plan = planned(json!({"linux": {"resources": {"memory": {"limit": 1048576}}}}));
+    assert_eq!(plan.warnings.len(), 1);
+    assert!(
+        plan.warnings[0].starts_with("linux.resources.memory"),
+        "{:?}",
+        plan.warnings
+    );
+}

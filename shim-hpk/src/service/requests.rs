@@ -1,0 +1,291 @@
+//! The Task API, call by call: protobuf in, protobuf out, the work is [`Service`]'s.
+
+use async_trait::async_trait;
+use containerd_shim::{
+    Task, TtrpcContext, TtrpcResult,
+    api::{
+        CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+        DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PidsRequest,
+        PidsResponse, ResizePtyRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
+        StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest, WaitRequest,
+        WaitResponse,
+    },
+    protos::{
+        api::{CheckpointTaskRequest, PauseRequest, ProcessInfo, ResumeRequest},
+        cgroups_v2::metrics::{CPUStat, MemoryStat, Metrics, PidsStat},
+        events::task::{TaskCreate, TaskExecAdded, TaskIO},
+        protobuf::{EnumOrUnknown, Message, well_known_types::any::Any},
+    },
+};
+
+use super::{Create, Service};
+use crate::{
+    apply::reaper::ended, bootstrap::timestamp, error::Error, life::Life, plan, procfs,
+    stdio::Stdio,
+};
+
+const METRICS_TYPE: &str = "io.containerd.cgroups.v2.Metrics";
+
+#[async_trait]
+impl Task for Service {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> TtrpcResult<CreateTaskResponse> {
+        if !request.checkpoint.is_empty() {
+            return Err(Error::Unimplemented("restoring a checkpoint").into());
+        }
+        let rootfs = request
+            .rootfs
+            .iter()
+            .map(|m| plan::rootfs::plan(&m.type_, &m.source, &m.options))
+            .collect::<Result<_, Error>>()?;
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let create = Create {
+            id: request.id.clone(),
+            bundle: request.bundle.clone().into(),
+            rootfs,
+            stdio,
+        };
+        let pid = self
+            .create_container(create)
+            .await
+            .inspect_err(|e| log::error!("create {}: {e}", request.id))?;
+        self.inner.events.send(TaskCreate {
+            container_id: request.id,
+            bundle: request.bundle,
+            rootfs: request.rootfs,
+            io: Some(TaskIO {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+                ..Default::default()
+            })
+            .into(),
+            pid,
+            ..Default::default()
+        });
+        Ok(CreateTaskResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
+        let pid = self.start_process(&request.id, &request.exec_id).await?;
+        Ok(StartResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
+        let mut all = self.containers();
+        let container = all
+            .get_mut(&request.id)
+            .ok_or_else(|| Error::NotFound(format!("container {}", request.id)))?;
+        let bundle = container.bundle.to_string_lossy().into_owned();
+        let process = container.process(&request.id, &request.exec_id)?;
+        let status = match process.life {
+            Life::Creating => Status::UNKNOWN,
+            Life::Created => Status::CREATED,
+            Life::Starting(_) | Life::Running => Status::RUNNING,
+            Life::Stopped(_) => Status::STOPPED,
+        };
+        let exit = match process.life {
+            Life::Stopped(exit) => Some(exit),
+            _ => None,
+        };
+        Ok(StateResponse {
+            id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            bundle,
+            pid: process.pid as u32,
+            status: EnumOrUnknown::new(status),
+            stdin: process.stdio.stdin.clone(),
+            stdout: process.stdio.stdout.clone(),
+            stderr: process.stdio.stderr.clone(),
+            terminal: process.stdio.terminal,
+            exit_status: exit.map_or(0, |e| e.code),
+            exited_at: exit.map(|e| timestamp(e.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
+        let end = self.with_process(&request.id, &request.exec_id, |process| Ok(process.end()))?;
+        let exit = ended(end).await;
+        Ok(WaitResponse {
+            exit_status: exit.code,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
+        self.signal(
+            &request.id,
+            &request.exec_id,
+            request.signal as i32,
+            request.all,
+        )?;
+        Ok(Empty::default())
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: DeleteRequest,
+    ) -> TtrpcResult<DeleteResponse> {
+        let (pid, exit) = self.delete_process(&request.id, &request.exec_id).await?;
+        Ok(DeleteResponse {
+            pid,
+            exit_status: exit.code,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
+        let spec = serde_json::from_slice(&request.spec().value).map_err(Error::ExecSpec)?;
+        let program = plan::exec(&spec, request.terminal)?;
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        self.containers()
+            .get_mut(&request.id)
+            .ok_or_else(|| Error::NotFound(format!("container {}", request.id)))?
+            .add_exec(&request.id, &request.exec_id, program, stdio)?;
+        self.inner.events.send(TaskExecAdded {
+            container_id: request.id,
+            exec_id: request.exec_id,
+            ..Default::default()
+        });
+        Ok(Empty::default())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
+        let (columns, rows) = (request.width as u16, request.height as u16);
+        let resized = self.with_process(&request.id, &request.exec_id, |process| {
+            let held = process.held.as_ref();
+            held.map_or(Ok(false), |h| h.resize(columns, rows))
+                .map_err(Error::system("resize"))
+        })?;
+        if !resized {
+            let what = super::label(&request.id, &request.exec_id);
+            return Err(Error::Precondition(format!("{what} has no terminal")).into());
+        }
+        Ok(Empty::default())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
+        if request.stdin {
+            self.with_process(&request.id, &request.exec_id, |process| {
+                process.close_stdin();
+                Ok(())
+            })?;
+        }
+        Ok(Empty::default())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
+        let processes = self
+            .members(&request.id)?
+            .into_iter()
+            .map(|pid| ProcessInfo {
+                pid: pid as u32,
+                ..Default::default()
+            })
+            .collect();
+        Ok(PidsResponse {
+            processes,
+            ..Default::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
+        let usage = procfs::usage(&self.members(&request.id)?);
+        let metrics = Metrics {
+            cpu: Some(CPUStat {
+                usage_usec: usage.cpu.as_micros() as u64,
+                user_usec: usage.user.as_micros() as u64,
+                system_usec: usage.cpu.saturating_sub(usage.user).as_micros() as u64,
+                ..Default::default()
+            })
+            .into(),
+            memory: Some(MemoryStat {
+                usage: usage.resident_bytes,
+                ..Default::default()
+            })
+            .into(),
+            // The v2 controller counts tasks.
+            pids: Some(PidsStat {
+                current: usage.threads,
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        let value = metrics
+            .write_to_bytes()
+            .map_err(|e| Error::Container(format!("encode metrics of {}: {e}", request.id)))?;
+        let any = Any {
+            type_url: METRICS_TYPE.to_owned(),
+            value,
+            ..Default::default()
+        };
+        Ok(StatsResponse {
+            stats: Some(any).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        request: ConnectRequest,
+    ) -> TtrpcResult<ConnectResponse> {
+        let task_pid = self
+            .containers()
+            .get(&request.id)
+            .map_or(0, |c| c.init.pid as u32);
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> TtrpcResult<Empty> {
+        if request.now || self.containers().is_empty() {
+            self.inner.exit.signal();
+        }
+        Ok(Empty::default())
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        Err(Error::Unimplemented("update: no cgroup is managed, so no limit can be set").into())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> TtrpcResult<Empty> {
+        Err(Error::Unimplemented("pause").into())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> TtrpcResult<Empty> {
+        Err(Error::Unimplemented("resume").into())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        Err(Error::Unimplemented("checkpoint").into())
+    }
+}
