@@ -1,0 +1,15 @@
+//! The network of a bubble: the CNI plugin `cni-hpk` and the overlay daemon
+//! `hpk-net-daemon`. Knows nothing of Kubernetes or Apptainer.
+//!
+//! Layout:
+//! - [`plugin`]: ADD, DEL, CHECK, GC, STATUS, VERSION
+//! - [`overlay`]: the overlay between bubbles
+//! - [`netlink`]: links, addresses, routes, neighbours and NAT of a namespace
+//! - [`subnet`]: Flannel's `subnet.env` and the overlay's state file
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod netlink;
+pub mod overlay;
+pub mod plugin;
+pub mod subnet;

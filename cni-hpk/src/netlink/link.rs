@@ -1,0 +1,331 @@
+//! Devices.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd as _};
+
+use futures::TryStreamExt as _;
+use rtnetlink::packet_route::link::{
+    BridgeStpState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use serde::{Deserialize, Serialize};
+
+use super::Netlink;
+use super::error::{Error, allow};
+
+/// A hardware address; written `02:00:…` in JSON.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// A locally administered address that tells an IPv4 address, with the
+    /// prefix CNI plugins use.
+    pub fn of_ipv4(address: Ipv4Addr) -> Self {
+        let [a, b, c, d] = address.octets();
+        Self([0x0a, 0x58, a, b, c, d])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let octets: Option<Vec<u8>> = text
+            .split(':')
+            .map(|part| {
+                u8::from_str_radix(part, 16)
+                    .ok()
+                    .filter(|_| part.len() == 2)
+            })
+            .collect();
+        octets
+            .and_then(|octets| octets.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| format!("{text:?} is not a hardware address"))
+    }
+}
+
+/// What a device is, as far as we care.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Bridge,
+    Veth,
+    Vxlan(Vxlan),
+    Other,
+}
+
+/// What can't be changed in a VXLAN device once it is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    pub vni: u32,
+    /// UDP port it receives at.
+    pub port: u16,
+    pub learning: bool,
+}
+
+/// A device as observed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub kind: LinkKind,
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+    pub up: bool,
+    /// Index of the bridge it is a port of.
+    pub bridge: Option<u32>,
+    /// Bridge port that talks to no other isolated port.
+    pub isolated: bool,
+}
+
+/// A veth pair to make. The host's end becomes a port of `bridge`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VethPair {
+    pub host_name: String,
+    pub pod_name: String,
+    pub pod_mac: Mac,
+    pub mtu: u32,
+    pub alias: String,
+}
+
+impl Netlink {
+    /// The device of that name, if there is one.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
+        let request = self.handle.link().get().match_name(name).execute();
+        self.first_link(request, name).await
+    }
+
+    /// The device's index; an error if there is none.
+    pub async fn index(&self, name: &str) -> Result<u32, Error> {
+        match self.link(name).await? {
+            Some(link) => Ok(link.index),
+            None => Err(Error::new(
+                "find device",
+                name,
+                std::io::Error::from_raw_os_error(libc::ENODEV),
+            )),
+        }
+    }
+
+    async fn first_link(
+        &self,
+        mut request: impl futures::Stream<Item = Result<LinkMessage, rtnetlink::Error>> + Unpin,
+        name: &str,
+    ) -> Result<Option<Link>, Error> {
+        match request
+            .try_next()
+            .await
+            .map_err(Error::of("read device", name))
+        {
+            Ok(message) => Ok(message.map(read_link)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a bridge without delays; up at once.
+    pub async fn add_bridge(&self, name: &str, mac: Mac, mtu: u32) -> Result<(), Error> {
+        let message = LinkBridge::new(name)
+            .address(mac.0.to_vec())
+            .mtu(mtu)
+            .forward_delay(0)
+            .stp_state(BridgeStpState::Disabled)
+            .mcast_snooping(false)
+            .up()
+            .build();
+        let request = self.handle.link().add(message).execute();
+        request.await.map_err(Error::of("make bridge", name))
+    }
+
+    /// Makes a VXLAN device that learns nothing, as Flannel's.
+    pub async fn add_vxlan(
+        &self,
+        name: &str,
+        vxlan: &Vxlan,
+        mac: Mac,
+        mtu: u32,
+    ) -> Result<(), Error> {
+        let message = LinkVxlan::new(name, vxlan.vni)
+            .port(vxlan.port)
+            .learning(vxlan.learning)
+            .address(mac.0.to_vec())
+            .mtu(mtu)
+            .up()
+            .build();
+        let request = self.handle.link().add(message).execute();
+        request.await.map_err(Error::of("make vxlan", name))
+    }
+
+    /// Makes a veth pair whose pod end is born in `namespace` under its final
+    /// name: it is never seen in the bubble.
+    pub async fn add_veth(&self, pair: &VethPair, namespace: impl AsFd) -> Result<(), Error> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(pair.pod_name.clone())
+            .address(pair.pod_mac.0.to_vec())
+            .mtu(pair.mtu)
+            .setns_by_fd(namespace.as_fd().as_raw_fd())
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new(&pair.host_name, &pair.pod_name)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .mtu(pair.mtu)
+            .build();
+        let request = self.handle.link().add(message).execute();
+        request
+            .await
+            .map_err(Error::of("make veth", &pair.host_name))
+    }
+
+    /// Makes a device a port of a bridge, isolated from the other ports, and
+    /// only then sets it up.
+    pub async fn join_bridge(&self, name: &str, bridge: &str, alias: &str) -> Result<(), Error> {
+        let index = self.index(name).await?;
+        let bridge_index = self.index(bridge).await?;
+        let link = self.handle.link();
+        let message = LinkUnspec::new_with_index(index)
+            .controller(bridge_index)
+            .alias(alias)
+            .build();
+        let request = link.change(message).execute();
+        request.await.map_err(Error::of("join bridge", bridge))?;
+        let message = LinkBridgePort::new(index).isolated(true).build();
+        let request = link.set_port(message).execute();
+        request.await.map_err(Error::of("isolate port", name))?;
+        self.set_up(name).await
+    }
+
+    pub async fn set_up(&self, name: &str) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_name(name).up().build();
+        let request = self.handle.link().change(message).execute();
+        request.await.map_err(Error::of("set up", name))
+    }
+
+    pub async fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_name(name).mtu(mtu).build();
+        let request = self.handle.link().change(message).execute();
+        request.await.map_err(Error::of("set the MTU of", name))
+    }
+
+    pub async fn set_mac(&self, name: &str, mac: Mac) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_name(name)
+            .address(mac.0.to_vec())
+            .build();
+        let request = self.handle.link().change(message).execute();
+        request.await.map_err(Error::of("set the address of", name))
+    }
+
+    /// Removes a device; one that isn't there is fine.
+    pub async fn remove_link(&self, name: &str) -> Result<(), Error> {
+        let Some(link) = self.link(name).await? else {
+            return Ok(());
+        };
+        let request = self.handle.link().del(link.index).execute();
+        // It may have gone meanwhile, with its namespace.
+        allow(
+            request.await.map_err(Error::of("remove", name)),
+            &[libc::ENODEV],
+        )
+    }
+}
+
+fn read_link(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: LinkKind::Other,
+        mac: Mac::default(),
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        bridge: None,
+        isolated: false,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.bridge = Some(index),
+            LinkAttribute::Address(octets) => {
+                link.mac = octets.try_into().map(Mac).unwrap_or_default();
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    read_info(&mut link, info);
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_info(link: &mut Link, info: LinkInfo) {
+    match info {
+        LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+        LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+        LinkInfo::Data(InfoData::Vxlan(infos)) => link.kind = LinkKind::Vxlan(read_vxlan(&infos)),
+        LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
+            link.isolated = infos.contains(&InfoBridgePort::Isolated(true));
+        }
+        _ => {}
+    }
+}
+
+fn read_vxlan(infos: &[InfoVxlan]) -> Vxlan {
+    let mut vxlan = Vxlan {
+        vni: 0,
+        port: 0,
+        learning: false,
+    };
+    for info in infos {
+        match info {
+            InfoVxlan::Id(vni) => vxlan.vni = *vni,
+            InfoVxlan::Port(port) => vxlan.port = *port,
+            InfoVxlan::Learning(learning) => vxlan.learning = *learning,
+            _ => {}
+        }
+    }
+    vxlan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hardware_address_is_written_and_read_back() {
+        let mac = Mac::of_ipv4(Ipv4Addr::new(10, 244, 3, 1));
+        assert_eq!(mac.to_string(), "0a:58:0a:f4:03:01");
+        assert_eq!(Mac::try_from(mac.to_string()), Ok(mac));
+    }
+
+    #[test]
+    fn rubbish_is_no_hardware_address() {
+        for text in [
+            "",
+            "0a:58",
+            "0a:58:0a:f4:03:zz",
+            "0a:58:0a:f4:03:001",
+            "+a:58:0a:f4:03:01:",
+        ] {
+            assert!(Mac::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+}
