@@ -36,7 +36,7 @@
 //! - [`progress`]: what a pull reports while it runs
 //! - [`manifest`]: manifests and indexes, the choice of platform
 //! - [`source`]: where blobs come from: [`source::registry`], [`source::layout`] (OCI folder), [`source::archive`] (tars)
-//! - [`layer`]: one layer: decompression, and its list of entries
+//! - [`layer`]: one layer: decompression, and its list of entries (`members`: tar from a stream)
 //! - [`merge`]: lists of entries → the merged tree (pure)
 //! - [`pack`]: the merged tree → one tar stream → `sqfstar`
 //! - [`lease`]: the lock that survives a dead holder
@@ -46,11 +46,19 @@
 //! - [`process_defaults`], [`user`]: what an image's config says of the process to run
 
 pub mod credentials;
+pub mod layer;
+pub mod lease;
+pub mod manifest;
+mod members;
+pub mod merge;
 pub mod mount;
 pub mod overlay;
+pub mod pack;
 pub mod process_defaults;
 pub mod progress;
 pub mod reference;
+pub mod registries;
+pub mod source;
 pub mod store;
 pub mod user;
 

@@ -60,13 +60,15 @@ impl FromStr for Reference {
     /// Takes `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, with `docker://` before it or not.
     fn from_str(input: &str) -> Result<Self, Self::Err> {
         let name = input.strip_prefix("docker://").unwrap_or(input);
-        match name.parse() {
-            Ok(inner) => Ok(Reference { inner }),
-            Err(source) => Err(ParseError {
-                input: input.to_owned(),
-                source,
-            }),
+        let error = |source| ParseError {
+            input: input.to_owned(),
+            source,
+        };
+        let inner: oci_client::Reference = name.parse().map_err(error)?;
+        if inner.repository().chars().any(char::is_uppercase) {
+            return Err(error(oci_client::ParseError::NameContainsUppercase));
         }
+        Ok(Reference { inner })
     }
 }
 

@@ -1,0 +1,372 @@
+//! A registry's endpoint, by the OCI distribution protocol.
+
+use std::fs;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
+use oci_client::manifest::OciDescriptor;
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, RegistryOperation};
+use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
+
+use super::{Error, Source, chain};
+use crate::credentials::Credentials;
+use crate::manifest::{ACCEPTED, Descriptor};
+use crate::progress::{Event, Progress};
+use crate::reference::Reference;
+use crate::registries::{Endpoint, Scheme};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest silence in the middle of a transfer.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a blob is tried, with 1, 2, 4 s in between.
+const ATTEMPTS: u32 = 4;
+
+/// One endpoint, asked for one image with one set of credentials.
+pub struct Registry {
+    client: Client,
+    reference: oci_client::Reference,
+    auth: RegistryAuth,
+    place: String,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Registry({} as {:?})", self.place, self.auth)
+    }
+}
+
+impl Registry {
+    /// Logs in to `endpoint` for `reference`; `credentials` go before those of registries.yaml.
+    pub async fn connect(
+        endpoint: &Endpoint,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+    ) -> Result<Self, Error> {
+        let place = endpoint.host.clone();
+        let client = make_client(endpoint)?;
+        let auth = match credentials.or(endpoint.credentials.as_ref()) {
+            None => RegistryAuth::Anonymous,
+            Some(Credentials::Basic { username, password }) => {
+                RegistryAuth::Basic(username.clone(), password.clone())
+            }
+            Some(Credentials::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
+        };
+        let registry = Self {
+            reference: reference_at(endpoint, reference),
+            client,
+            auth,
+            place,
+        };
+        let login =
+            registry
+                .client
+                .auth(&registry.reference, &registry.auth, RegistryOperation::Pull);
+        login.await.map_err(|e| registry.error("a login", e))?;
+        Ok(registry)
+    }
+
+    fn error(&self, what: &str, source: OciDistributionError) -> Error {
+        let (place, what) = (self.place.clone(), what.to_owned());
+        match classify(&source) {
+            Class::NotFound => Error::NotFound { place, what },
+            Class::Unauthorized => Error::Unauthorized {
+                place,
+                what,
+                who: match &self.auth {
+                    RegistryAuth::Anonymous => "anonymous callers".to_owned(),
+                    RegistryAuth::Basic(user, _) => format!("user {user:?}"),
+                    RegistryAuth::Bearer(_) => "the bearer of the token given".to_owned(),
+                },
+                source: Box::new(source),
+            },
+            Class::Corrupt => Error::Corrupt {
+                place,
+                what,
+                reason: source.to_string(),
+            },
+            Class::Final | Class::MayPass => Error::Transfer {
+                place,
+                what,
+                source: Box::new(source),
+            },
+        }
+    }
+
+    /// One attempt; the outer error is the local disk's.
+    async fn download(
+        &self,
+        blob: &Descriptor,
+        file: &mut tokio::fs::File,
+        progress: &dyn Progress,
+    ) -> Result<Result<(), OciDistributionError>, Error> {
+        let local = |source| Error::Local {
+            what: blob.digest.clone(),
+            source,
+        };
+        file.set_len(0).await.map_err(local)?;
+        file.rewind().await.map_err(local)?;
+        let descriptor = OciDescriptor {
+            digest: blob.digest.clone(),
+            ..OciDescriptor::default()
+        };
+        let mut stream = match self
+            .client
+            .pull_blob_stream(&self.reference, &descriptor)
+            .await
+        {
+            Ok(stream) => stream.stream,
+            Err(e) => return Ok(Err(e)),
+        };
+        let mut received = 0;
+        // The stream itself checks the digest at its end.
+        while let Some(chunk) = stream.next().await {
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(e) => return Ok(Err(e.into())),
+            };
+            received += chunk.len() as u64;
+            if received > blob.size {
+                break;
+            }
+            file.write_all(&chunk).await.map_err(local)?;
+            progress.event(Event::Downloaded {
+                bytes: chunk.len() as u64,
+            });
+        }
+        file.flush().await.map_err(local)?;
+        if received == blob.size {
+            return Ok(Ok(()));
+        }
+        Err(Error::Corrupt {
+            place: self.place.clone(),
+            what: blob.digest.clone(),
+            reason: format!(
+                "the manifest promises {} bytes, {received} or more came",
+                blob.size
+            ),
+        })
+    }
+}
+
+#[async_trait]
+impl Source for Registry {
+    async fn manifest(&self, digest: Option<&str>) -> Result<(Vec<u8>, String), Error> {
+        let reference = match digest {
+            Some(digest) => self.reference.clone_with_digest(digest.to_owned()),
+            None => self.reference.clone(),
+        };
+        let pulled = self
+            .client
+            .pull_manifest_raw(&reference, &self.auth, ACCEPTED)
+            .await;
+        let (bytes, digest) =
+            pulled.map_err(|e| self.error(&format!("manifest of {reference}"), e))?;
+        Ok((bytes.to_vec(), digest))
+    }
+
+    async fn blob(
+        &self,
+        blob: &Descriptor,
+        file: &mut tokio::fs::File,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        let what = format!("blob {}", blob.digest);
+        let mut attempt = 1;
+        loop {
+            match self.download(blob, file, progress).await? {
+                Ok(()) => return Ok(()),
+                Err(e)
+                    if attempt < ATTEMPTS
+                        && matches!(classify(&e), Class::MayPass | Class::Corrupt) =>
+                {
+                    progress.event(Event::Retrying {
+                        digest: blob.digest.clone(),
+                        cause: chain(&e),
+                    });
+                    tokio::time::sleep(Duration::from_secs(1 << (attempt - 1))).await;
+                    attempt += 1;
+                }
+                Err(e) => return Err(self.error(&what, e)),
+            }
+        }
+    }
+
+    fn name(&self) -> String {
+        self.place.clone()
+    }
+}
+
+/// The reference as the endpoint knows it: its own host and repository, and for a mirror the real registry as `ns`.
+fn reference_at(endpoint: &Endpoint, reference: &Reference) -> oci_client::Reference {
+    let registry = match endpoint.mirror {
+        true => reference.registry().to_owned(),
+        false => endpoint.host.clone(),
+    };
+    let repository = endpoint.repository.clone();
+    let mut at = match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => {
+            oci_client::Reference::with_digest(registry, repository, digest.to_owned())
+        }
+        (None, tag) => oci_client::Reference::with_tag(
+            registry,
+            repository,
+            tag.unwrap_or("latest").to_owned(),
+        ),
+    };
+    if endpoint.mirror {
+        at.set_mirror_registry(endpoint.host.clone());
+    }
+    at
+}
+
+fn make_client(endpoint: &Endpoint) -> Result<Client, Error> {
+    let error = |reason: String| Error::Tls {
+        place: endpoint.host.clone(),
+        reason,
+    };
+    // A second installation is refused; the first one is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // reqwest panics without any root of trust, also for plain HTTP, where oci-client makes its default client.
+    let roots = rustls_native_certs::load_native_certs();
+    if roots.certs.is_empty() {
+        return Err(error(
+            "this machine has no CA certificates (SSL_CERT_FILE, SSL_CERT_DIR, /etc/ssl/certs …)"
+                .to_owned(),
+        ));
+    }
+    let mut extra = Vec::new();
+    if let Some(file) = &endpoint.ca_file {
+        let data = fs::read(file)
+            .map_err(|e| error(format!("reading ca_file {}: {e}", file.display())))?;
+        let (data, encoding) = (data, CertificateEncoding::Pem);
+        extra.push(Certificate { encoding, data });
+    }
+    let env = |names: [&str; 2]| {
+        names
+            .iter()
+            .find_map(|n| std::env::var(n).ok())
+            .filter(|v| !v.is_empty())
+    };
+    let config = ClientConfig {
+        protocol: match endpoint.scheme {
+            Scheme::Http => ClientProtocol::Http,
+            Scheme::Https => ClientProtocol::Https,
+        },
+        accept_invalid_certificates: endpoint.insecure,
+        extra_root_certificates: extra,
+        connect_timeout: Some(CONNECT_TIMEOUT),
+        read_timeout: Some(READ_TIMEOUT),
+        user_agent: concat!("hpk/", env!("CARGO_PKG_VERSION")),
+        https_proxy: env(["https_proxy", "HTTPS_PROXY"]),
+        // HTTP_PROXY in capitals is left out, as by curl (httpoxy).
+        http_proxy: std::env::var("http_proxy").ok().filter(|v| !v.is_empty()),
+        no_proxy: env(["no_proxy", "NO_PROXY"]),
+        ..ClientConfig::default()
+    };
+    Client::try_from(config).map_err(|e| error(chain(&e)))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Class {
+    NotFound,
+    Unauthorized,
+    Corrupt,
+    MayPass,
+    Final,
+}
+
+fn classify(error: &OciDistributionError) -> Class {
+    use OciDistributionError as E;
+    match error {
+        E::ImageManifestNotFoundError(_) => Class::NotFound,
+        E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => Class::Unauthorized,
+        E::DigestError(_) => Class::Corrupt,
+        E::RegistryError { envelope, .. } => match envelope.errors.first().map(|e| &e.code) {
+            Some(
+                OciErrorCode::ManifestUnknown
+                | OciErrorCode::NameUnknown
+                | OciErrorCode::NameInvalid
+                | OciErrorCode::NotFound
+                | OciErrorCode::BlobUnknown
+                | OciErrorCode::ManifestBlobUnknown,
+            ) => Class::NotFound,
+            Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => Class::Unauthorized,
+            Some(OciErrorCode::Toomanyrequests) => Class::MayPass,
+            _ => Class::Final,
+        },
+        E::ServerError { code: 404, .. } => Class::NotFound,
+        E::ServerError {
+            code: 401 | 403, ..
+        } => Class::Unauthorized,
+        E::ServerError { code, .. } if *code >= 500 || *code == 429 => Class::MayPass,
+        E::RequestError(_) => Class::MayPass,
+        // The stream's digest check reaches us as an I/O error with its cause inside.
+        E::IoError(e) if e.get_ref().is_some_and(|inner| inner.is::<DigestError>()) => {
+            Class::Corrupt
+        }
+        E::IoError(_) => Class::MayPass,
+        _ => Class::Final,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(host: &str, repository: &str, mirror: bool) -> Endpoint {
+        Endpoint {
+            host: host.into(),
+            scheme: Scheme::Https,
+            repository: repository.into(),
+            mirror,
+            credentials: None,
+            ca_file: None,
+            insecure: false,
+        }
+    }
+
+    #[test]
+    fn a_mirror_is_told_the_real_registry() {
+        let busybox: Reference = "busybox:1".parse().unwrap();
+        let at = reference_at(&endpoint("m:5000", "hub/busybox", true), &busybox);
+        assert_eq!(at.resolve_registry(), "m:5000");
+        assert_eq!(
+            (at.repository(), at.tag(), at.namespace()),
+            ("hub/busybox", Some("1"), Some("docker.io"))
+        );
+        let own = reference_at(
+            &endpoint("registry-1.docker.io", "library/busybox", false),
+            &busybox,
+        );
+        assert_eq!(
+            (own.resolve_registry(), own.namespace()),
+            ("registry-1.docker.io", None)
+        );
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let server = |code| OciDistributionError::ServerError {
+            code,
+            url: String::new(),
+            message: String::new(),
+        };
+        assert_eq!(classify(&server(404)), Class::NotFound);
+        assert_eq!(classify(&server(403)), Class::Unauthorized);
+        assert_eq!(classify(&server(503)), Class::MayPass);
+        let digest = DigestError::VerificationError {
+            expected: "a".into(),
+            actual: "b".into(),
+        };
+        assert_eq!(
+            classify(&OciDistributionError::IoError(std::io::Error::other(
+                digest
+            ))),
+            Class::Corrupt
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! What can go wrong with the store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{Reference, lease, manifest, merge, pack, registries, source};
+
+/// What kind of failure an [`Error`] is; for a caller's reason codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Not there, and policy Never.
+    NeverPull,
+    /// The registry says there is no such image.
+    NotFound,
+    /// The registry wants other credentials.
+    Unauthorized,
+    /// No endpoint could be reached.
+    Unreachable,
+    /// A disk is full.
+    NoSpace,
+    /// What arrived is not what was promised.
+    Corrupt,
+    /// The configuration (registries.yaml, environment) is wrong.
+    Config,
+    /// Anything else.
+    Other,
+}
+
+/// Why an image could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Policy Never.
+    #[error("{reference} is not in the store, and the pull policy is Never")]
+    NeverPull {
+        /// What was asked for.
+        reference: Reference,
+    },
+    /// registries.yaml is wrong.
+    #[error(transparent)]
+    Registries(#[from] registries::Error),
+    /// Every endpoint failed.
+    #[error("pulling {reference}: {}", listed(.failures))]
+    Endpoints {
+        /// What was asked for.
+        reference: Reference,
+        /// What each said, in the order of asking.
+        failures: Vec<source::Error>,
+    },
+    /// A blob could not be had from the endpoint that had the manifest.
+    #[error("pulling {name}")]
+    Blob {
+        /// Image.
+        name: String,
+        /// Why.
+        #[source]
+        source: source::Error,
+    },
+    /// Its manifest can't be used.
+    #[error("pulling {name}")]
+    Manifest {
+        /// Image.
+        name: String,
+        /// Why.
+        #[source]
+        source: manifest::Error,
+    },
+    /// Its config can't be used.
+    #[error("parsing the config of {name}")]
+    Config {
+        /// Image.
+        name: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A layer's content is not what the config says.
+    #[error("layer {digest} of {name} is corrupt: {reason}")]
+    CorruptLayer {
+        /// Image.
+        name: String,
+        /// The layer's blob.
+        digest: String,
+        /// Expected and actual.
+        reason: String,
+    },
+    /// A layer is no tar.
+    #[error("reading layer {digest} of {name}")]
+    Layer {
+        /// Image.
+        name: String,
+        /// The layer's blob.
+        digest: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The layers contradict each other.
+    #[error("merging {name}")]
+    Merge {
+        /// Image.
+        name: String,
+        /// Why.
+        #[source]
+        source: merge::Error,
+    },
+    /// The squashfs could not be made.
+    #[error("packing {name}")]
+    Pack {
+        /// Image.
+        name: String,
+        /// Why.
+        #[source]
+        source: pack::Error,
+    },
+    /// A disk is full, or a quota reached.
+    #[error("no space in {dir}: {need} needed, {available} bytes free")]
+    NoSpace {
+        /// The folder.
+        dir: PathBuf,
+        /// `N bytes`, or `more`.
+        need: String,
+        /// Bytes free for this user.
+        available: u64,
+    },
+    /// The lock.
+    #[error(transparent)]
+    Lease(#[from] lease::Error),
+    /// A file of the store or the scratch folder.
+    #[error("{action} {path}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the store doesn't hold what it should.
+    #[error("{path} is damaged; remove it to have the image pulled again")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Neither HOME nor HPK_HOME nor HPK_STORE says where the store is.
+    #[error("no place for the image store: set HOME, HPK_HOME or HPK_STORE")]
+    NoHome,
+    /// A task of ours ended too early.
+    #[error("a task was cut off: {0}")]
+    Interrupted(String),
+}
+
+impl Error {
+    /// Its kind.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NeverPull { .. } => ErrorKind::NeverPull,
+            Self::Registries(_) | Self::NoHome => ErrorKind::Config,
+            // The registry proper is asked last and knows best, unless it can't be reached.
+            Self::Endpoints { failures, .. } => {
+                let kinds = || failures.iter().rev().map(source_kind);
+                kinds()
+                    .find(|k| *k != ErrorKind::Unreachable)
+                    .unwrap_or(ErrorKind::Unreachable)
+            }
+            Self::Blob { source, .. } => source_kind(source),
+            Self::Manifest {
+                source: manifest::Error::NoPlatform { .. },
+                ..
+            } => ErrorKind::NotFound,
+            Self::Manifest { .. }
+            | Self::Config { .. }
+            | Self::CorruptLayer { .. }
+            | Self::Layer { .. } => ErrorKind::Corrupt,
+            Self::Merge { .. } => ErrorKind::Corrupt,
+            Self::NoSpace { .. } => ErrorKind::NoSpace,
+            Self::Pack { .. }
+            | Self::Lease(_)
+            | Self::Io { .. }
+            | Self::Record { .. }
+            | Self::Interrupted(_) => ErrorKind::Other,
+        }
+    }
+
+    /// A failed operation on a file, told apart by whether the disk is full.
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        if is_full(&source) {
+            return Self::full(path, None);
+        }
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The disk of `path` is full.
+    pub(crate) fn full(path: &Path, need: Option<u64>) -> Self {
+        let dir = path.ancestors().find(|p| p.is_dir()).unwrap_or(path);
+        Self::NoSpace {
+            dir: dir.to_owned(),
+            need: need.map_or_else(|| "more".to_owned(), |n| format!("{n} bytes")),
+            available: available(dir).unwrap_or_default(),
+        }
+    }
+}
+
+/// Bytes an ordinary user may still write at `dir`.
+pub(crate) fn available(dir: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+fn source_kind(error: &source::Error) -> ErrorKind {
+    match error {
+        source::Error::NotFound { .. } => ErrorKind::NotFound,
+        source::Error::Unauthorized { .. } => ErrorKind::Unauthorized,
+        source::Error::Transfer { .. } => ErrorKind::Unreachable,
+        source::Error::Corrupt { .. } => ErrorKind::Corrupt,
+        source::Error::Tls { .. } => ErrorKind::Config,
+        source::Error::Local { .. } => ErrorKind::Other,
+    }
+}
+
+fn listed(failures: &[source::Error]) -> String {
+    failures
+        .iter()
+        .map(|f| source::chain(f))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
