@@ -152,8 +152,10 @@ impl Store {
                     Ok::<_, Error>((path, listing))
                 }
             });
-        let pairs: Vec<(PathBuf, Listing)> =
-            stream::iter(pulls).buffered(PARALLEL).try_collect().await?;
+        let pairs: Vec<(PathBuf, Listing)> = stream::iter(pulls.collect::<Vec<_>>())
+            .buffered(PARALLEL)
+            .try_collect()
+            .await?;
         Ok(pairs.into_iter().unzip())
     }
 }
