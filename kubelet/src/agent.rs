@@ -1,0 +1,76 @@
+//! What every pod's worker shares: the node's configuration and its connections.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Mutex;
+
+use hpk_shim_client::Bootstrap;
+use k8s_openapi::api::core::v1::Service;
+use kube::Client;
+use kube::runtime::reflector::Store;
+
+use crate::access::Registry;
+use crate::api::Reader;
+use crate::config::Config;
+use crate::env::Facts;
+use crate::events::Recorder;
+use crate::images::Images;
+use crate::network::Network;
+use crate::spec::Host;
+use crate::spec::files::Resolver;
+
+/// The node agent.
+pub struct Agent {
+    pub config: Config,
+    pub client: Client,
+    pub reader: Reader,
+    pub recorder: Recorder,
+    pub images: Images,
+    pub network: Network,
+    pub bootstrap: Bootstrap,
+    /// Services of all namespaces, for the variables they give.
+    pub services: Store<Service>,
+    pub host: Host,
+    /// Facts of the node; a pod's addresses are added per pod.
+    pub facts: Facts,
+    pub registry: Registry,
+    pub resolver: Resolver,
+    /// The node's own /etc/hosts.
+    pub hosts_file: String,
+    /// Containers that the kernel killed for memory, until their end is heard of.
+    pub ooms: Mutex<HashSet<String>>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("node", &self.config.args.node_name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// The facts as a pod with these addresses sees them.
+    pub fn facts_for(&self, pod_ips: &[String]) -> Facts {
+        Facts {
+            pod_ips: pod_ips.to_vec(),
+            ..self.facts.clone()
+        }
+    }
+
+    pub fn note_oom(&self, id: String) {
+        if let Ok(mut ooms) = self.ooms.lock() {
+            ooms.insert(id);
+        }
+    }
+
+    /// Whether the container was killed for memory; asked once.
+    pub fn take_oom(&self, id: &str) -> bool {
+        self.ooms.lock().is_ok_and(|mut ooms| ooms.remove(id))
+    }
+
+    /// The node's addresses, the preferred first.
+    pub fn node_ips(&self) -> &[IpAddr] {
+        &self.config.args.node_ip
+    }
+}

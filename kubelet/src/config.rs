@@ -1,0 +1,238 @@
+//! The command line, parsed and validated. Everything after this file works on `Config` only.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use thiserror::Error;
+
+use crate::quantity::{self, Quantity};
+
+/// The kubelet version a node reports: the Kubernetes it speaks, then HPK's own (semver 2, pre-release part).
+pub const KUBELET_VERSION: &str = concat!("v1.36.3-hpk.", env!("CARGO_PKG_VERSION"));
+
+/// `hpk-kubelet`: a Kubernetes node agent that needs nothing but CNI plugins and a runtime v2 shim.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "hpk-kubelet", version)]
+pub struct Args {
+    /// Credentials and address of the API server.
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    /// This node's name; the credentials must be those of `system:node:NAME`.
+    #[arg(long)]
+    pub node_name: String,
+    /// The node's InternalIP; several, comma separated, in order of preference.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub node_ip: Vec<IpAddr>,
+    /// Volumes and container layers (node-local, big).
+    #[arg(long, default_value = "/var/lib/hpk/kubelet")]
+    pub root_dir: PathBuf,
+    /// Bundles, sockets, pods' state files (lives as long as the node does).
+    #[arg(long, default_value = "/run/hpk")]
+    pub run_dir: PathBuf,
+    /// Where network namespaces are pinned.
+    #[arg(long, default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Plugin folders, comma separated.
+    #[arg(long, value_delimiter = ',', default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: Vec<PathBuf>,
+    #[arg(long, default_value = "/var/lib/hpk/cni/cache")]
+    pub cni_cache_dir: PathBuf,
+    /// A runtime v2 shim binary (`containerd-shim-…-v2`).
+    #[arg(long, default_value = "/usr/local/bin/containerd-shim-hpk-v2")]
+    pub runtime: PathBuf,
+    /// The sandbox's only program.
+    #[arg(long, default_value = "/usr/local/bin/hpk-pause")]
+    pub pause_binary: PathBuf,
+    /// Squashed images, shared by all nodes of the user.
+    #[arg(long)]
+    pub image_store: PathBuf,
+    /// Registries and mirrors, in K3s's `registries.yaml` form.
+    #[arg(long)]
+    pub registries: Option<PathBuf>,
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_dns: Vec<IpAddr>,
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// The resolver configuration that pods with dnsPolicy Default get.
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    #[arg(long)]
+    pub tls_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub tls_private_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// What the node offers: `cpu=2,memory=4Gi,pods=110`.
+    #[arg(long, value_delimiter = ',')]
+    pub capacity: Vec<String>,
+    /// Labels to set on the node: `k=v,…`.
+    #[arg(long, value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    #[arg(long, default_value = "/var/log/pods")]
+    pub pod_log_dir: PathBuf,
+    /// The `binary://` logger that writes CRI logs.
+    #[arg(long, default_value = "/usr/local/bin/hpk-logger")]
+    pub logger: PathBuf,
+    /// Bytes after which a container's log is rotated.
+    #[arg(long, default_value_t = 10 * 1024 * 1024)]
+    pub container_log_max_size: u64,
+    /// Log files kept per container.
+    #[arg(long, default_value_t = 5)]
+    pub container_log_max_files: u32,
+    /// Listening address of the HTTPS server; the first --node-ip unless given.
+    #[arg(long)]
+    pub address: Option<IpAddr>,
+    #[arg(long, default_value_t = 10250)]
+    pub port: u16,
+}
+
+/// A command line that can't be honoured.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("--{flag} wants KEY=VALUE, got {value:?}")]
+    NotAPair { flag: &'static str, value: String },
+    #[error("--capacity {resource}")]
+    Quantity {
+        resource: String,
+        #[source]
+        source: quantity::Error,
+    },
+    #[error("--node-labels: {label:?} is in a namespace that NodeRestriction keeps from nodes")]
+    RestrictedLabel { label: String },
+    #[error("--tls-cert-file, --tls-private-key-file and --client-ca-file go together")]
+    IncompleteTls,
+}
+
+/// Validated configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub args: Args,
+    pub capacity: BTreeMap<String, Quantity>,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Checks what clap can't: pairs, quantities, labels, TLS files.
+    pub fn new(args: Args) -> Result<Self, Error> {
+        let mut capacity = BTreeMap::new();
+        for (resource, value) in parse_pairs("capacity", &args.capacity)? {
+            let parsed = Quantity::parse(&value).map_err(|source| Error::Quantity {
+                resource: resource.clone(),
+                source,
+            })?;
+            capacity.insert(resource, parsed);
+        }
+        let labels = parse_pairs("node-labels", &args.node_labels)?;
+        if let Some(label) = labels.keys().find(|label| !may_set_label(label)) {
+            return Err(Error::RestrictedLabel {
+                label: label.clone(),
+            });
+        }
+        let tls = [
+            &args.tls_cert_file,
+            &args.tls_private_key_file,
+            &args.client_ca_file,
+        ];
+        let given = tls.iter().filter(|file| file.is_some()).count();
+        if given != 0 && given != tls.len() {
+            return Err(Error::IncompleteTls);
+        }
+        Ok(Self {
+            args,
+            capacity,
+            labels,
+        })
+    }
+}
+
+fn parse_pairs(flag: &'static str, pairs: &[String]) -> Result<BTreeMap<String, String>, Error> {
+    pairs
+        .iter()
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Error::NotAPair {
+                flag,
+                value: pair.clone(),
+            }),
+        })
+        .collect()
+}
+
+/// Labels a kubelet may set on its own node (admission plugin NodeRestriction): any outside
+/// `kubernetes.io` and `k8s.io`, and a short list inside.
+fn may_set_label(label: &str) -> bool {
+    let Some((prefix, _)) = label.split_once('/') else {
+        return true;
+    };
+    let inside = |domain: &str| {
+        prefix == domain
+            || prefix
+                .strip_suffix(domain)
+                .is_some_and(|p| p.ends_with('.'))
+    };
+    if !inside("kubernetes.io") && !inside("k8s.io") {
+        return true;
+    }
+    const ALLOWED: &[&str] = &[
+        "kubernetes.io/hostname",
+        "kubernetes.io/arch",
+        "kubernetes.io/os",
+        "beta.kubernetes.io/instance-type",
+        "node.kubernetes.io/instance-type",
+        "topology.kubernetes.io/region",
+        "topology.kubernetes.io/zone",
+    ];
+    ALLOWED.contains(&label)
+        || ["kubelet.kubernetes.io", "node.kubernetes.io"]
+            .iter()
+            .any(|ns| prefix == *ns || prefix.ends_with(&format!(".{ns}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(extra: &[&str]) -> Args {
+        let base = [
+            "hpk-kubelet",
+            "--kubeconfig=/k",
+            "--node-name=n1",
+            "--node-ip=10.0.0.1",
+            "--image-store=/s",
+        ];
+        Args::parse_from(base.iter().chain(extra))
+    }
+
+    #[test]
+    fn capacity_and_labels_are_parsed_as_pairs() {
+        let config = Config::new(args(&[
+            "--capacity=cpu=2,memory=4Gi,pods=110",
+            "--node-labels=slurm.hpk.io/job=7",
+        ]))
+        .expect("valid");
+        assert_eq!(config.capacity["memory"].value(), 4 << 30);
+        assert_eq!(config.labels["slurm.hpk.io/job"], "7");
+    }
+
+    #[test]
+    fn a_label_kept_from_nodes_is_refused() {
+        let refused = Config::new(args(&["--node-labels=node-role.kubernetes.io/master=x"]));
+        assert!(matches!(refused, Err(Error::RestrictedLabel { .. })));
+    }
+
+    #[test]
+    fn half_of_the_tls_files_is_refused() {
+        let refused = Config::new(args(&["--tls-cert-file=/c"]));
+        assert!(matches!(refused, Err(Error::IncompleteTls)));
+    }
+
+    #[test]
+    fn the_kubelet_version_starts_with_the_kubernetes_version() {
+        assert!(KUBELET_VERSION.starts_with("v1.36.3-hpk."));
+    }
+}

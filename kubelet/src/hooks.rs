@@ -1,0 +1,58 @@
+//! postStart and preStop: exec, HTTP or sleep.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use thiserror::Error;
+
+use crate::exec::{self, Target};
+use crate::probes::check::{self, Verdict};
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the hook's command failed with exit code {code}: {output}")]
+    Command { code: u32, output: String },
+    #[error(transparent)]
+    Exec(#[from] exec::Error),
+    #[error(transparent)]
+    Http(#[from] check::Error),
+    #[error("the hook's request failed: {0}")]
+    Answer(String),
+    #[error("the hook took longer than {}s", .0.as_secs())]
+    TimedOut(Duration),
+}
+
+/// Runs a hook to its end, or to the limit.
+pub async fn run(
+    target: &Target,
+    container: &Container,
+    pod_ip: &str,
+    hook: &LifecycleHandler,
+    limit: Duration,
+) -> Result<(), Error> {
+    let work = async {
+        if let Some(action) = &hook.exec {
+            let command = action.command.as_deref().unwrap_or_default();
+            let output = exec::run(target, command, limit).await?;
+            if output.code != 0 {
+                return Err(Error::Command {
+                    code: output.code,
+                    output: output.text,
+                });
+            }
+        } else if let Some(action) = &hook.http_get {
+            match check::http_get(container, pod_ip, action).await? {
+                Verdict::Success => {}
+                Verdict::Failure(text) | Verdict::Error(text) => return Err(Error::Answer(text)),
+            }
+        } else if let Some(action) = &hook.sleep {
+            let seconds = u64::try_from(action.seconds).unwrap_or(0);
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(limit, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::TimedOut(limit)),
+    }
+}

@@ -1,0 +1,263 @@
+//! Images for containers: pulled with the pod's secrets, mounted, described.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hpk_images::store::ErrorKind;
+use hpk_images::{
+    Credentials, Keyring, Mounter, PullPolicy, Quiet, Reference, Store, StoreConfig, overlay, store,
+};
+use hpk_shim_client::Mount;
+use k8s_openapi::api::core::v1::{Container, Secret};
+use oci_spec::image::ImageConfiguration;
+use thiserror::Error;
+
+use crate::config::Args;
+use crate::text;
+
+/// An image that a container can start from.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// As the pod's spec names it.
+    pub reference: String,
+    /// `REPOSITORY@sha256:…`
+    pub id: String,
+    pub config: ImageConfiguration,
+    /// Where its files are, read-only.
+    pub lower: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Why an image can't be had; Display is what people read.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("Failed to apply default image tag {name:?}: {said}")]
+    Name { name: String, said: String },
+    #[error("Container image {0:?} is not present with pull policy of Never")]
+    Never(String),
+    #[error("failed to pull and unpack image {name:?}: {}", text::chain(.source))]
+    Pull {
+        name: String,
+        #[source]
+        source: store::Error,
+    },
+    #[error("failed to mount image {name:?}: {}", text::chain(.source))]
+    Mount {
+        name: String,
+        #[source]
+        source: hpk_images::mount::Error,
+    },
+}
+
+impl Error {
+    /// The reason that a waiting container gives.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Name { .. } => "InvalidImageName",
+            Error::Never(_) => "ErrImageNeverPull",
+            Error::Pull { .. } | Error::Mount { .. } => "ErrImagePull",
+        }
+    }
+}
+
+/// What a pull says before its end.
+pub trait Witness: Send + Sync {
+    /// The registry is about to be asked.
+    fn pulling(&self);
+    /// It wasn't needed.
+    fn present(&self);
+    /// It is here now.
+    fn pulled(&self, took: Duration, size: u64);
+}
+
+/// The node's images.
+#[derive(Debug)]
+pub struct Images {
+    store: Store,
+    mounter: Mounter,
+}
+
+impl Images {
+    pub async fn open(args: &Args) -> Result<Self, store::Error> {
+        let store = Store::open(StoreConfig {
+            root: args.image_store.clone(),
+            registries: args.registries.clone(),
+            local_dir: args.root_dir.join("images"),
+        })
+        .await?;
+        Ok(Self {
+            store,
+            mounter: Mounter::new(args.run_dir.join("images")),
+        })
+    }
+
+    /// The image, pulled if need be and mounted.
+    pub async fn ensure(
+        &self,
+        name: &str,
+        policy: PullPolicy,
+        keyring: &Keyring,
+        witness: &dyn Witness,
+    ) -> Result<Ready, Error> {
+        let reference: Reference = name.parse().map_err(|error| Error::Name {
+            name: name.to_owned(),
+            said: format!("{error}"),
+        })?;
+        let pull_error = |source| Error::Pull {
+            name: name.to_owned(),
+            source,
+        };
+        let found = match policy {
+            PullPolicy::Always => None,
+            PullPolicy::IfNotPresent | PullPolicy::Never => {
+                self.store.find(&reference).await.map_err(pull_error)?
+            }
+        };
+        let image = match found {
+            Some(image) => {
+                witness.present();
+                image
+            }
+            None if policy == PullPolicy::Never => return Err(Error::Never(name.to_owned())),
+            None => {
+                witness.pulling();
+                let since = Instant::now();
+                let image = self
+                    .pull(&reference, policy, keyring)
+                    .await
+                    .map_err(pull_error)?;
+                witness.pulled(since.elapsed(), image.size);
+                image
+            }
+        };
+        let lower = self
+            .mounter
+            .ensure(&image)
+            .await
+            .map_err(|source| Error::Mount {
+                name: name.to_owned(),
+                source,
+            })?;
+        Ok(Ready {
+            reference: name.to_owned(),
+            id: format!(
+                "{}/{}@{}",
+                image.reference.registry(),
+                image.reference.repository(),
+                image.digest
+            ),
+            config: image.config,
+            lower,
+            size: image.size,
+        })
+    }
+
+    /// With each of the pod's credentials for the registry, then without.
+    async fn pull(
+        &self,
+        reference: &Reference,
+        policy: PullPolicy,
+        keyring: &Keyring,
+    ) -> Result<store::Image, store::Error> {
+        // Collected first: the iterator's borrow may not cross an await in a spawned task.
+        let candidates: Vec<Credentials> = keyring.find(reference).cloned().collect();
+        for credentials in candidates {
+            let credentials = Some(credentials);
+            let answer = self
+                .store
+                .resolve_and_ensure(reference, policy, credentials, &Quiet)
+                .await;
+            match answer {
+                Err(error) if error.kind() == ErrorKind::Unauthorized => {}
+                other => return other,
+            }
+        }
+        self.store
+            .resolve_and_ensure(reference, policy, None, &Quiet)
+            .await
+    }
+}
+
+/// The container's policy; `:latest` and no tag are always pulled where nothing is said.
+pub fn policy(container: &Container) -> PullPolicy {
+    match container.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        Some(_) => PullPolicy::IfNotPresent,
+        None => {
+            let image = container.image.as_deref().unwrap_or_default();
+            let reference: Result<Reference, _> = image.parse();
+            match reference {
+                Ok(reference) if reference.is_latest() => PullPolicy::Always,
+                _ => PullPolicy::IfNotPresent,
+            }
+        }
+    }
+}
+
+/// The credentials in a pod's pull secrets; what can't be read is named.
+pub fn keyring(secrets: &[Secret]) -> (Keyring, Vec<String>) {
+    let mut keyring = Keyring::default();
+    let mut unusable = Vec::new();
+    for secret in secrets {
+        let data = secret.data.as_ref();
+        let of = |key: &str| data.and_then(|data| data.get(key));
+        let parsed = match (of(".dockerconfigjson"), of(".dockercfg")) {
+            (Some(json), _) => Keyring::from_docker_config(&json.0).ok(),
+            (None, Some(json)) => Keyring::from_dockercfg(&json.0).ok(),
+            (None, None) => None,
+        };
+        match parsed {
+            Some(more) => keyring.extend(more),
+            None => unusable.push(secret.metadata.name.clone().unwrap_or_default()),
+        }
+    }
+    (keyring, unusable)
+}
+
+/// The overlay of one run of a container.
+pub fn rootfs_mounts(lower: &Path, upper: &Path, work: &Path) -> Vec<Mount> {
+    overlay::rootfs_mounts(lower, upper, work)
+        .into_iter()
+        .map(|mount| Mount {
+            kind: mount.kind,
+            source: mount.source,
+            options: mount.options,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+impl Ready {
+    pub fn for_tests() -> Self {
+        Self {
+            reference: "image".to_owned(),
+            id: "image@sha256:0".to_owned(),
+            config: ImageConfiguration::default(),
+            lower: PathBuf::new(),
+            size: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn latest_is_pulled_each_time_unless_told_otherwise() {
+        let of = |container: serde_json::Value| {
+            policy(&serde_json::from_value::<Container>(container).expect("container"))
+        };
+        assert_eq!(
+            of(json!({"name": "c", "image": "busybox"})),
+            PullPolicy::Always
+        );
+        let tagged = json!({"name": "c", "image": "busybox:1.36"});
+        assert_eq!(of(tagged), PullPolicy::IfNotPresent);
+        let never = json!({"name": "c", "image": "busybox", "imagePullPolicy": "Never"});
+        assert_eq!(of(never), PullPolicy::Never);
+    }
+}

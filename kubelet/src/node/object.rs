@@ -1,0 +1,237 @@
+//! What the node says of itself. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::config::{Config, KUBELET_VERSION};
+use crate::quantity::Quantity;
+
+/// What was read from the machine.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    pub machine_id: String,
+    pub boot_id: String,
+    pub kernel: String,
+    pub os_image: String,
+    /// Go's name of the architecture.
+    pub architecture: String,
+    /// Why pods can't run; ready if none.
+    pub not_ready: Option<String>,
+    /// The disk under the pods' files is nearly full.
+    pub disk_pressure: bool,
+    pub memory_pressure: bool,
+    /// Bytes of the disk under the pods' files.
+    pub disk: u64,
+}
+
+/// The labels a node sets on itself.
+pub fn labels(config: &Config, observed: &Observed) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        (
+            "kubernetes.io/hostname".to_owned(),
+            config.args.node_name.clone(),
+        ),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        (
+            "kubernetes.io/arch".to_owned(),
+            observed.architecture.clone(),
+        ),
+        ("beta.kubernetes.io/os".to_owned(), "linux".to_owned()),
+        (
+            "beta.kubernetes.io/arch".to_owned(),
+            observed.architecture.clone(),
+        ),
+    ]);
+    labels.extend(config.labels.clone());
+    labels
+}
+
+/// Capacity: what the command line offers, and the disk.
+pub fn capacity(config: &Config, observed: &Observed) -> BTreeMap<String, Quantity> {
+    let mut capacity = config.capacity.clone();
+    capacity
+        .entry("pods".to_owned())
+        .or_insert(Quantity::from_value(110));
+    if observed.disk > 0 {
+        capacity
+            .entry("ephemeral-storage".to_owned())
+            .or_insert(Quantity::from_value(i128::from(observed.disk)));
+    }
+    capacity
+}
+
+/// The whole object, as it is created. `old`: the conditions known, for transition times.
+pub fn node(config: &Config, observed: &Observed, now: Timestamp) -> Node {
+    Node {
+        metadata: ObjectMeta {
+            name: Some(config.args.node_name.clone()),
+            labels: Some(labels(config, observed)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec::default()),
+        status: Some(status(config, observed, &[], now)),
+    }
+}
+
+/// The node's status.
+pub fn status(
+    config: &Config,
+    observed: &Observed,
+    old: &[NodeCondition],
+    now: Timestamp,
+) -> NodeStatus {
+    let capacity: BTreeMap<String, ApiQuantity> = capacity(config, observed)
+        .into_iter()
+        .map(|(name, quantity)| (name, quantity.to_api()))
+        .collect();
+    NodeStatus {
+        addresses: Some(addresses(&config.args.node_ip, &config.args.node_name)),
+        allocatable: Some(capacity.clone()),
+        capacity: Some(capacity),
+        conditions: Some(conditions(observed, old, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(config.args.port),
+            }),
+        }),
+        node_info: Some(NodeSystemInfo {
+            architecture: observed.architecture.clone(),
+            boot_id: observed.boot_id.clone(),
+            container_runtime_version: format!("hpk://{}", env!("CARGO_PKG_VERSION")),
+            kernel_version: observed.kernel.clone(),
+            kube_proxy_version: String::new(),
+            kubelet_version: KUBELET_VERSION.to_owned(),
+            machine_id: observed.machine_id.clone(),
+            operating_system: "linux".to_owned(),
+            os_image: observed.os_image.clone(),
+            system_uuid: observed.machine_id.clone(),
+            ..NodeSystemInfo::default()
+        }),
+        ..NodeStatus::default()
+    }
+}
+
+fn addresses(ips: &[IpAddr], name: &str) -> Vec<NodeAddress> {
+    let mut addresses: Vec<NodeAddress> = ips
+        .iter()
+        .map(|ip| NodeAddress {
+            type_: "InternalIP".to_owned(),
+            address: ip.to_string(),
+        })
+        .collect();
+    addresses.push(NodeAddress {
+        type_: "Hostname".to_owned(),
+        address: name.to_owned(),
+    });
+    addresses
+}
+
+fn conditions(observed: &Observed, old: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
+    let condition = |kind: &str, status: bool, reason: &str, message: &str| {
+        let status = if status { "True" } else { "False" };
+        let same = old
+            .iter()
+            .find(|condition| condition.type_ == kind && condition.status == status);
+        NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_heartbeat_time: Some(Time(now)),
+            last_transition_time: same
+                .and_then(|condition| condition.last_transition_time.clone())
+                .or(Some(Time(now))),
+        }
+    };
+    let memory = if observed.memory_pressure {
+        (
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+        )
+    } else {
+        (
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        )
+    };
+    let disk = if observed.disk_pressure {
+        ("KubeletHasDiskPressure", "kubelet has disk pressure")
+    } else {
+        ("KubeletHasNoDiskPressure", "kubelet has no disk pressure")
+    };
+    vec![
+        condition(
+            "MemoryPressure",
+            observed.memory_pressure,
+            memory.0,
+            memory.1,
+        ),
+        condition("DiskPressure", observed.disk_pressure, disk.0, disk.1),
+        condition(
+            "PIDPressure",
+            false,
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
+        match &observed.not_ready {
+            None => condition(
+                "Ready",
+                true,
+                "KubeletReady",
+                "kubelet is posting ready status",
+            ),
+            Some(why) => condition("Ready", false, "KubeletNotReady", why),
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Args;
+    use clap::Parser;
+
+    fn config() -> Config {
+        let args = Args::parse_from([
+            "hpk-kubelet",
+            "--kubeconfig=/k",
+            "--node-name=n1",
+            "--node-ip=10.244.1.0",
+            "--image-store=/s",
+            "--capacity=cpu=2,memory=4Gi",
+        ]);
+        Config::new(args).expect("valid")
+    }
+
+    #[test]
+    fn the_node_offers_what_the_command_line_says_and_110_pods() {
+        let status = status(&config(), &Observed::default(), &[], Timestamp::UNIX_EPOCH);
+        let capacity = status.capacity.expect("capacity");
+        assert_eq!(capacity["cpu"].0, "2");
+        assert_eq!(capacity["memory"].0, "4294967296");
+        assert_eq!(capacity["pods"].0, "110");
+    }
+
+    #[test]
+    fn a_node_without_network_is_not_ready_and_says_why() {
+        let observed = Observed {
+            not_ready: Some("no network".to_owned()),
+            ..Observed::default()
+        };
+        let conditions = conditions(&observed, &[], Timestamp::UNIX_EPOCH);
+        let ready = conditions
+            .iter()
+            .find(|c| c.type_ == "Ready")
+            .expect("Ready");
+        assert_eq!(ready.status, "False");
+        assert_eq!(ready.message.as_deref(), Some("no network"));
+    }
+}

@@ -1,0 +1,81 @@
+//! What is read from the machine for the node's object.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::statvfs::statvfs;
+
+use super::object::Observed;
+use crate::agent::Agent;
+use crate::text;
+
+/// Share of the disk, in percent, that must be free.
+const MIN_FREE_PERCENT: u64 = 5;
+/// Memory that must be available, bytes (the stock kubelet's eviction threshold).
+const MIN_MEMORY: u64 = 100 << 20;
+
+/// Looks at the machine now.
+pub fn observe(agent: &Agent) -> Observed {
+    let args = &agent.config.args;
+    let (disk, free) = disk(&args.root_dir);
+    let not_ready = agent.network.is_configured().err().map(|error| {
+        format!(
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{}",
+            text::chain(&error)
+        )
+    });
+    Observed {
+        machine_id: read("/etc/machine-id"),
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        kernel: read("/proc/sys/kernel/osrelease"),
+        os_image: os_image(),
+        architecture: architecture().to_owned(),
+        not_ready,
+        disk_pressure: disk > 0 && free < disk / 100 * MIN_FREE_PERCENT,
+        memory_pressure: available_memory().is_some_and(|bytes| bytes < MIN_MEMORY),
+        disk,
+    }
+}
+
+/// Go's name for the architecture that this program is built for.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn read(path: &str) -> String {
+    // Details for people; a machine without one of them is still a node.
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn os_image() -> String {
+    let text = read("/etc/os-release");
+    text.lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map(|name| name.trim_matches('"').to_owned())
+        .unwrap_or_else(|| "Linux".to_owned())
+}
+
+/// Size and free bytes.
+fn disk(path: &Path) -> (u64, u64) {
+    match statvfs(path) {
+        Ok(stat) => {
+            let unit = stat.fragment_size();
+            (stat.blocks() * unit, stat.blocks_available() * unit)
+        }
+        Err(_) => (0, 0),
+    }
+}
+
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,338 @@
+//! Starting one container: environment, mounts, spec, bundle; then Create and Start in the shim.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hpk_shim_client::{CreateRequest, Mount, Shim, Stdio};
+use k8s_openapi::api::core::v1::{Container, Pod};
+use thiserror::Error;
+
+use super::paths::Paths;
+use super::record::SandboxRecord;
+use super::sandbox::{cgroup_path, write_json};
+use crate::agent::Agent;
+use crate::env::{self, Objects, Reference};
+use crate::images::Ready;
+use crate::spec::mounts::PodFiles;
+use crate::spec::{self, Inputs};
+use crate::volumes::Mounted;
+use crate::{api, text};
+
+/// Why a container didn't start.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Fetch(#[from] api::Error),
+    #[error(transparent)]
+    Env(#[from] env::Error),
+    #[error(transparent)]
+    User(#[from] hpk_images::user::Error),
+    #[error(transparent)]
+    Spec(#[from] spec::Error),
+    #[error("can't {action} {path}")]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Bundle(#[from] super::sandbox::Error),
+    #[error("failed to create container {container:?}")]
+    Create {
+        container: String,
+        #[source]
+        source: hpk_shim_client::Error,
+    },
+    #[error("failed to start container {container:?}")]
+    Start {
+        container: String,
+        #[source]
+        source: hpk_shim_client::Error,
+    },
+}
+
+/// What the pod's status says of a failed start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The spec can't be honoured; nothing was made.
+    Config,
+    /// The node couldn't make it.
+    Node,
+    /// The runtime refused: counts as a run that ended.
+    Runtime,
+}
+
+impl Error {
+    pub fn blame(&self) -> Blame {
+        match self {
+            Error::Fetch(_) | Error::Env(_) | Error::User(_) | Error::Spec(_) => Blame::Config,
+            Error::File { .. } | Error::Bundle(_) => Blame::Node,
+            Error::Create { .. } | Error::Start { .. } => Blame::Runtime,
+        }
+    }
+
+    /// For people.
+    pub fn message(&self) -> String {
+        match self {
+            Error::Create { source, .. } | Error::Start { source, .. } => {
+                let what = self.to_string();
+                match source.shim_message() {
+                    Some(said) => format!("{what}: {said}"),
+                    None => text::chain(self),
+                }
+            }
+            _ => text::chain(self),
+        }
+    }
+}
+
+/// Everything a start needs; taken along by the task that does it.
+#[derive(Debug, Clone)]
+pub struct Start {
+    pub pod: Arc<Pod>,
+    pub container: Container,
+    pub image: Arc<Ready>,
+    pub volumes: Arc<Mounted>,
+    pub sandbox: SandboxRecord,
+    pub paths: Paths,
+    pub id: String,
+    pub attempt: u32,
+    pub log: PathBuf,
+}
+
+/// Creates and starts the container; its pid.
+pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Error> {
+    let objects = fetch(agent, &wanted.pod, &wanted.container).await?;
+    let bundle = wanted.paths.bundle(&wanted.id);
+    let rootfs = write_bundle(agent, wanted, &objects, &bundle)?;
+    let logger = logger_uri(agent, &wanted.log);
+    let terminal = wanted.container.tty.unwrap_or(false);
+    let request = CreateRequest {
+        id: wanted.id.clone(),
+        bundle,
+        rootfs,
+        stdio: Stdio {
+            stdin: String::new(),
+            stdout: logger.clone(),
+            stderr: if terminal { String::new() } else { logger },
+            terminal,
+        },
+    };
+    let container = &wanted.container.name;
+    let failed = |source| Error::Create {
+        container: container.clone(),
+        source,
+    };
+    let pid = shim.create(request).await.map_err(failed)?;
+    if let Err(source) = shim.start_task(&wanted.id, "").await {
+        // Created but not started: deleted, so that its mounts go.
+        super::sandbox::end_container(shim, &wanted.id).await;
+        return Err(Error::Start {
+            container: container.clone(),
+            source,
+        });
+    }
+    Ok(pid)
+}
+
+/// `binary://` and the logger's arguments: containerd gives each key and value to it in argv.
+fn logger_uri(agent: &Agent, log: &Path) -> String {
+    let args = &agent.config.args;
+    format!(
+        "binary://{}?path={}&max-size={}&max-files={}",
+        args.logger.display(),
+        query_escape(&log.to_string_lossy()),
+        args.container_log_max_size,
+        args.container_log_max_files
+    )
+}
+
+fn query_escape(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+async fn fetch(agent: &Agent, pod: &Pod, container: &Container) -> Result<Objects, Error> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut objects = Objects {
+        config_maps: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+    };
+    for reference in env::references(container) {
+        match reference {
+            Reference::ConfigMap(name) => {
+                if let Some(map) = agent.reader.config_map(namespace, &name).await? {
+                    objects.config_maps.insert(name, map);
+                }
+            }
+            Reference::Secret(name) => {
+                if let Some(secret) = agent.reader.secret(namespace, &name).await? {
+                    objects.secrets.insert(name, secret);
+                }
+            }
+        }
+    }
+    Ok(objects)
+}
+
+fn write_bundle(
+    agent: &Agent,
+    wanted: &Start,
+    objects: &Objects,
+    bundle: &Path,
+) -> Result<Vec<Mount>, Error> {
+    let Start {
+        pod,
+        container,
+        image,
+        sandbox,
+        paths,
+        ..
+    } = wanted;
+    let services: Vec<_> = agent
+        .services
+        .state()
+        .iter()
+        .map(|service| service.as_ref().clone())
+        .collect();
+    let facts = agent.facts_for(&sandbox.ips);
+    let env = env::plan(pod, container, &services, objects, &facts)?;
+    let lookup = |name: &str| {
+        let found = env.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.clone())
+    };
+    let image_user = image
+        .config
+        .config()
+        .as_ref()
+        .and_then(|config| config.user().clone())
+        .unwrap_or_default();
+    let asked = spec::process::user_to_resolve(pod, container, &image_user);
+    let found = hpk_images::user::resolve(&image.lower, &asked)?;
+    let user = spec::process::user(pod, container, found).map_err(spec::Error::from)?;
+
+    let message = paths.termination_message(&container.name, wanted.attempt);
+    create_file(&message, 0o666)?;
+    create_parent(&wanted.log)?;
+    let files = PodFiles {
+        hosts: paths.etc("hosts"),
+        hostname: paths.etc("hostname"),
+        resolv_conf: paths.etc("resolv.conf"),
+        shm: paths.shm(),
+        termination_message: message,
+    };
+    let mounts = spec::mounts::of_container(container, &files, &wanted.volumes, &lookup)
+        .map_err(spec::Error::from)?;
+    let view = spec::Sandbox {
+        id: sandbox.id.clone(),
+        pid: sandbox.pid,
+        netns: sandbox.netns.clone(),
+    };
+    let spec = spec::container(Inputs {
+        pod,
+        container,
+        image: &image.config,
+        user: &user,
+        env: &env,
+        mounts,
+        sandbox: &view,
+        host: &agent.host,
+        cgroup: cgroup_path(&wanted.id),
+    })?;
+    let rootfs = bundle.join("rootfs");
+    create_dir(&rootfs)?;
+    write_json(&bundle.join("config.json"), &spec)?;
+    let layer = paths.layer(&wanted.id);
+    let (upper, work) = (layer.join("upper"), layer.join("work"));
+    create_dir(&upper)?;
+    create_dir(&work)?;
+    Ok(crate::images::rootfs_mounts(&image.lower, &upper, &work))
+}
+
+fn create_dir(path: &Path) -> Result<(), Error> {
+    fs::create_dir_all(path).map_err(|source| Error::File {
+        action: "create",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn create_parent(path: &Path) -> Result<(), Error> {
+    path.parent().map_or(Ok(()), create_dir)
+}
+
+fn create_file(path: &Path, mode: u32) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    create_parent(path)?;
+    let made = fs::File::create(path)
+        .and_then(|file| file.set_permissions(fs::Permissions::from_mode(mode)));
+    made.map_err(|source| Error::File {
+        action: "create",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Bytes of a termination message that are shown (Kubernetes' limits).
+const MAX_MESSAGE: usize = 4096;
+/// Bytes and lines of the log that stand in for it.
+const MAX_FALLBACK: usize = 2048;
+const MAX_FALLBACK_LINES: usize = 80;
+
+/// What the container left as its termination message, or, where it asks for that and failed, the
+/// end of its log.
+pub fn termination_message(message: &Path, log: &Path, fallback: bool) -> String {
+    let text = fs::read(message).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_MESSAGE)]).into_owned();
+    if !text.is_empty() || !fallback {
+        return text;
+    }
+    let log = fs::read(log).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(64 * 1024)..]).into_owned();
+    let lines: Vec<&str> = tail
+        .lines()
+        .filter_map(|line| line.splitn(4, ' ').nth(3))
+        .collect();
+    let from = lines.len().saturating_sub(MAX_FALLBACK_LINES);
+    let text = lines[from..].join("\n");
+    let mut start = text.len().saturating_sub(MAX_FALLBACK);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text[start..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_falls_back_on_the_end_of_the_log() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (message, log) = (dir.path().join("m"), dir.path().join("l"));
+        fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr F two\n",
+        )
+        .expect("log");
+        assert_eq!(termination_message(&message, &log, true), "one\ntwo");
+        assert_eq!(termination_message(&message, &log, false), "");
+        fs::write(&message, "own").expect("message");
+        assert_eq!(termination_message(&message, &log, true), "own");
+    }
+
+    #[test]
+    fn log_paths_survive_the_query_string() {
+        assert_eq!(query_escape("/a b&c"), "/a%20b%26c");
+    }
+}

@@ -1,0 +1,154 @@
+//! Ending one container: preStop hook, SIGTERM, and when its time is over SIGKILL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::agent::Agent;
+use crate::events;
+use crate::exec::Target;
+use crate::{hooks, text};
+
+/// At least this much is left to the program after its preStop hook (as the stock kubelet).
+const AFTER_HOOK: SignedDuration = SignedDuration::from_secs(2);
+
+/// Whom to end, and how.
+#[derive(Debug)]
+pub struct Kill {
+    pub agent: Arc<Agent>,
+    pub pod: Arc<Pod>,
+    pub container: Container,
+    pub init: bool,
+    pub target: Target,
+    pub pod_ip: String,
+    /// Signal the image or the pod asks to be stopped with.
+    pub stop_signal: Option<String>,
+    /// When it is killed; may move nearer.
+    pub deadline: watch::Receiver<Timestamp>,
+}
+
+/// Ends the container. Returns once SIGKILL was sent and sent again; the exit itself is seen by
+/// whoever waits for the container, who then drops this task.
+pub async fn stop(mut kill: Kill) {
+    run_hook(&kill).await;
+    let signal = stop_signal(kill.stop_signal.as_deref());
+    signal_container(&kill.target, signal, false).await;
+    let started = Timestamp::now();
+    loop {
+        let deadline = *kill.deadline.borrow_and_update();
+        let floor = started.checked_add(AFTER_HOOK).unwrap_or(deadline);
+        // Only a hook may have eaten the time: without one the deadline stands as it is.
+        let end = if has_hook(&kill.container) {
+            deadline.max(floor)
+        } else {
+            deadline
+        };
+        let left = Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default();
+        tokio::select! {
+            () = tokio::time::sleep(left) => break,
+            changed = kill.deadline.changed() => if changed.is_err() { break },
+        }
+    }
+    loop {
+        signal_container(&kill.target, 9, true).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        warn!(
+            container = kill.target.id,
+            "still there after SIGKILL; again"
+        );
+    }
+}
+
+fn has_hook(container: &Container) -> bool {
+    let lifecycle = container.lifecycle.as_ref();
+    lifecycle.is_some_and(|lifecycle| lifecycle.pre_stop.is_some())
+}
+
+async fn run_hook(kill: &Kill) {
+    let lifecycle = kill.container.lifecycle.as_ref();
+    let Some(hook) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref()) else {
+        return;
+    };
+    let mut deadline = kill.deadline.clone();
+    let limit = async {
+        loop {
+            let end = *deadline.borrow_and_update();
+            let left = Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default();
+            tokio::select! {
+                () = tokio::time::sleep(left) => return,
+                changed = deadline.changed() => if changed.is_err() { return },
+            }
+        }
+    };
+    let never = Duration::from_secs(24 * 3600);
+    let work = hooks::run(&kill.target, &kill.container, &kill.pod_ip, hook, never);
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        () = limit => return,
+    };
+    if let Err(error) = outcome {
+        debug!(
+            container = kill.container.name,
+            error = text::chain(&error),
+            "preStop hook failed"
+        );
+        kill.agent.recorder.container(
+            &kill.pod,
+            &kill.container.name,
+            kill.init,
+            events::Kind::Warning,
+            "FailedPreStopHook",
+            "PreStopHook failed".to_owned(),
+        );
+    }
+}
+
+async fn signal_container(target: &Target, signal: u32, all: bool) {
+    match target.shim.kill(&target.id, "", signal, all).await {
+        Err(error) if error.is_not_found() || error.is_failed_precondition() => {}
+        Err(error) => debug!(
+            container = target.id,
+            signal,
+            error = text::chain(&error),
+            "can't signal the container"
+        ),
+        Ok(()) => {}
+    }
+}
+
+/// `SIGQUIT`, `QUIT` or `3` as a number; SIGTERM where nothing or nonsense is said.
+fn stop_signal(name: Option<&str>) -> u32 {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return 15;
+    };
+    if let Ok(number) = name.parse() {
+        return number;
+    }
+    let long = if name.starts_with("SIG") {
+        name.to_owned()
+    } else {
+        format!("SIG{name}")
+    };
+    let known: Option<nix::sys::signal::Signal> = long.parse().ok();
+    known
+        .and_then(|signal| u32::try_from(signal as i32).ok())
+        .unwrap_or(15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_may_ask_for_another_signal() {
+        assert_eq!(stop_signal(Some("SIGQUIT")), 3);
+        assert_eq!(stop_signal(Some("INT")), 2);
+        assert_eq!(stop_signal(Some("10")), 10);
+        assert_eq!(stop_signal(Some("nonsense")), 15);
+        assert_eq!(stop_signal(None), 15);
+    }
+}

@@ -1,0 +1,23 @@
+//! Pods on this node.
+//!
+//! - `state`: a pod's life as a table of legal moves
+//! - `phase`: what is to be done next in each state (pure)
+//! - `restart`, `admission`: decisions about containers and about the pod (pure)
+//! - `record`: what survives the kubelet; `live`: what doesn't
+//! - `paths`: where a pod's files are
+//! - `sandbox`, `container`, `kill`: doing it, through CNI and shim
+//! - `worker`: one task per pod, which looks, acts, and hears what came of it
+//! - `set`: the watch on the API server, and all workers
+
+pub mod admission;
+pub mod container;
+pub mod kill;
+pub mod live;
+pub mod paths;
+pub mod phase;
+pub mod record;
+pub mod restart;
+pub mod sandbox;
+pub mod set;
+pub mod state;
+pub mod worker;

@@ -1,0 +1,299 @@
+//! What must survive the kubelet's death: one small file per pod, replaced atomically.
+//!
+//! Each step that can't be undone is written here before it is taken, so that a kubelet that died
+//! in between finds what it may have left: a sandbox with its shim, a container being created.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::state::State;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("can't write the pod's state to {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("can't read the pod's state from {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("can't understand the pod's state in {path}")]
+    Parse {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// One pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodRecord {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub state: State,
+    pub start_time: Timestamp,
+    /// Seconds containers get to end, should the pod be gone from the API when we come back.
+    pub grace_seconds: i64,
+    /// Sandboxes made so far.
+    pub sandbox_attempt: u32,
+    pub sandbox: Option<SandboxRecord>,
+    pub containers: BTreeMap<String, ContainerRecord>,
+    /// Why the pod as a whole failed (rejected, deadline).
+    pub verdict: Option<Verdict>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub reason: String,
+    pub message: String,
+}
+
+/// The sandbox, from before it is made until it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    pub id: String,
+    pub bundle: PathBuf,
+    /// None on the host network.
+    pub netns: Option<PathBuf>,
+    /// For the CNI plugins, which want at DEL what they got at ADD.
+    pub port_mappings: Vec<serde_json::Value>,
+    pub address: Option<String>,
+    pub pid: u32,
+    pub ips: Vec<String>,
+    pub ready: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// The last started.
+    pub current: Option<Instance>,
+    /// The one before.
+    pub previous: Option<Instance>,
+    /// Seconds to wait before the next start; 0 before the first restart.
+    pub backoff_seconds: u32,
+    pub backoff_set: Option<Timestamp>,
+}
+
+/// One run of a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Instance {
+    pub id: String,
+    /// 0, 1, … : the restart count.
+    pub attempt: u32,
+    /// Which sandbox it ran in ([`PodRecord::sandbox_attempt`]).
+    pub sandbox: u32,
+    pub image: String,
+    pub image_id: String,
+    pub log: PathBuf,
+    pub bundle: PathBuf,
+    pub started_at: Option<Timestamp>,
+    pub exit: Option<Exit>,
+    /// What the image asks to be stopped with, e.g. `SIGQUIT`.
+    pub stop_signal: Option<String>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub code: i32,
+    pub reason: String,
+    pub message: String,
+    pub at: Timestamp,
+}
+
+impl Instance {
+    pub fn is_running(&self) -> bool {
+        self.started_at.is_some() && self.exit.is_none()
+    }
+}
+
+impl ContainerRecord {
+    pub fn is_running(&self) -> bool {
+        self.current.as_ref().is_some_and(Instance::is_running)
+    }
+
+    pub fn exit(&self) -> Option<&Exit> {
+        self.current.as_ref()?.exit.as_ref()
+    }
+
+    /// The restart count that the next run will have.
+    pub fn next_attempt(&self) -> u32 {
+        self.current
+            .as_ref()
+            .map_or(0, |instance| instance.attempt + 1)
+    }
+}
+
+impl PodRecord {
+    /// A pod never seen here. What its status says of an earlier life on this node (whose /run is
+    /// gone) is taken over: restart counts go on, and what had ended stays ended.
+    pub fn new(pod: &Pod, now: Timestamp) -> Self {
+        let meta = &pod.metadata;
+        let status = pod.status.as_ref();
+        let mut containers = BTreeMap::new();
+        let statuses = status
+            .and_then(|s| s.container_statuses.as_ref())
+            .into_iter()
+            .flatten();
+        for status in statuses {
+            if let Some(current) = from_status(status, now) {
+                let record = ContainerRecord {
+                    current: Some(current),
+                    ..ContainerRecord::default()
+                };
+                containers.insert(status.name.clone(), record);
+            }
+        }
+        let start_time = status
+            .and_then(|s| s.start_time.as_ref())
+            .map_or(now, |time| time.0);
+        Self {
+            uid: meta.uid.clone().unwrap_or_default(),
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            state: State::Pending,
+            start_time,
+            grace_seconds: pod
+                .spec
+                .as_ref()
+                .and_then(|s| s.termination_grace_period_seconds)
+                .unwrap_or(30),
+            sandbox_attempt: 0,
+            sandbox: None,
+            containers,
+            verdict: None,
+        }
+    }
+
+    pub fn container(&mut self, name: &str) -> &mut ContainerRecord {
+        self.containers.entry(name.to_owned()).or_default()
+    }
+
+    fn path(dir: &Path) -> PathBuf {
+        dir.join("pod.json")
+    }
+
+    /// Replaces the pod's file in `dir`: the old content or the new, never half.
+    pub fn save(&self, dir: &Path) -> Result<(), Error> {
+        let path = Self::path(dir);
+        let write = |source| Error::Write {
+            path: path.clone(),
+            source,
+        };
+        let text = serde_json::to_vec(self).map_err(|error| write(error.into()))?;
+        let next = dir.join(".pod.json.new");
+        fs::write(&next, text).map_err(write)?;
+        fs::rename(&next, &path).map_err(write)
+    }
+
+    /// None if the folder holds no pod's file.
+    pub fn load(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = Self::path(dir);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| Error::Parse { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Read { path, source }),
+        }
+    }
+}
+
+/// An ended run, made from what the API server still says of it.
+fn from_status(status: &ContainerStatus, now: Timestamp) -> Option<Instance> {
+    let state = status.state.as_ref()?;
+    let exit = match (&state.terminated, &state.running) {
+        (Some(ended), _) => Exit {
+            code: ended.exit_code,
+            reason: ended.reason.clone().unwrap_or_default(),
+            message: ended.message.clone().unwrap_or_default(),
+            at: ended.finished_at.as_ref().map_or(now, |time| time.0),
+        },
+        (None, Some(_)) => lost(now),
+        // Waiting for its next run: the last one is in lastState.
+        (None, None) => {
+            let ended = status.last_state.as_ref()?.terminated.as_ref()?;
+            Exit {
+                code: ended.exit_code,
+                reason: ended.reason.clone().unwrap_or_default(),
+                message: ended.message.clone().unwrap_or_default(),
+                at: ended.finished_at.as_ref().map_or(now, |time| time.0),
+            }
+        }
+    };
+    Some(Instance {
+        id: status
+            .container_id
+            .as_deref()
+            .and_then(|id| id.strip_prefix("hpk://"))
+            .unwrap_or_default()
+            .to_owned(),
+        attempt: u32::try_from(status.restart_count).unwrap_or(0),
+        sandbox: 0,
+        image: status.image.clone(),
+        image_id: status.image_id.clone(),
+        log: PathBuf::new(),
+        bundle: PathBuf::new(),
+        started_at: Some(now),
+        exit: Some(exit),
+        stop_signal: None,
+    })
+}
+
+/// The end of a run that nobody saw.
+pub fn lost(now: Timestamp) -> Exit {
+    Exit {
+        code: 137,
+        reason: "ContainerStatusUnknown".to_owned(),
+        message: "The container could not be located when the pod was terminated".to_owned(),
+        at: now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_record_comes_back_as_it_was_saved() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let record = PodRecord::new(&Pod::default(), Timestamp::UNIX_EPOCH);
+        record.save(dir.path()).expect("saved");
+        assert_eq!(PodRecord::load(dir.path()).expect("loaded"), Some(record));
+    }
+
+    #[test]
+    fn a_torn_file_is_an_error_and_not_an_empty_record() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::write(dir.path().join("pod.json"), "{").expect("write");
+        assert!(matches!(
+            PodRecord::load(dir.path()),
+            Err(Error::Parse { .. })
+        ));
+    }
+
+    #[test]
+    fn an_earlier_life_goes_on_counting() {
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {}, "status": {"containerStatuses": [
+            {"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 3,
+             "state": {"running": {}}}]}}))
+            .expect("pod");
+        let record = PodRecord::new(&pod, Timestamp::UNIX_EPOCH);
+        assert_eq!(record.containers["c"].next_attempt(), 4);
+    }
+}

@@ -1,0 +1,220 @@
+//! Whether and when a container that ended runs again. Pure.
+//! Source: Kubernetes, "Pod Lifecycle, Container restarts"; pkg/kubelet/kuberuntime.
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::record::ContainerRecord;
+
+/// First wait, seconds; doubled by each restart.
+const INITIAL: u32 = 10;
+/// Longest wait, seconds.
+const MAX: u32 = 300;
+/// A restart this long after the one before starts again from the first wait.
+const FORGET: SignedDuration = SignedDuration::from_secs(600);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// Which of the pod's lists a container is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Init,
+    /// An init container with restartPolicy Always: runs beside the others.
+    Sidecar,
+    App,
+}
+
+impl Policy {
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            Some("OnFailure") => Policy::OnFailure,
+            Some("Never") => Policy::Never,
+            _ => Policy::Always,
+        }
+    }
+
+    pub fn of_pod(spec: &PodSpec) -> Self {
+        Self::parse(spec.restart_policy.as_deref())
+    }
+}
+
+/// The role of an init container.
+pub fn init_role(container: &Container) -> Role {
+    if container.restart_policy.as_deref() == Some("Always") {
+        Role::Sidecar
+    } else {
+        Role::Init
+    }
+}
+
+/// What holds for one container: its own restartPolicy, else what its role makes of the pod's.
+pub fn policy(spec: &PodSpec, container: &Container, role: Role) -> Policy {
+    match role {
+        Role::Sidecar => Policy::Always,
+        Role::Init => match container.restart_policy.as_deref() {
+            Some(own) => Policy::parse(Some(own)),
+            // An init container that succeeded has done its work.
+            None => match Policy::of_pod(spec) {
+                Policy::Always | Policy::OnFailure => Policy::OnFailure,
+                Policy::Never => Policy::Never,
+            },
+        },
+        Role::App => match container.restart_policy.as_deref() {
+            Some(own) => Policy::parse(Some(own)),
+            None => Policy::of_pod(spec),
+        },
+    }
+}
+
+/// What to do about a container that doesn't run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    Start,
+    /// Back-off: not before this time.
+    Wait {
+        until: Timestamp,
+        seconds: u32,
+    },
+    /// It stays ended.
+    Done,
+}
+
+/// Decides from how the last run ended.
+pub fn next(record: &ContainerRecord, policy: Policy, now: Timestamp) -> Next {
+    let Some(exit) = record.exit() else {
+        return Next::Start;
+    };
+    let again = match policy {
+        Policy::Always => true,
+        Policy::OnFailure => exit.code != 0,
+        Policy::Never => false,
+    };
+    if !again {
+        return Next::Done;
+    }
+    if record.backoff_seconds == 0 || is_forgotten(record, now) {
+        return Next::Start;
+    }
+    let wait = SignedDuration::from_secs(i64::from(record.backoff_seconds));
+    let until = exit.at.checked_add(wait).unwrap_or(now);
+    if now >= until {
+        Next::Start
+    } else {
+        Next::Wait {
+            until,
+            seconds: record.backoff_seconds,
+        }
+    }
+}
+
+/// Called at each restart: the wait before the one after it.
+pub fn raise_backoff(record: &mut ContainerRecord, now: Timestamp) {
+    record.backoff_seconds = if record.backoff_seconds == 0 || is_forgotten(record, now) {
+        INITIAL
+    } else {
+        (record.backoff_seconds * 2).min(MAX)
+    };
+    record.backoff_set = Some(now);
+}
+
+fn is_forgotten(record: &ContainerRecord, now: Timestamp) -> bool {
+    record
+        .backoff_set
+        .is_some_and(|set| now.duration_since(set) > FORGET)
+}
+
+/// `10s`, `2m40s`: as Go prints durations, which users know from statuses.
+pub fn go_duration(seconds: u32) -> String {
+    match (seconds / 60, seconds % 60) {
+        (0, s) => format!("{s}s"),
+        (m, s) => format!("{m}m{s}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{Exit, Instance};
+    use super::*;
+    use std::path::PathBuf;
+
+    fn ended(code: i32, at: i64) -> ContainerRecord {
+        let exit = Exit {
+            code,
+            reason: String::new(),
+            message: String::new(),
+            at: second(at),
+        };
+        let instance = Instance {
+            id: String::new(),
+            attempt: 0,
+            sandbox: 0,
+            image: String::new(),
+            image_id: String::new(),
+            log: PathBuf::new(),
+            bundle: PathBuf::new(),
+            started_at: None,
+            exit: Some(exit),
+            stop_signal: None,
+        };
+        ContainerRecord {
+            current: Some(instance),
+            ..ContainerRecord::default()
+        }
+    }
+
+    fn second(at: i64) -> Timestamp {
+        Timestamp::from_second(at).expect("in range")
+    }
+
+    #[test]
+    fn the_first_restart_is_immediate_and_the_second_waits() {
+        let mut record = ended(1, 100);
+        assert_eq!(next(&record, Policy::Always, second(100)), Next::Start);
+        raise_backoff(&mut record, second(100));
+        let wait = Next::Wait {
+            until: second(110),
+            seconds: 10,
+        };
+        assert_eq!(next(&record, Policy::Always, second(101)), wait);
+        assert_eq!(next(&record, Policy::Always, second(110)), Next::Start);
+    }
+
+    #[test]
+    fn waits_double_up_to_five_minutes() {
+        let mut record = ended(1, 0);
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            raise_backoff(&mut record, second(1));
+            waits.push(record.backoff_seconds);
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
+    }
+
+    #[test]
+    fn a_long_run_is_forgiven() {
+        let mut record = ended(1, 1000);
+        record.backoff_seconds = 300;
+        record.backoff_set = Some(second(100));
+        assert_eq!(next(&record, Policy::Always, second(1000)), Next::Start);
+        raise_backoff(&mut record, second(1000));
+        assert_eq!(record.backoff_seconds, 10);
+    }
+
+    #[test]
+    fn success_ends_a_container_unless_it_always_runs() {
+        assert_eq!(next(&ended(0, 1), Policy::OnFailure, second(1)), Next::Done);
+        assert_eq!(next(&ended(1, 1), Policy::Never, second(1)), Next::Done);
+        assert_eq!(next(&ended(0, 1), Policy::Always, second(1)), Next::Start);
+    }
+
+    #[test]
+    fn durations_read_as_in_go() {
+        assert_eq!(go_duration(10), "10s");
+        assert_eq!(go_duration(160), "2m40s");
+    }
+}

@@ -1,0 +1,94 @@
+//! What a worker tells users, in the stock kubelet's words.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::Worker;
+use crate::events::{Kind, Recorder};
+use crate::images::Witness;
+
+impl Worker {
+    pub(super) fn tell(&self, kind: Kind, reason: &str, message: String) {
+        self.agent.recorder.pod(&self.pod, kind, reason, message);
+    }
+
+    pub(super) fn tell_of(&self, container: &str, kind: Kind, reason: &str, message: String) {
+        let init = self.is_init(container);
+        self.agent
+            .recorder
+            .container(&self.pod, container, init, kind, reason, message);
+    }
+}
+
+/// Tells of a pull as it goes.
+#[derive(Debug)]
+pub(super) struct PullWitness {
+    pub recorder: Recorder,
+    pub pod: Arc<Pod>,
+    pub container: String,
+    pub init: bool,
+    pub image: String,
+}
+
+impl PullWitness {
+    fn tell(&self, reason: &str, message: String) {
+        self.recorder.container(
+            &self.pod,
+            &self.container,
+            self.init,
+            Kind::Normal,
+            reason,
+            message,
+        );
+    }
+}
+
+impl Witness for PullWitness {
+    fn pulling(&self) {
+        self.tell("Pulling", format!("Pulling image {:?}", self.image));
+    }
+
+    fn present(&self) {
+        let image = &self.image;
+        let message = format!(
+            "Container image {image:?} already present on machine and can be accessed by the pod"
+        );
+        self.tell("Pulled", message);
+    }
+
+    fn pulled(&self, took: Duration, size: u64) {
+        let image = &self.image;
+        let took = go_duration(took);
+        self.tell(
+            "Pulled",
+            format!(
+                "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
+            ),
+        );
+    }
+}
+
+/// `850ms`, `1.234s`: as Go prints durations rounded to milliseconds.
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis < 1000 {
+        format!("{millis}ms")
+    } else {
+        let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
+        format!("{}s", seconds.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_in_go() {
+        assert_eq!(go_duration(Duration::from_millis(850)), "850ms");
+        assert_eq!(go_duration(Duration::from_millis(1230)), "1.23s");
+        assert_eq!(go_duration(Duration::from_secs(2)), "2s");
+    }
+}

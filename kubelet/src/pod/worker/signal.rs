@@ -1,0 +1,67 @@
+//! What a worker may hear.
+
+use std::sync::Arc;
+
+use hpk_shim_client::ExitStatus;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::images;
+use crate::pod::container;
+use crate::pod::sandbox;
+use crate::probes;
+use crate::volumes::{MountError, Mounted};
+
+/// News for a worker: from the API server, or of work that it has started.
+#[derive(Debug)]
+pub enum Signal {
+    /// The pod as the API server has it now.
+    Spec(Arc<Pod>),
+    /// The API server has it no more.
+    Gone,
+    Mounted(Result<Mounted, MountError>),
+    SandboxMade(Result<sandbox::Created, sandbox::Error>),
+    /// The sandbox ended by itself.
+    SandboxEnded {
+        id: String,
+    },
+    SandboxRemoved(Result<(), sandbox::Error>),
+    Pulled {
+        container: String,
+        image: Result<images::Ready, images::Error>,
+    },
+    Started {
+        container: String,
+        id: String,
+        outcome: Result<u32, container::Error>,
+    },
+    /// The postStart hook is over.
+    HookDone {
+        container: String,
+        id: String,
+        succeeded: bool,
+    },
+    /// A container ended; no status if nobody knows how.
+    Ended {
+        container: String,
+        id: String,
+        status: Option<ExitStatus>,
+    },
+    Probe(probes::News),
+    /// The pod's files are gone.
+    Cleared(Result<(), std::io::Error>),
+    /// The API object was deleted, or was gone already.
+    Deleted(Result<Existence, kube::Error>),
+}
+
+/// Whether the API server still had the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existence {
+    Deleted,
+    WasGone,
+}
+
+impl From<probes::News> for Signal {
+    fn from(news: probes::News) -> Self {
+        Signal::Probe(news)
+    }
+}

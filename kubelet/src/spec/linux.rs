@@ -1,0 +1,160 @@
+//! Namespaces, limits and hidden paths.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxResources, LinuxResourcesBuilder,
+};
+
+use super::Sandbox;
+use crate::qos;
+
+fn namespace(
+    kind: LinuxNamespaceType,
+    path: Option<PathBuf>,
+) -> Result<LinuxNamespace, OciSpecError> {
+    let builder = LinuxNamespaceBuilder::default().typ(kind);
+    match path {
+        Some(path) => builder.path(path).build(),
+        None => builder.build(),
+    }
+}
+
+fn flag(pod: &Pod, of: impl Fn(&k8s_openapi::api::core::v1::PodSpec) -> Option<bool>) -> bool {
+    pod.spec.as_ref().and_then(of).unwrap_or(false)
+}
+
+/// New ones, but the network's, which CNI has filled before, and those shared with the node.
+pub fn sandbox_namespaces(
+    pod: &Pod,
+    sandbox: &Sandbox,
+) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    let mut all = vec![namespace(LinuxNamespaceType::Mount, None)?];
+    if !flag(pod, |spec| spec.host_pid) {
+        all.push(namespace(LinuxNamespaceType::Pid, None)?);
+    }
+    if !flag(pod, |spec| spec.host_ipc) {
+        all.push(namespace(LinuxNamespaceType::Ipc, None)?);
+    }
+    if let Some(netns) = &sandbox.netns {
+        all.push(namespace(LinuxNamespaceType::Network, Some(netns.clone()))?);
+        all.push(namespace(LinuxNamespaceType::Uts, None)?);
+    }
+    Ok(all)
+}
+
+/// The sandbox's network, IPC and UTS namespace (PID on request), and a mount namespace of its own.
+pub fn container_namespaces(
+    pod: &Pod,
+    sandbox: &Sandbox,
+) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    let of_sandbox = |kind: &str| Some(PathBuf::from(format!("/proc/{}/ns/{kind}", sandbox.pid)));
+    let mut all = vec![namespace(LinuxNamespaceType::Mount, None)?];
+    if flag(pod, |spec| spec.share_process_namespace) {
+        all.push(namespace(LinuxNamespaceType::Pid, of_sandbox("pid"))?);
+    } else if !flag(pod, |spec| spec.host_pid) {
+        all.push(namespace(LinuxNamespaceType::Pid, None)?);
+    }
+    if !flag(pod, |spec| spec.host_ipc) {
+        all.push(namespace(LinuxNamespaceType::Ipc, of_sandbox("ipc"))?);
+    }
+    if let Some(netns) = &sandbox.netns {
+        all.push(namespace(LinuxNamespaceType::Network, Some(netns.clone()))?);
+        all.push(namespace(LinuxNamespaceType::Uts, of_sandbox("uts"))?);
+    }
+    Ok(all)
+}
+
+/// CPU and memory as cgroup values. Source: pkg/kubelet/cm/helpers_linux.go.
+pub fn resources(container: &Container) -> Result<LinuxResources, OciSpecError> {
+    let mut cpu = LinuxCpuBuilder::default();
+    let requested = qos::request(container, "cpu").unwrap_or_default().milli();
+    let shares = (requested * 1024 / 1000).clamp(2, 262_144);
+    cpu = cpu.shares(u64::try_from(shares).unwrap_or(2));
+    if let Some(limit) = qos::limit(container, "cpu").filter(|limit| limit.milli() > 0) {
+        let quota = (limit.milli() * 100).max(1000);
+        cpu = cpu
+            .period(100_000u64)
+            .quota(i64::try_from(quota).unwrap_or(i64::MAX));
+    }
+    let mut resources = LinuxResourcesBuilder::default().cpu(cpu.build()?);
+    if let Some(limit) = qos::limit(container, "memory").filter(|limit| limit.milli() > 0) {
+        let bytes = i64::try_from(limit.value()).unwrap_or(i64::MAX);
+        resources = resources.memory(LinuxMemoryBuilder::default().limit(bytes).build()?);
+    }
+    resources.build()
+}
+
+/// Who sets a sysctl: the shim with the sandbox, or we in the network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Sandbox,
+    Network,
+}
+
+/// The pod's sysctls of one side, with containerd's defaults for the network: unprivileged ping and
+/// low ports.
+pub fn sysctls(pod: &Pod, side: Side) -> HashMap<String, String> {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let mut all = HashMap::new();
+    if side == Side::Network {
+        all.insert(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "0".to_owned(),
+        );
+        all.insert("net.ipv4.ping_group_range".to_owned(), "0 65535".to_owned());
+    }
+    for sysctl in context
+        .and_then(|c| c.sysctls.as_ref())
+        .into_iter()
+        .flatten()
+    {
+        let name = sysctl.name.replace('/', ".");
+        if name.starts_with("net.") == (side == Side::Network) {
+            all.insert(name, sysctl.value.clone());
+        }
+    }
+    all
+}
+
+/// securityContext.procMount: Unmasked.
+pub fn unmasked_proc(container: &Container) -> bool {
+    let context = container.security_context.as_ref();
+    context.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked")
+}
+
+/// Hidden from containers, as containerd hides them.
+pub fn masked_paths() -> Vec<String> {
+    [
+        "/proc/acpi",
+        "/proc/asound",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/timer_list",
+        "/proc/timer_stats",
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/sys/firmware",
+        "/sys/devices/virtual/powercap",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// Read-only in containers, as containerd has them.
+pub fn readonly_paths() -> Vec<String> {
+    [
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/irq",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}

@@ -1,0 +1,218 @@
+//! From a pod's spec to OCI runtime specs: pure, tested on values.
+//!
+//! - `process`: arguments, user, capabilities
+//! - `mounts`: what every container has mounted, and its volumes
+//! - `linux`: namespaces, limits, hidden paths
+//! - `files`: `/etc/hosts`, `/etc/resolv.conf`
+//! - here: a sandbox's and a container's whole spec
+
+pub mod files;
+pub mod linux;
+pub mod mounts;
+pub mod process;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use oci_spec::OciSpecError;
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{
+    LinuxBuilder, Mount, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+};
+use thiserror::Error;
+
+use crate::qos;
+
+/// Why a container can't be described (reason CreateContainerConfigError).
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    NoCommand(#[from] hpk_images::process_defaults::NoCommand),
+    #[error(transparent)]
+    Process(#[from] process::Error),
+    #[error(transparent)]
+    Mounts(#[from] mounts::Error),
+    #[error("can't put the OCI spec together")]
+    Oci(#[from] OciSpecError),
+}
+
+/// The node's side of every spec.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Bytes, for oom scores.
+    pub memory: i128,
+    /// The kubelet's own oom_score_adj: a user can't go below it.
+    pub oom_score_floor: i32,
+    /// Capabilities that can be given at all (the bounding set's numbers, capabilities(7)).
+    pub bounding: u64,
+}
+
+/// What of the sandbox its containers join.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    pub id: String,
+    pub pid: u32,
+    /// None on the host network.
+    pub netns: Option<PathBuf>,
+}
+
+/// Everything a container's spec is made of.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    pub pod: &'a Pod,
+    pub container: &'a Container,
+    pub image: &'a ImageConfiguration,
+    /// The user after image, pod and container had their say.
+    pub user: &'a process::User,
+    /// `NAME=value`, from `env`.
+    pub env: &'a [(String, String)],
+    pub mounts: Vec<Mount>,
+    pub sandbox: &'a Sandbox,
+    pub host: &'a Host,
+    /// The cgroup that the container asks for.
+    pub cgroup: PathBuf,
+}
+
+/// Annotations by which a shim groups containers into one process per pod (containerd's CRI names).
+fn annotations(
+    pod: &Pod,
+    kind: &str,
+    sandbox: &str,
+    name: Option<&str>,
+) -> HashMap<String, String> {
+    let meta = &pod.metadata;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let key = |suffix: &str| format!("io.kubernetes.cri.{suffix}");
+    let mut annotations = HashMap::from([
+        (key("container-type"), kind.to_owned()),
+        (key("sandbox-id"), sandbox.to_owned()),
+        (key("sandbox-name"), text(&meta.name)),
+        (key("sandbox-namespace"), text(&meta.namespace)),
+        (key("sandbox-uid"), text(&meta.uid)),
+    ]);
+    if let Some(name) = name {
+        annotations.insert(key("container-name"), name.to_owned());
+    }
+    annotations
+}
+
+/// The spec of a pod's sandbox: one small program that holds the namespaces.
+pub fn sandbox(
+    pod: &Pod,
+    sandbox: &Sandbox,
+    hostname: &str,
+    host: &Host,
+    cgroup: PathBuf,
+) -> Result<Spec, Error> {
+    let process = ProcessBuilder::default()
+        .terminal(false)
+        .user(UserBuilder::default().uid(65535u32).gid(65535u32).build()?)
+        .args(vec!["/pause".to_owned()])
+        .env(vec![format!(
+            "PATH={}",
+            hpk_images::process_defaults::DEFAULT_PATH
+        )])
+        .cwd("/")
+        .no_new_privileges(true)
+        .oom_score_adj((-998).max(host.oom_score_floor))
+        .build()?;
+    let linux = LinuxBuilder::default()
+        .namespaces(linux::sandbox_namespaces(pod, sandbox)?)
+        .cgroups_path(cgroup)
+        .sysctl(linux::sysctls(pod, linux::Side::Sandbox))
+        .masked_paths(linux::masked_paths())
+        .readonly_paths(linux::readonly_paths())
+        .build()?;
+    let mut builder = SpecBuilder::default()
+        .version("1.0.2")
+        .root(
+            RootBuilder::default()
+                .path("rootfs")
+                .readonly(true)
+                .build()?,
+        )
+        .process(process)
+        .mounts(mounts::sandbox()?)
+        .annotations(annotations(pod, "sandbox", &sandbox.id, None))
+        .linux(linux);
+    if sandbox.netns.is_some() {
+        builder = builder.hostname(hostname);
+    }
+    Ok(builder.build()?)
+}
+
+/// The spec of one of the pod's containers.
+pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
+    let Inputs {
+        pod,
+        container,
+        image,
+        sandbox,
+        host,
+        ..
+    } = inputs;
+    let context = container.security_context.as_ref();
+    let privileged = context.and_then(|c| c.privileged) == Some(true);
+    let lookup = |name: &str| {
+        inputs
+            .env
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+    };
+    let defaults = process::defaults(container, image, &lookup)?;
+    let env = process::environment(&defaults, inputs.env, pod, inputs.user);
+    let cwd = match container.working_dir.as_deref() {
+        Some(dir) if !dir.is_empty() => dir.to_owned(),
+        _ => defaults.cwd.clone(),
+    };
+    let class = pod.spec.as_ref().map_or(qos::Class::BestEffort, qos::class);
+    let score = qos::oom_score_adj(class, container, host.memory).max(host.oom_score_floor);
+    let escalation = context.and_then(|c| c.allow_privilege_escalation);
+    let process = ProcessBuilder::default()
+        .terminal(container.tty.unwrap_or(false))
+        .user(inputs.user.to_oci()?)
+        .args(defaults.args)
+        .env(env)
+        .cwd(cwd)
+        .capabilities(process::capabilities(context, host.bounding)?)
+        .no_new_privileges(escalation == Some(false) && !privileged)
+        .oom_score_adj(score)
+        .build()?;
+    let mut linux = LinuxBuilder::default()
+        .namespaces(linux::container_namespaces(pod, sandbox)?)
+        .cgroups_path(inputs.cgroup)
+        .resources(linux::resources(container)?)
+        .masked_paths(Vec::new())
+        .readonly_paths(Vec::new());
+    if !privileged && !linux::unmasked_proc(container) {
+        linux = linux
+            .masked_paths(linux::masked_paths())
+            .readonly_paths(linux::readonly_paths());
+    }
+    let read_only = context.and_then(|c| c.read_only_root_filesystem) == Some(true);
+    let mut all = mounts::base(privileged)?;
+    all.extend(inputs.mounts);
+    Ok(SpecBuilder::default()
+        .version("1.0.2")
+        .root(
+            RootBuilder::default()
+                .path("rootfs")
+                .readonly(read_only)
+                .build()?,
+        )
+        .process(process)
+        .mounts(mounts::in_order(all))
+        .annotations(annotations(
+            pod,
+            "container",
+            &sandbox.id,
+            Some(&container.name),
+        ))
+        .linux(linux.build()?)
+        .build()?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! What a container has mounted: the kernel's file systems, the pod's files, its volumes.
+
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{Mount, MountBuilder};
+use thiserror::Error;
+
+use crate::env::expand::expand;
+use crate::volumes::apply::Mounted;
+use crate::volumes::source;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("container {container} mounts volume {volume:?}, which the pod doesn't have")]
+    NoVolume { container: String, volume: String },
+    #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
+    SubPath {
+        container: String,
+        volume: String,
+        #[source]
+        source: source::Error,
+    },
+    #[error("volume devices are not supported by hpk-kubelet (container {0})")]
+    Devices(String),
+    #[error(transparent)]
+    Oci(#[from] OciSpecError),
+}
+
+fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
+    MountBuilder::default()
+        .typ(kind)
+        .source(source)
+        .destination(target)
+        .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
+        .build()
+}
+
+/// A bind of something on the node.
+pub fn bind(from: &Path, target: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
+    let mut all = vec!["rbind".to_owned()];
+    all.extend(options.iter().map(|o| (*o).to_owned()));
+    MountBuilder::default()
+        .typ("bind")
+        .source(from)
+        .destination(target)
+        .options(all)
+        .build()
+}
+
+const TMPFS_DEV: &[&str] = &["nosuid", "strictatime", "mode=755", "size=65536k"];
+const KERNEL: &[&str] = &["nosuid", "noexec", "nodev"];
+const KERNEL_READ_ONLY: &[&str] = &["nosuid", "noexec", "nodev", "ro"];
+const PTS: &[&str] = &[
+    "nosuid",
+    "noexec",
+    "newinstance",
+    "ptmxmode=0666",
+    "mode=0620",
+    "gid=5",
+];
+
+/// The kernel's file systems, as containerd mounts them.
+pub fn base(privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
+    let sys = if privileged { KERNEL } else { KERNEL_READ_ONLY };
+    Ok(vec![
+        mount("proc", "proc", "/proc", KERNEL)?,
+        mount("tmpfs", "tmpfs", "/dev", TMPFS_DEV)?,
+        mount("devpts", "devpts", "/dev/pts", PTS)?,
+        mount("mqueue", "mqueue", "/dev/mqueue", KERNEL)?,
+        mount("sysfs", "sysfs", "/sys", sys)?,
+        mount(
+            "cgroup",
+            "cgroup",
+            "/sys/fs/cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        )?,
+    ])
+}
+
+/// What the sandbox's only program needs: little.
+pub fn sandbox() -> Result<Vec<Mount>, OciSpecError> {
+    Ok(vec![
+        mount("proc", "proc", "/proc", KERNEL)?,
+        mount("tmpfs", "tmpfs", "/dev", TMPFS_DEV)?,
+        mount("sysfs", "sysfs", "/sys", KERNEL_READ_ONLY)?,
+    ])
+}
+
+/// Files that every container of the pod is given.
+#[derive(Debug, Clone)]
+pub struct PodFiles {
+    pub hosts: PathBuf,
+    pub hostname: PathBuf,
+    pub resolv_conf: PathBuf,
+    /// The pod's common /dev/shm.
+    pub shm: PathBuf,
+    /// The container's own; its path inside is `terminationMessagePath`.
+    pub termination_message: PathBuf,
+}
+
+/// Binds of the pod's files and of the container's volumes. A volume mounted on one of those paths
+/// goes before the file.
+pub fn of_container(
+    container: &Container,
+    files: &PodFiles,
+    volumes: &Mounted,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<Mount>, Error> {
+    if container.volume_devices.iter().flatten().next().is_some() {
+        return Err(Error::Devices(container.name.clone()));
+    }
+    let wanted = container.volume_mounts.as_deref().unwrap_or_default();
+    let mut mounts = Vec::new();
+    for volume in wanted {
+        mounts.push(volume_bind(container, volume, volumes, lookup)?);
+    }
+    let message = container
+        .termination_message_path
+        .as_deref()
+        .filter(|path| !path.is_empty())
+        .unwrap_or("/dev/termination-log");
+    let own = [
+        (&files.hosts, "/etc/hosts"),
+        (&files.hostname, "/etc/hostname"),
+        (&files.resolv_conf, "/etc/resolv.conf"),
+        (&files.shm, "/dev/shm"),
+        (&files.termination_message, message),
+    ];
+    for (from, target) in own {
+        if !wanted
+            .iter()
+            .any(|volume| same_path(&volume.mount_path, target))
+        {
+            mounts.push(bind(from, target, &["rprivate", "rw"])?);
+        }
+    }
+    Ok(mounts)
+}
+
+fn same_path(one: &str, other: &str) -> bool {
+    Path::new(one)
+        .components()
+        .eq(Path::new(other).components())
+}
+
+fn volume_bind(
+    container: &Container,
+    volume: &VolumeMount,
+    volumes: &Mounted,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Mount, Error> {
+    let root = volumes.get(&volume.name).ok_or_else(|| Error::NoVolume {
+        container: container.name.clone(),
+        volume: volume.name.clone(),
+    })?;
+    let sub_path = match (&volume.sub_path_expr, &volume.sub_path) {
+        (Some(expression), _) if !expression.is_empty() => expand(expression, lookup),
+        (_, Some(path)) => path.clone(),
+        _ => String::new(),
+    };
+    let from = source::resolve(root, &sub_path).map_err(|source| Error::SubPath {
+        container: container.name.clone(),
+        volume: volume.name.clone(),
+        source,
+    })?;
+    let propagation = match volume.mount_propagation.as_deref() {
+        Some("HostToContainer") => "rslave",
+        Some("Bidirectional") => "rshared",
+        _ => "rprivate",
+    };
+    let access = if volume.read_only == Some(true) {
+        "ro"
+    } else {
+        "rw"
+    };
+    // A mount path without a leading slash is taken from the root, as the stock kubelet does.
+    let target = if volume.mount_path.starts_with('/') {
+        volume.mount_path.clone()
+    } else {
+        format!("/{}", volume.mount_path)
+    };
+    Ok(bind(&from, &target, &[propagation, access])?)
+}
+
+/// Shallow targets first, so that none hides one mounted before it; otherwise as given.
+pub fn in_order(mut mounts: Vec<Mount>) -> Vec<Mount> {
+    mounts.sort_by_key(|mount| mount.destination().components().count());
+    mounts
+}

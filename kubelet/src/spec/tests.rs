@@ -1,0 +1,156 @@
+use super::*;
+use oci_spec::runtime::{Capability, LinuxNamespaceType};
+use serde_json::json;
+
+fn host() -> Host {
+    Host {
+        memory: 4 << 30,
+        oom_score_floor: 0,
+        bounding: u64::MAX,
+    }
+}
+
+fn view() -> Sandbox {
+    Sandbox {
+        id: "s1".to_owned(),
+        pid: 42,
+        netns: Some(PathBuf::from("/run/netns/x")),
+    }
+}
+
+fn planned(spec: serde_json::Value, env: &[(String, String)]) -> Spec {
+    let pod: Pod = serde_json::from_value(
+        json!({"metadata": {"name": "web", "namespace": "ns1", "uid": "u1"}, "spec": spec}),
+    )
+    .expect("pod");
+    let image: ImageConfiguration = serde_json::from_value(json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        "config": {"Entrypoint": ["/entry"], "Cmd": ["default"], "Env": ["A=image"]}}))
+    .expect("image");
+    let user = process::User {
+        uid: 1000,
+        gid: 100,
+        additional_gids: vec![100],
+        home: "/home/u".to_owned(),
+    };
+    let parts = pod.spec.clone().expect("spec");
+    container(Inputs {
+        pod: &pod,
+        container: &parts.containers[0],
+        image: &image,
+        user: &user,
+        env,
+        mounts: Vec::new(),
+        sandbox: &view(),
+        host: &host(),
+        cgroup: PathBuf::from("/hpk/x"),
+    })
+    .expect("a spec")
+}
+
+fn process_of(spec: &Spec) -> oci_spec::runtime::Process {
+    spec.process().clone().expect("process")
+}
+
+#[test]
+fn arguments_are_expanded_and_replace_the_images() {
+    let env = [("B".to_owned(), "7".to_owned())];
+    let spec = planned(
+        json!({"containers": [{"name": "c", "args": ["x$(B)"]}]}),
+        &env,
+    );
+    let args = process_of(&spec).args().clone().expect("args");
+    assert_eq!(args, ["/entry", "x7"]);
+}
+
+#[test]
+fn the_pods_variables_go_over_the_images() {
+    let env = [("A".to_owned(), "pod".to_owned())];
+    let spec = planned(json!({"containers": [{"name": "c"}]}), &env);
+    let all = process_of(&spec).env().clone().expect("env");
+    assert!(all.contains(&"A=pod".to_owned()));
+    assert!(all.contains(&"HOSTNAME=web".to_owned()));
+    assert!(all.contains(&"HOME=/home/u".to_owned()));
+}
+
+#[test]
+fn dropped_capabilities_are_gone_and_added_ones_there() {
+    let context = json!({"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}});
+    let spec = planned(
+        json!({"containers": [{"name": "c", "securityContext": context}]}),
+        &[],
+    );
+    let set = process_of(&spec).capabilities().clone().expect("caps");
+    let effective = set.effective().clone().expect("effective");
+    assert_eq!(
+        effective.into_iter().collect::<Vec<_>>(),
+        [Capability::NetAdmin]
+    );
+}
+
+#[test]
+fn containers_join_the_sandboxs_network_and_ipc_but_not_its_pids() {
+    let spec = planned(json!({"containers": [{"name": "c"}]}), &[]);
+    let linux = spec.linux().clone().expect("linux");
+    let namespaces = linux.namespaces().clone().expect("namespaces");
+    let path = |kind: LinuxNamespaceType| {
+        namespaces
+            .iter()
+            .find(|ns| ns.typ() == kind)
+            .and_then(|ns| ns.path().clone())
+    };
+    assert_eq!(
+        path(LinuxNamespaceType::Network),
+        Some("/run/netns/x".into())
+    );
+    assert_eq!(
+        path(LinuxNamespaceType::Ipc),
+        Some("/proc/42/ns/ipc".into())
+    );
+    assert_eq!(path(LinuxNamespaceType::Pid), None);
+}
+
+#[test]
+fn limits_become_cgroup_values() {
+    let resources = json!({"limits": {"cpu": "500m", "memory": "64Mi"}});
+    let spec = planned(
+        json!({"containers": [{"name": "c", "resources": resources}]}),
+        &[],
+    );
+    let linux = spec.linux().clone().expect("linux");
+    let resources = linux.resources().clone().expect("resources");
+    let cpu = resources.cpu().clone().expect("cpu");
+    assert_eq!((cpu.quota(), cpu.shares()), (Some(50_000), Some(512)));
+    assert_eq!(resources.memory().and_then(|m| m.limit()), Some(64 << 20));
+}
+
+#[test]
+fn run_as_non_root_refuses_root() {
+    let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec":
+        {"containers": [{"name": "c"}], "securityContext": {"runAsNonRoot": true}}}))
+    .expect("pod");
+    let root = hpk_images::user::User {
+        uid: 0,
+        gid: 0,
+        additional_gids: Vec::new(),
+        name: None,
+        home: "/".to_owned(),
+    };
+    let spec = pod.spec.clone().expect("spec");
+    assert!(process::user(&pod, &spec.containers[0], root).is_err());
+}
+
+#[test]
+fn the_sandbox_is_marked_for_the_shim() {
+    let spec = sandbox(
+        &Pod::default(),
+        &view(),
+        "web",
+        &host(),
+        PathBuf::from("/hpk/s"),
+    )
+    .expect("spec");
+    let annotations = spec.annotations().clone().expect("annotations");
+    assert_eq!(annotations["io.kubernetes.cri.container-type"], "sandbox");
+    assert_eq!(annotations["io.kubernetes.cri.sandbox-id"], "s1");
+}

@@ -1,0 +1,179 @@
+//! Putting the agent together and running it until it is told to end. Pods outlive it.
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use futures::StreamExt;
+use hpk_shim_client::{Bootstrap, EventKind, serve_events};
+use k8s_openapi::api::core::v1::Service;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::agent::Agent;
+use crate::api::Reader;
+use crate::config::{Args, Config, KUBELET_VERSION};
+use crate::env::Facts;
+use crate::events::{Kind, Recorder};
+use crate::images::Images;
+use crate::network::Network;
+use crate::node::{heartbeat, object, observe, register};
+use crate::pod::{paths, sandbox, set};
+use crate::spec::Host;
+use crate::spec::files::Resolver;
+use crate::text;
+
+/// containerd namespace given to shims: that of the stock kubelet's containers.
+const SHIM_NAMESPACE: &str = "k8s.io";
+
+/// Runs the kubelet.
+pub fn run(args: Args) -> Result<()> {
+    let config = Config::new(args)?;
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let outcome = runtime.block_on(serve(config));
+    // Work in flight is found again from its record: nothing is waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let agent = Arc::new(assemble(config).await?);
+    watch_ooms(&agent)?;
+    sandbox::ensure_pause_rootfs(&agent).context("prepare the sandboxes' root")?;
+    let work = async {
+        let node = register::register(&agent).await;
+        agent.recorder.node(
+            &node,
+            Kind::Normal,
+            "Starting",
+            "Starting kubelet.".to_owned(),
+        );
+        tokio::spawn(heartbeat::run(Arc::clone(&agent), node));
+        if let Err(error) = agent.services.wait_until_ready().await {
+            warn!(%error, "services aren't known");
+        }
+        set::run(Arc::clone(&agent)).await;
+    };
+    tokio::select! {
+        () = work => {}
+        _ = terminate.recv() => info!("told to end; pods go on"),
+        _ = interrupt.recv() => info!("told to end; pods go on"),
+    }
+    Ok(())
+}
+
+async fn assemble(config: Config) -> Result<Agent> {
+    let args = config.args.clone();
+    info!(version = KUBELET_VERSION, node = args.node_name, "starts");
+    for dir in [&args.root_dir, &paths::runs(&config)] {
+        paths::private_dir(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    let client = connect(&args).await?;
+    let images = Images::open(&args).await.context("open the image store")?;
+    let events = args.run_dir.join("shim-events.sock");
+    let bootstrap = Bootstrap::new(&args.runtime, SHIM_NAMESPACE, &events);
+    let resolv_conf = fs::read_to_string(&args.resolv_conf)
+        .with_context(|| format!("read {}", args.resolv_conf.display()))?;
+    let resolver = Resolver {
+        cluster_dns: args.cluster_dns.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        host: resolv_conf,
+    };
+    let mut agent = Agent {
+        reader: Reader::new(client.clone()),
+        recorder: Recorder::start(client.clone(), &args.node_name),
+        network: Network::new(&args),
+        services: watch_services(client.clone()),
+        host: host(&config)?,
+        facts: Facts {
+            node_name: args.node_name.clone(),
+            host_ips: args.node_ip.iter().map(ToString::to_string).collect(),
+            ..Facts::default()
+        },
+        registry: crate::access::Registry::default(),
+        hosts_file: fs::read_to_string("/etc/hosts").context("read /etc/hosts")?,
+        ooms: Mutex::default(),
+        config,
+        client,
+        images,
+        bootstrap,
+        resolver,
+    };
+    agent.facts.allocatable = object::capacity(&agent.config, &observe::observe(&agent));
+    Ok(agent)
+}
+
+async fn connect(args: &Args) -> Result<Client> {
+    let path = args.kubeconfig.display();
+    let file = Kubeconfig::read_from(&args.kubeconfig).with_context(|| format!("read {path}"))?;
+    let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("use {path}"))?;
+    // Watches are silent for minutes; their own timeouts end them.
+    config.read_timeout = None;
+    Client::try_from(config).with_context(|| format!("make a client from {path}"))
+}
+
+fn watch_services(client: Client) -> Store<Service> {
+    let (store, writer) = reflector::store();
+    let api: Api<Service> = Api::all(client);
+    let stream =
+        reflector::reflector(writer, watcher(api, watcher::Config::default())).default_backoff();
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(event) = stream.next().await {
+            if let Err(error) = event {
+                warn!(
+                    error = text::chain(&error),
+                    "the watch on services failed; again"
+                );
+            }
+        }
+    });
+    store
+}
+
+/// Shims tell of processes that the kernel killed for memory; all else they tell is asked anyway.
+fn watch_ooms(agent: &Arc<Agent>) -> Result<()> {
+    let mut events = serve_events(&agent.bootstrap.ttrpc_address).context("serve shims' events")?;
+    let agent = Arc::clone(agent);
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if let EventKind::Oom { id } = event.kind {
+                agent.note_oom(id);
+            }
+        }
+    });
+    Ok(())
+}
+
+fn host(config: &Config) -> Result<Host> {
+    let floor = fs::read_to_string("/proc/self/oom_score_adj").context("read oom_score_adj")?;
+    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let bounding = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .context("find CapBnd in /proc/self/status")?;
+    Ok(Host {
+        memory: config
+            .capacity
+            .get("memory")
+            .map_or(0, |quantity| quantity.value()),
+        oom_score_floor: floor.trim().parse().context("parse oom_score_adj")?,
+        bounding,
+    })
+}

@@ -1,0 +1,180 @@
+//! The pod's conditions. Source: pkg/kubelet/status/generate.go.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Inputs, Phase};
+use crate::pod::restart::{Role, init_role};
+
+/// A condition before its times are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Draft {
+    kind: &'static str,
+    status: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+fn good(kind: &'static str) -> Draft {
+    Draft {
+        kind,
+        status: true,
+        reason: None,
+        message: None,
+    }
+}
+
+fn bad(kind: &'static str, reason: &'static str, message: Option<String>) -> Draft {
+    Draft {
+        kind,
+        status: false,
+        reason: Some(reason),
+        message,
+    }
+}
+
+/// Ours in the order of the stock kubelet, then those that others have set.
+pub fn compute(
+    inputs: &Inputs<'_>,
+    phase: Phase,
+    init: &[ContainerStatus],
+    apps: &[ContainerStatus],
+) -> Vec<PodCondition> {
+    let old = inputs
+        .pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.clone())
+        .unwrap_or_default();
+    let mut drafts = drafts(inputs, phase, init, apps, &old);
+    if !old
+        .iter()
+        .any(|condition| condition.type_ == "PodScheduled")
+    {
+        drafts.push(good("PodScheduled"));
+    }
+    let mut conditions: Vec<PodCondition> = drafts
+        .into_iter()
+        .map(|draft| with_times(inputs, draft, &old))
+        .collect();
+    let others: Vec<PodCondition> = old
+        .into_iter()
+        .filter(|other| !conditions.iter().any(|ours| ours.type_ == other.type_))
+        .collect();
+    conditions.extend(others);
+    conditions
+}
+
+fn drafts(
+    inputs: &Inputs<'_>,
+    phase: Phase,
+    init: &[ContainerStatus],
+    apps: &[ContainerStatus],
+    old: &[PodCondition],
+) -> Vec<Draft> {
+    let sandbox = inputs.record.sandbox.as_ref().is_some_and(|s| s.ready);
+    let to_start = if sandbox {
+        good("PodReadyToStartContainers")
+    } else {
+        Draft {
+            kind: "PodReadyToStartContainers",
+            status: false,
+            reason: None,
+            message: None,
+        }
+    };
+    let initialized = initialized(inputs, phase, init, apps);
+    let containers = containers_ready(inputs, phase, apps);
+    let mut ready = Draft {
+        kind: "Ready",
+        ..containers.clone()
+    };
+    let gates = inputs.spec.readiness_gates.iter().flatten();
+    let closed: Vec<&str> = gates
+        .filter(|gate| {
+            !old.iter()
+                .any(|c| c.type_ == gate.condition_type && c.status == "True")
+        })
+        .map(|gate| gate.condition_type.as_str())
+        .collect();
+    if ready.status && !closed.is_empty() {
+        let message = format!("the status of pod readiness gate {closed:?} is not \"True\"");
+        ready = bad("Ready", "ReadinessGatesNotReady", Some(message));
+    }
+    vec![to_start, initialized, ready, containers]
+}
+
+fn initialized(
+    inputs: &Inputs<'_>,
+    phase: Phase,
+    init: &[ContainerStatus],
+    apps: &[ContainerStatus],
+) -> Draft {
+    let kind = "Initialized";
+    if phase == Phase::Succeeded {
+        return Draft {
+            reason: Some("PodCompleted"),
+            ..good(kind)
+        };
+    }
+    let specs = inputs.spec.init_containers.as_deref().unwrap_or_default();
+    let incomplete: Vec<&str> = specs
+        .iter()
+        .zip(init)
+        .filter(|(container, status)| match init_role(container) {
+            Role::Sidecar => status.started != Some(true) && !super::any_started(apps),
+            _ => !status.ready && !super::any_started(apps),
+        })
+        .map(|(container, _)| container.name.as_str())
+        .collect();
+    if incomplete.is_empty() {
+        good(kind)
+    } else {
+        let message = format!(
+            "containers with incomplete status: [{}]",
+            incomplete.join(" ")
+        );
+        bad(kind, "ContainersNotInitialized", Some(message))
+    }
+}
+
+fn containers_ready(inputs: &Inputs<'_>, phase: Phase, apps: &[ContainerStatus]) -> Draft {
+    let kind = "ContainersReady";
+    match phase {
+        Phase::Succeeded => return bad(kind, "PodCompleted", None),
+        Phase::Failed => return bad(kind, "PodFailed", None),
+        Phase::Pending | Phase::Running => {}
+    }
+    let unready: Vec<&str> = apps
+        .iter()
+        .filter(|status| !status.ready)
+        .map(|status| status.name.as_str())
+        .collect();
+    if inputs.record.state.is_over() && unready.is_empty() {
+        // Going: no traffic any more, though the containers still answer.
+        return good(kind);
+    }
+    if unready.is_empty() {
+        good(kind)
+    } else {
+        let message = format!("containers with unready status: [{}]", unready.join(" "));
+        bad(kind, "ContainersNotReady", Some(message))
+    }
+}
+
+fn with_times(inputs: &Inputs<'_>, draft: Draft, old: &[PodCondition]) -> PodCondition {
+    let status = if draft.status { "True" } else { "False" };
+    let same = old
+        .iter()
+        .find(|condition| condition.type_ == draft.kind && condition.status == status);
+    let since = same.and_then(|condition| condition.last_transition_time.clone());
+    PodCondition {
+        type_: draft.kind.to_owned(),
+        status: status.to_owned(),
+        reason: draft.reason.map(str::to_owned),
+        message: draft.message,
+        last_transition_time: Some(since.unwrap_or(Time(inputs.now))),
+        last_probe_time: None,
+        observed_generation: inputs.pod.metadata.generation,
+    }
+}

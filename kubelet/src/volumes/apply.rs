@@ -1,0 +1,199 @@
+//! Puts a pod's volumes in place, and refreshes those that come from the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Pod;
+use thiserror::Error;
+
+use super::payload::{self, Fetched, Need};
+use super::plan::{self, Kind, Planned};
+use super::{atomic, empty_dir, host_path, ownership};
+use crate::api::{self, Reader};
+use crate::env::Facts;
+
+/// Volume name → folder or file on the node.
+pub type Mounted = BTreeMap<String, PathBuf>;
+
+/// Where one pod's volumes live.
+#[derive(Debug, Clone)]
+pub struct Dirs {
+    /// On the node's disk: emptyDir.
+    pub disk: PathBuf,
+    /// In memory, and in a folder that only the kubelet's user can enter: all that comes from the
+    /// API, secrets among it.
+    pub memory: PathBuf,
+}
+
+/// Why a volume can't be had; the worker says so in a FailedMount event and tries again.
+#[derive(Debug, Error)]
+#[error("MountVolume.SetUp failed for volume {volume:?} : {}", chain(.source))]
+pub struct MountError {
+    pub volume: String,
+    #[source]
+    pub source: Cause,
+}
+
+fn chain(cause: &Cause) -> String {
+    crate::text::chain(cause)
+}
+
+#[derive(Debug, Error)]
+pub enum Cause {
+    #[error("{0} volumes are not supported by hpk-kubelet")]
+    Unsupported(&'static str),
+    #[error(transparent)]
+    Api(#[from] api::Error),
+    #[error(transparent)]
+    Payload(#[from] payload::Error),
+    #[error(transparent)]
+    Atomic(#[from] atomic::Error),
+    #[error(transparent)]
+    HostPath(#[from] host_path::Error),
+    #[error(transparent)]
+    EmptyDir(#[from] empty_dir::Error),
+    #[error("can't give {path} to group {group}")]
+    Ownership {
+        path: PathBuf,
+        group: u32,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// All volumes of the pod, or the first that can't be had. Idempotent.
+pub async fn mount_all(
+    reader: &Reader,
+    pod: &Pod,
+    facts: &Facts,
+    dirs: &Dirs,
+) -> Result<Mounted, MountError> {
+    let planned = pod.spec.as_ref().map(plan::plan).unwrap_or_default();
+    let mut mounted = Mounted::new();
+    for volume in &planned {
+        let path = mount_one(reader, pod, facts, dirs, volume)
+            .await
+            .map_err(|source| MountError {
+                volume: volume.name.clone(),
+                source,
+            })?;
+        mounted.insert(volume.name.clone(), path);
+    }
+    Ok(mounted)
+}
+
+/// Fetches what comes from the API again and writes what changed. True if the pod has such volumes.
+pub async fn refresh(
+    reader: &Reader,
+    pod: &Pod,
+    facts: &Facts,
+    dirs: &Dirs,
+) -> Result<(), MountError> {
+    let planned = pod.spec.as_ref().map(plan::plan).unwrap_or_default();
+    for volume in planned.iter().filter(|volume| volume.is_payload()) {
+        mount_one(reader, pod, facts, dirs, volume)
+            .await
+            .map_err(|source| MountError {
+                volume: volume.name.clone(),
+                source,
+            })?;
+    }
+    Ok(())
+}
+
+/// Whether any of the pod's volumes may change while it runs.
+pub fn has_payload(pod: &Pod) -> bool {
+    let planned = pod.spec.as_ref().map(plan::plan).unwrap_or_default();
+    planned.iter().any(Planned::is_payload)
+}
+
+async fn mount_one(
+    reader: &Reader,
+    pod: &Pod,
+    facts: &Facts,
+    dirs: &Dirs,
+    volume: &Planned,
+) -> Result<PathBuf, Cause> {
+    let group = fs_group(pod);
+    match &volume.kind {
+        Kind::Unsupported(kind) => Err(Cause::Unsupported(kind)),
+        Kind::HostPath(source) => {
+            let path = PathBuf::from(&source.path);
+            host_path::ensure(&path, source.type_.as_deref().unwrap_or_default())?;
+            Ok(path)
+        }
+        Kind::EmptyDir(source) => {
+            let path = dirs.disk.join(&volume.name);
+            empty_dir::ensure(&path, source)?;
+            if let Some(group) = group {
+                give(&path, group, false)?;
+            }
+            Ok(path)
+        }
+        Kind::ConfigMap(_) | Kind::Secret(_) | Kind::DownwardApi(_) | Kind::Projected(_) => {
+            let fetched = fetch(reader, pod, payload::needs(&volume.kind)).await?;
+            let files = payload::files(&volume.kind, pod, &fetched, facts)?;
+            let path = dirs.memory.join(&volume.name);
+            atomic::write(&path, &files, &|folder| match group {
+                Some(group) => ownership::give_to_group(folder, group, true),
+                None => Ok(()),
+            })?;
+            Ok(path)
+        }
+    }
+}
+
+async fn fetch(reader: &Reader, pod: &Pod, needs: BTreeSet<Need>) -> Result<Fetched, api::Error> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut fetched = Fetched::default();
+    let answers = futures::future::join_all(needs.into_iter().map(|need| async move {
+        let answer = match &need {
+            Need::ConfigMap(name) => reader.config_map(namespace, name).await.map(Answer::Map),
+            Need::Secret(name) => reader.secret(namespace, name).await.map(Answer::Secret),
+            Need::Token {
+                audience,
+                expiration_seconds,
+            } => reader
+                .token(pod, audience.as_deref(), *expiration_seconds)
+                .await
+                .map(Answer::Token),
+        };
+        answer.map(|answer| (need, answer))
+    }))
+    .await;
+    for answer in answers {
+        match answer? {
+            (Need::ConfigMap(name), Answer::Map(Some(map))) => {
+                fetched.config_maps.insert(name, map);
+            }
+            (Need::Secret(name), Answer::Secret(Some(secret))) => {
+                fetched.secrets.insert(name, secret);
+            }
+            (need, Answer::Token(token)) => {
+                fetched.tokens.insert(need, token);
+            }
+            _ => {}
+        }
+    }
+    Ok(fetched)
+}
+
+enum Answer {
+    Map(Option<k8s_openapi::api::core::v1::ConfigMap>),
+    Secret(Option<k8s_openapi::api::core::v1::Secret>),
+    Token(String),
+}
+
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    u32::try_from(context.fs_group?).ok()
+}
+
+fn give(path: &Path, group: u32, read_only: bool) -> Result<(), Cause> {
+    ownership::give_to_group(path, group, read_only).map_err(|source| Cause::Ownership {
+        path: path.to_owned(),
+        group,
+        source,
+    })
+}
