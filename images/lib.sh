@@ -1,7 +1,7 @@
 # What the image recipes share; sourced by each build.sh. Everything is built in a temporary
 # directory of the cache and renamed into place when whole, under a key that is the hash of what
 # went into it; so a build may be stopped at any point and run again.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2016,SC2317
 
 IMAGES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CHECKOUT=$(dirname "$IMAGES")
@@ -58,30 +58,31 @@ need() {
     step "install ${missing[*]}" apt_install "${missing[@]}"
 }
 
-# build_once DIR FUNCTION ARGS…: unless DIR exists, calls FUNCTION TEMPORARY-DIR ARGS… and renames
-# the temporary directory to DIR. One builder at a time; a builder that died leaves nothing that counts.
-build_once() {
-    local dir=$1 lock status=0
-    shift
-    [ ! -e "$dir" ] || return 0
+# ensure DIR WHAT FUNCTION ARGS…: unless DIR exists, calls FUNCTION TEMPORARY-DIR ARGS… as a step and
+# renames the temporary directory to DIR. One builder at a time; what a builder that died has left
+# doesn't count. DIR's time is that of its last use.
+ensure() {
+    local dir=$1 lock
+    if [ -e "$dir" ]; then
+        touch "$dir"
+        return
+    fi
     mkdir -p "${dir%/*}"
     exec {lock}>"$dir.lock"
     flock "$lock"
-    if [ ! -e "$dir" ]; then
-        rm -rf "$dir.partial"
-        mkdir "$dir.partial"
-        set +e
-        (set -e; "$1" "$dir.partial" "${@:2}")
-        status=$?
-        set -e
-        if [ "$status" = 0 ]; then
-            mv "$dir.partial" "$dir"
-        else
-            rm -rf "$dir.partial"
-        fi
-    fi
+    [ -e "$dir" ] || step "$2" build_aside "$dir" "${@:3}"
     exec {lock}>&-
-    return "$status"
+}
+
+build_aside() {
+    local partial=$1.partial
+    rm -rf "$partial"
+    mkdir "$partial"
+    # shellcheck disable=SC2064  # the name as it is now
+    trap "rm -rf '$partial'" EXIT
+    "$2" "$partial" "${@:3}"
+    touch "$partial"
+    mv -T "$partial" "$1"
 }
 
 # publish FILE TARGET: makes TARGET the same file by a hard link, or by a copy on another file
@@ -93,7 +94,7 @@ publish() {
     mv -f "$2.new" "$2"
 }
 
-# keep_newest DIR N [PATTERN]: removes all but the N newest builds below DIR, of those so named.
+# keep_newest DIR N [PATTERN]: removes all but the N last used builds below DIR, of those so named.
 keep_newest() {
     local old
     find "$1" -mindepth 1 -maxdepth 1 -type d -name "${3:-*}" ! -name "*.partial" -printf '%T@ %p\n' |

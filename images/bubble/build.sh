@@ -11,7 +11,7 @@ set -euo pipefail
 # shellcheck source=images/lib.sh
 . "$(dirname "$0")/../lib.sh"
 HERE=$IMAGES/bubble
-SQUASHFS=${HPK_SQUASHFS:-zstd -Xcompression-level 3}
+read -ra SQUASHFS <<<"${HPK_SQUASHFS:-zstd -Xcompression-level 3}"
 PROGRAMS=(hpk-bubble hpk-kubelet hpk-logger hpk-net-daemon hpk-pause hpktainer containerd-shim-hpk-v2
     hpk-control-plane cnitool)
 PLUGINS=(cni-hpk)
@@ -79,7 +79,7 @@ squash() { # DIR
     { tar -C "$over" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
         --mode=go-w,+X -b1 -cf - . | head -c -1024
       cat "$debian/root.tar"; } |
-        mksquashfs - "$1/root.sqfs" -tar -quiet -no-progress -comp $SQUASHFS 2>&1 >/dev/null |
+        mksquashfs - "$1/root.sqfs" -tar -quiet -no-progress -comp "${SQUASHFS[@]}" 2>&1 >/dev/null |
         { grep -v -e 'already exists in the tar file' -e 'Empty tar filename' -e '^$' >&2 || true; }
     "$CHECKOUT/bin/mksif" "$1/root.sqfs" "$1/hpk-bubble.sif"
     rm -r "$over" "$1/root.sqfs"
@@ -87,10 +87,10 @@ squash() { # DIR
 
 debian=$HPK_CACHE/rootfs/bubble-$({ cat "$HERE/packages.list" "$HERE/customize.sh"
     declare -f build_debian debian_root; uname -m; } | key)
-[ -e "$debian" ] || step "Debian root for the bubble" build_once "$debian" build_debian
-image=$HPK_CACHE/images/bubble-$({ echo "$debian $SQUASHFS"; cat "$HERE"/*.sh "$HERE/startscript" "$HERE/runscript"
+ensure "$debian" "Debian root for the bubble" build_debian
+image=$HPK_CACHE/images/bubble-$({ echo "$debian ${SQUASHFS[*]}"; cat "$HERE"/*.sh "$HERE/startscript" "$HERE/runscript"
     for program in "${present[@]}"; do echo "$program"; cat "$CHECKOUT/bin/$program"; done; } | key)
-[ -e "$image" ] || step "squash hpk-bubble.sif" build_once "$image" squash
+ensure "$image" "squash hpk-bubble.sif" squash
 publish "$image/hpk-bubble.sif" "$CHECKOUT/bin/hpk-bubble.sif"
 keep_newest "$HPK_CACHE/images" 3 "bubble-*"
 keep_newest "$HPK_CACHE/rootfs" 2 "bubble-*"

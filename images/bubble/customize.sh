@@ -1,8 +1,9 @@
+# shellcheck shell=sh
 # Run by mmdebstrap on the finished Debian root, $1, before it is packed; as text, since the user
 # namespace it may run in can't read the checkout.
 set -eu
 root=$1
-rm -rf "$root"/var/cache/* "$root"/var/log/* "$root"/etc/apt/sources.list* "$root"/boot \
+rm -rf "$root"/var/cache/* "$root"/var/log/* "$root"/etc/apt/sources.list* "${root:?}"/boot \
     "$root"/usr/lib/systemd "$root"/usr/lib/x86_64-linux-gnu/systemd "$root"/etc/systemd \
     "$root"/usr/bin/etcdutl "$root"/usr/lib/*/gconv "$root"/usr/share/vim/vim*/doc
 # Where CNI's callers look for plugins by default; dhcp wants a daemon and is the largest.

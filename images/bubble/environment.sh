@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by Apptainer before anything that runs in the bubble: what a person who enters it finds.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d

@@ -62,8 +62,8 @@ fi
 
 main=$HPK_CACHE/go/$({ go version; cat "$HERE"/*.go "$HERE/go.mod" "$HERE/go.sum" "$HERE/build.sh"; } | key)
 tools=$HPK_CACHE/go/tools-$({ go version; cat "$IMAGES"/tools/go.mod "$IMAGES"/tools/go.sum "$IMAGES"/tools/*/*.go; } | key)
-build_once "$main" compile
-build_once "$tools" compile_tools
+ensure "$main" "control plane" compile
+ensure "$tools" "cnitool and mksif" compile_tools
 keep_newest "$HPK_CACHE/go" 4
 publish "$main/hpk-control-plane" "$CHECKOUT/bin/hpk-control-plane"
 publish "$tools/cnitool" "$CHECKOUT/bin/cnitool"

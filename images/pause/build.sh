@@ -16,5 +16,6 @@ archive() { # DIR
 }
 
 image=$HPK_CACHE/images/pause-$(cat "$IMAGES/oci.sh" "$IMAGES/pause/build.sh" "$CHECKOUT/bin/hpk-pause" | key)
-[ -e "$image" ] || step "image hpk-pause" build_once "$image" archive
+ensure "$image" "image hpk-pause" archive
+keep_newest "$HPK_CACHE/images" 2 "pause-*"
 publish "$image/hpk-pause.tar" "$CHECKOUT/bin/hpk-pause.tar"

@@ -34,32 +34,49 @@ case ${1:-} in
 esac
 need jq jq zstd zstd dpkg-deb dpkg /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 command -v go >/dev/null || die "go is missing: install Go 1.26 or newer"
-if ! [ -x "$CHECKOUT/bin/hpk-pause" ]; then
+PAUSE=$CHECKOUT/bin/hpk-pause
+if ! [ -x "$PAUSE" ]; then
     [ -n "$allow_missing" ] || die "bin/hpk-pause is missing: run make binaries first, or give --allow-missing"
     echo "warning: bin/hpk-pause is missing: no pause image" >&2
-    IMAGES_AND_NAMES=$(sed '/^pause /d' <<<"$IMAGES_AND_NAMES")
+    PAUSE=/dev/null
 fi
 
-build_all() { # DIR
-    local dir=$1 image names name
-    WORK=$dir/.work
+# What doesn't depend on our programs.
+build_slow() { # DIR
+    local image _
+    WORK=$1/.work
     mkdir "$WORK"
     step "read Debian's index" debs_begin "$WORK/debs"
     DEBS=$WORK/debs
-    while read -r image names; do
-        [ -n "$image" ] || continue
-        step "image $image" "image_$image" "$dir/$image"
-        for name in $names; do
-            printf '%s\t%s\n' "$image" "$name" >>"$dir/images.list"
-        done
+    while read -r image _; do
+        case $image in
+        "" | pause) ;;
+        *) step "image $image" "image_$image" "$1/$image" ;;
+        esac
     done <<<"$IMAGES_AND_NAMES"
     chmod -R u+w "$WORK"
     rm -rf "$WORK"
 }
 
-out=$HPK_CACHE/test-images/$({ echo "$IMAGES_AND_NAMES"; cat "$HERE"/*.sh "$IMAGES/oci.sh" "$IMAGES/control-plane/go.sum"
-    go version; [ ! -x "$CHECKOUT/bin/hpk-pause" ] || cat "$CHECKOUT/bin/hpk-pause"; } | key)
-[ -e "$out" ] || step "test images" build_once "$out" build_all
+# The whole set: those by hard links, and pause.
+assemble() { # DIR
+    local image names name
+    cp -al "$slow"/. "$1" 2>/dev/null || cp -a "$slow"/. "$1"
+    [ "$PAUSE" = /dev/null ] || pause_image "$1/pause"
+    while read -r image names; do
+        [ -e "$1/$image/index.json" ] || continue
+        for name in $names; do
+            printf '%s\t%s\n' "$image" "$name" >>"$1/images.list"
+        done
+    done <<<"$IMAGES_AND_NAMES"
+}
+
+slow=$HPK_CACHE/test-images/base-$({ cat "$HERE/recipes.sh" "$HERE/debs.sh" "$IMAGES/oci.sh" "$IMAGES/control-plane/go.sum"
+    declare -f build_slow; cut -d' ' -f1 <<<"$IMAGES_AND_NAMES"; go version; } | key)
+out=$HPK_CACHE/test-images/set-$({ echo "$slow $IMAGES_AND_NAMES"; declare -f assemble; cat "$PAUSE"; } | key)
+ensure "$slow" "test images" build_slow
+ensure "$out" "test images: assemble" assemble
 ln -sfn "${out##*/}" "$HPK_CACHE/test-images/current.new"
 mv -fT "$HPK_CACHE/test-images/current.new" "$HPK_CACHE/test-images/current"
-keep_newest "$HPK_CACHE/test-images" 2
+keep_newest "$HPK_CACHE/test-images" 2 "base-*"
+keep_newest "$HPK_CACHE/test-images" 3 "set-*"
