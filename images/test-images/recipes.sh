@@ -108,6 +108,14 @@ tools_layer() {
     find "$1/usr/share/ca-certificates" -name '*.crt' -print0 | sort -z | xargs -0 cat >"$1/etc/ssl/certs/ca-certificates.crt"
     [ -e "$1/usr/bin/nc" ] || ln -s nc.openbsd "$1/usr/bin/nc"
     rm -rf "$1/var/run"
+    # busybox's applets of the same names come first in some search paths.
+    local program
+    for program in "$1"/usr/sbin/*; do
+        program=${program##*/}
+        if [ -L "$WORK/base/usr/bin/$program" ] && ! [ -e "$1/usr/bin/$program" ]; then
+            : >"$1/usr/bin/.wh.$program"
+        fi
+    done
 }
 
 image_netshoot() {
