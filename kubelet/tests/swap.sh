@@ -1,0 +1,256 @@
+#!/usr/bin/env bash
+# The swap test: hpk-kubelet, unchanged, on the stock runc shim and the stock bridge plugin, as root.
+#
+#   swap.sh up DIR            control plane and kubelet in namespaces of their own, state under DIR
+#   swap.sh exec DIR CMD…     run a command in there (kubectl is set up)
+#   swap.sh kubelet DIR start|stop|kill9
+#   swap.sh down DIR          everything goes
+#   swap.sh test              up, a few pods, down; exit code 0 if all is well
+#
+# Wants: root, etcd, containerd-shim-runc-v2 + runc, CNI plugins, kubectl, openssl, docker-registry,
+# skopeo, squashfuse, squashfs-tools. Settings by environment:
+#   HPK_BIN       folder with hpk-kubelet, hpk-logger, hpk-pause (default: bin/ of this checkout)
+#   CONTROL_PLANE hpk-control-plane (default: $HPK_BIN/hpk-control-plane)
+#   RUNTIME       shim binary (default: containerd-shim-runc-v2 on PATH)
+#   CNI_BIN       plugins (default: /usr/lib/cni or /opt/cni/bin)
+#   TEST_IMAGES   OCI layouts, one folder per image (default: the build cache's)
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+HPK_BIN=${HPK_BIN:-$root/bin}
+CONTROL_PLANE=${CONTROL_PLANE:-$HPK_BIN/hpk-control-plane}
+RUNTIME=${RUNTIME:-$(command -v containerd-shim-runc-v2 || true)}
+CNI_BIN=${CNI_BIN:-$([ -d /usr/lib/cni ] && echo /usr/lib/cni || echo /opt/cni/bin)}
+TEST_IMAGES=${TEST_IMAGES:-${HPK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hpk}/test-images/current}
+node_ip=192.0.2.10
+cluster_ip=10.43.0.1
+
+die() { echo "swap.sh: $*" >&2; exit 1; }
+
+# --- certificates ---------------------------------------------------------------------------------
+
+ca() {
+  openssl ecparam -name prime256v1 -genkey -noout -out ca.key 2>/dev/null
+  openssl req -x509 -new -key ca.key -days 2 -subj /CN=swap-ca -out ca.crt 2>/dev/null
+  openssl genrsa -out sa.key 2048 2>/dev/null
+}
+
+# cert NAME SUBJECT [SAN]
+cert() {
+  openssl ecparam -name prime256v1 -genkey -noout -out "$1.key" 2>/dev/null
+  openssl req -new -key "$1.key" -subj "$2" -out "$1.csr" 2>/dev/null
+  openssl x509 -req -in "$1.csr" -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out "$1.crt" \
+    -extfile <(printf 'extendedKeyUsage=serverAuth,clientAuth\n%s' "${3:+subjectAltName=$3}") 2>/dev/null
+}
+
+kubeconfig() {
+  kubectl config --kubeconfig="$1.conf" set-cluster swap --server=https://127.0.0.1:6443 \
+    --certificate-authority="$PWD/ca.crt" --embed-certs >/dev/null
+  kubectl config --kubeconfig="$1.conf" set-credentials me --client-certificate="$PWD/$1.crt" \
+    --client-key="$PWD/$1.key" --embed-certs >/dev/null
+  kubectl config --kubeconfig="$1.conf" set-context swap --cluster=swap --user=me >/dev/null
+  kubectl config --kubeconfig="$1.conf" use-context swap >/dev/null
+}
+
+pki() {
+  mkdir -p "$1"; cd "$1"
+  ca
+  cert apiserver /CN=kube-apiserver "DNS:localhost,DNS:kubernetes.default.svc,IP:127.0.0.1,IP:$node_ip,IP:$cluster_ip"
+  cert kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client
+  cert admin /O=system:masters/CN=admin
+  cert node /O=system:nodes/CN=system:node:node1 "DNS:node1,IP:$node_ip"
+  for who in admin node; do kubeconfig $who; done
+  chmod 600 ./*.key ./*.conf
+}
+
+# --- inside the namespaces ------------------------------------------------------------------------
+
+daemon() { # NAME CMD…
+  local name=$1; shift
+  setsid "$@" >"$DIR/log/$name.log" 2>&1 </dev/null &
+  echo $! >"$DIR/pid/$name"
+}
+
+start_kubelet() {
+  daemon kubelet env RUST_LOG="${RUST_LOG:-info,hpk_kubelet=debug}" "$HPK_BIN/hpk-kubelet" \
+    --kubeconfig "$DIR/pki/node.conf" --node-name node1 --node-ip $node_ip \
+    --root-dir /var/lib/hpk/kubelet --run-dir /run/hpk --cni-conf-dir "$DIR/net.d" \
+    --cni-bin-dir "$CNI_BIN" --cni-cache-dir /var/lib/hpk/cni/cache --runtime "$RUNTIME" \
+    --pause-binary "$HPK_BIN/hpk-pause" --image-store "$DIR/store" --registries "$DIR/registries.yaml" \
+    --cluster-dns 10.43.0.10 --tls-cert-file "$DIR/pki/node.crt" --tls-private-key-file "$DIR/pki/node.key" \
+    --client-ca-file "$DIR/pki/ca.crt" --capacity cpu=8,memory=8Gi,pods=110 \
+    --pod-log-dir "$DIR/pods" --logger "$HPK_BIN/hpk-logger" --address $node_ip
+}
+
+inside() {
+  mount -t tmpfs run /run
+  mount --bind "$DIR/lib" /var/lib/hpk
+  ip link set lo up
+  ip link add uplink0 type bridge
+  ip addr add $node_ip/24 dev uplink0
+  ip link set uplink0 up
+  ip route add default via 192.0.2.1 dev uplink0
+  sysctl -qw net.ipv4.ip_forward=1
+  daemon registry docker-registry serve "$DIR/registry.yml"
+  daemon etcd etcd --data-dir "$DIR/etcd" --listen-client-urls http://127.0.0.1:2379 \
+    --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync
+  cd "$DIR/pki"
+  daemon apiserver "$CONTROL_PLANE" kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
+    --secure-port=6443 --advertise-address=$node_ip --service-cluster-ip-range=10.43.0.0/16 \
+    --tls-cert-file=apiserver.crt --tls-private-key-file=apiserver.key --client-ca-file=ca.crt \
+    --service-account-issuer=https://kubernetes.default.svc --service-account-key-file=sa.key \
+    --service-account-signing-key-file=sa.key --authorization-mode=Node,RBAC \
+    --enable-admission-plugins=NodeRestriction --kubelet-client-certificate=kubelet-client.crt \
+    --kubelet-client-key=kubelet-client.key --kubelet-certificate-authority=ca.crt \
+    --kubelet-preferred-address-types=InternalIP
+  for _ in $(seq 300); do
+    KUBECONFIG=$DIR/pki/admin.conf kubectl get --raw /readyz >/dev/null 2>&1 && break
+    sleep 0.1
+  done
+  daemon controller-manager "$CONTROL_PLANE" kube-controller-manager --kubeconfig=admin.conf \
+    --service-account-private-key-file=sa.key --root-ca-file=ca.crt --leader-elect=false \
+    --use-service-account-credentials --controllers='*'
+  daemon scheduler "$CONTROL_PLANE" kube-scheduler --kubeconfig=admin.conf --leader-elect=false
+  for _ in $(seq 50); do curl -fs http://127.0.0.1:5000/v2/ >/dev/null && break; sleep 0.1; done
+  while read -r name; do
+    skopeo copy -q --dest-tls-verify=false "oci:$TEST_IMAGES/$name" \
+      "docker://127.0.0.1:5000/library/$name:latest" || echo "no image $name" >&2
+  done < <(cd "$TEST_IMAGES" && for i in */; do echo "${i%/}"; done)
+  start_kubelet
+  touch "$DIR/up"
+  exec sleep infinity
+}
+
+# --- commands -------------------------------------------------------------------------------------
+
+in_ns() { local pid; pid=$(cat "$DIR/init.pid"); nsenter -t "$pid" -n -m -p -- "$@"; }
+
+up() {
+  [ "$(id -u)" = 0 ] || die "wants root"
+  for f in "$HPK_BIN/hpk-kubelet" "$HPK_BIN/hpk-pause" "$CONTROL_PLANE" "$RUNTIME"; do
+    [ -x "$f" ] || die "$f is not there"
+  done
+  mkdir -p "$DIR"/{log,pid,lib,etcd,net.d,pods,store,registry} /var/lib/hpk
+  chmod 700 "$DIR"
+  (pki "$DIR/pki")
+  cat >"$DIR/registry.yml" <<YAML
+version: 0.1
+log: {level: warn}
+storage: {filesystem: {rootdirectory: $DIR/registry}}
+http: {addr: 127.0.0.1:5000}
+YAML
+  printf 'mirrors:\n  "*":\n    endpoint: ["http://127.0.0.1:5000"]\n' >"$DIR/registries.yaml"
+  cat >"$DIR/net.d/10-swap.conflist" <<JSON
+{"cniVersion":"1.0.0","name":"swap","plugins":[
+ {"type":"bridge","bridge":"swap0","isGateway":true,"ipMasq":true,"hairpinMode":true,
+  "ipam":{"type":"host-local","dataDir":"/var/lib/hpk/cni/ipam","ranges":[[{"subnet":"10.244.1.0/24"}]],
+          "routes":[{"dst":"0.0.0.0/0"}]}},
+ {"type":"portmap","capabilities":{"portMappings":true}}]}
+JSON
+  rm -f "$DIR/up"
+  export DIR HPK_BIN CONTROL_PLANE RUNTIME CNI_BIN TEST_IMAGES
+  setsid unshare --net --mount --pid --fork --kill-child --mount-proc \
+    "$here/swap.sh" inside >"$DIR/log/inside.log" 2>&1 </dev/null &
+  echo $! >"$DIR/unshare.pid"
+  for _ in $(seq 600); do
+    [ -e "$DIR/up" ] && break
+    kill -0 "$(cat "$DIR/unshare.pid")" 2>/dev/null || { cat "$DIR/log/inside.log" >&2; die "it ended"; }
+    sleep 0.1
+  done
+  pgrep -P "$(cat "$DIR/unshare.pid")" | head -1 >"$DIR/init.pid"
+}
+
+down() {
+  [ -e "$DIR/unshare.pid" ] || return 0
+  local pid; pid=$(cat "$DIR/unshare.pid")
+  kill -9 "$(cat "$DIR/init.pid")" 2>/dev/null || true
+  for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+  rm -f "$DIR"/{unshare.pid,init.pid,up}
+}
+
+kubelet() {
+  case $1 in
+    start) in_ns env DIR="$DIR" HPK_BIN="$HPK_BIN" "$here/swap.sh" start-kubelet ;;
+    stop) in_ns kill "$(cat "$DIR/pid/kubelet")" ;;
+    kill9) in_ns kill -9 "$(cat "$DIR/pid/kubelet")" ;;
+  esac
+}
+
+run_in() { in_ns env KUBECONFIG="$DIR/pki/admin.conf" "$@"; }
+
+# --- the test -------------------------------------------------------------------------------------
+
+check() { # NAME CMD…
+  local name=$1; shift
+  if timeout 60 "$@" >"$DIR/log/check.log" 2>&1; then echo "Passed  $name"; else
+    echo "Failed  $name"; sed 's/^/        /' "$DIR/log/check.log" | tail -5; failed=1
+  fi
+}
+
+run_test() {
+  DIR=$(mktemp -d /tmp/hpk-swap.XXXXXX); failed=0
+  trap 'down; rm -rf "$DIR"' EXIT
+  up
+  k() { run_in kubectl "$@"; }
+  check "the node is Ready" k wait --for=condition=Ready node/node1 --timeout=30s
+  check "the default service account is there" run_in sh -c \
+    'for i in $(seq 100); do kubectl get sa default && exit 0; sleep 0.1; done; exit 1'
+  k apply -f - >/dev/null <<'YAML'
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {greeting: hello}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  initContainers:
+  - {name: init, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "echo from-init > /shared/file"], volumeMounts: [{name: shared, mountPath: /shared}]}
+  containers:
+  - name: main
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, "cat /shared/file /etc/settings/greeting; echo; echo $GREETING $POD_NAME; exec sleep 3600"]
+    env:
+    - {name: GREETING, valueFrom: {configMapKeyRef: {name: settings, key: greeting}}}
+    - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    volumeMounts: [{name: shared, mountPath: /shared}, {name: settings, mountPath: /etc/settings}]
+  volumes:
+  - {name: shared, emptyDir: {}}
+  - {name: settings, configMap: {name: settings}}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: job}
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "exit 0"]}]
+YAML
+  check "a pod with an init container, a ConfigMap and an emptyDir is Ready" \
+    k wait --for=condition=Ready pod/web --timeout=40s
+  check "its log has what it wrote, with what it was given" run_in sh -c \
+    "cat $DIR/pods/default_web_*/main/0.log | grep -q 'from-init' && grep -q 'hello web' $DIR/pods/default_web_*/main/0.log"
+  check "a Job completes" k wait --for=condition=Complete job/job --timeout=40s
+  kubelet kill9
+  kubelet start
+  check "after kill -9 the kubelet adopts the pod" run_in sh -c \
+    'sleep 3; [ "$(kubectl get pod web -o jsonpath={.status.containerStatuses[0].restartCount})" = 0 ] && kubectl wait --for=condition=Ready pod/web --timeout=10s'
+  check "deletion ends within its grace" k delete pod web --grace-period=2 --timeout=15s
+  check "nothing of the pod is left" run_in sh -c "! ls $DIR/pods | grep -q web"
+  exit $failed
+}
+
+case ${1:-} in
+  up) DIR=$(mkdir -p "$2" && cd "$2" && pwd); up ;;
+  down) DIR=$(cd "$2" && pwd); down ;;
+  exec) DIR=$(cd "$2" && pwd); shift 2; run_in "$@" ;;
+  kubelet) DIR=$(cd "$2" && pwd); kubelet "$3" ;;
+  inside) inside ;;
+  start-kubelet) start_kubelet ;;
+  test) run_test ;;
+  *) sed -n '2,17p' "$0"; exit 2 ;;
+esac
