@@ -102,13 +102,15 @@ image_nginx() {
 # Network tools, shared by agnhost and netshoot.
 tools_layer() {
     [ ! -e "$1" ] || return 0
-    debs_unpack "$1" curl bind9-dnsutils iproute2 iputils-ping netcat-openbsd tcpdump ethtool procps ca-certificates
+    debs_unpack "$1" bash curl bind9-dnsutils iproute2 iputils-ping netcat-openbsd tcpdump ethtool procps ca-certificates
     # What installing ca-certificates would have made.
     mkdir -p "$1/etc/ssl/certs"
     find "$1/usr/share/ca-certificates" -name '*.crt' -print0 | sort -z | xargs -0 cat >"$1/etc/ssl/certs/ca-certificates.crt"
     [ -e "$1/usr/bin/nc" ] || ln -s nc.openbsd "$1/usr/bin/nc"
     rm -rf "$1/var/run"
-    # busybox's applets of the same names come first in some search paths.
+    # Debian's busybox runs its own applets from its shell whatever PATH says, and its links come
+    # first in some search paths: neither may hide the real programs.
+    ln -sf bash "$1/usr/bin/sh"
     local program
     for program in "$1"/usr/sbin/*; do
         program=${program##*/}
