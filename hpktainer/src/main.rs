@@ -1,1 +1,83 @@
-fn main() {}
+//! `hpktainer`: one container on the pod network, without Kubernetes.
+//!
+//! Works inside a bubble, with that bubble's network: `hpktainer run --rm -it docker://busybox sh`.
+//!
+//! Exit code: of `run` and `exec` the program's own (128 + N after signal N); 125 where hpktainer itself failed, as with
+//! Docker; 2 for a wrong command line.
+//!
+//! Layout, a file per subcommand and what they share:
+//! - [`run`], [`exec`], [`ps`], [`logs`], [`stop`], [`rm`], [`pull`], [`images`]
+//! - [`config`]: the places, from the environment
+//! - [`container`]: what is remembered of a container, and finding it
+//! - [`spec`]: the OCI runtime spec (pure)
+//! - [`network`]: namespace and CNI
+//! - [`task`]: the shim, from start to delete
+//! - [`stdio`]: terminal, pipes, signals between the caller and the container
+//! - [`bars`]: progress on a terminal
+
+mod bars;
+mod config;
+mod images;
+mod pull;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// One container on the pod network of this bubble.
+#[derive(Debug, Parser)]
+#[command(name = "hpktainer", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pull an image into the store
+    Pull(pull::Args),
+    /// List the images of the store
+    Images(images::Args),
+}
+
+/// hpktainer itself failed, not the program.
+const OWN_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("HPK_LOG")
+                .unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let done = match runtime {
+        Ok(runtime) => {
+            let done = runtime.block_on(dispatch(cli.command));
+            // A blocked read of a terminal must not hold up the exit.
+            runtime.shutdown_background();
+            done
+        }
+        Err(e) => Err(anyhow::Error::new(e).context("starting the runtime")),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("hpktainer: {error:#}");
+            ExitCode::from(OWN_FAILURE)
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<u8> {
+    let config = config::Config::from_env();
+    match command {
+        Command::Pull(args) => pull::main(args).await,
+        Command::Images(args) => images::main(args).await,
+    }
+}

@@ -26,7 +26,7 @@
 //! what is half-made is never seen under a final name; two nodes that pull at once download once, and a holder's
 //! death delays the other by [`lease::EXPIRY`] at most. Files are 0600 and folders 0700.
 //!
-//! Assumptions: the store's file system has atomic `rename` and `link`; flock isn't needed there. `sqfstar` (squashfs-tools
+//! Assumptions: the store's file system has atomic `rename` and `link`; flock isn't needed there. `mksquashfs` (squashfs-tools
 //! ≥ 4.5) and, for mounts, `squashfuse_ll` or `squashfuse` are on PATH.
 //!
 //! Layout:
@@ -38,7 +38,7 @@
 //! - [`source`]: where blobs come from: [`source::registry`], [`source::layout`] (OCI folder), [`source::archive`] (tars)
 //! - [`layer`]: one layer: decompression, and its list of entries (`members`: tar from a stream)
 //! - [`merge`]: lists of entries → the merged tree (pure)
-//! - [`pack`]: the merged tree → one tar stream → `sqfstar`
+//! - [`pack`]: the merged tree → one tar stream → `mksquashfs`
 //! - [`lease`]: the lock that survives a dead holder
 //! - [`store`]: all of that, by digest
 //! - [`mount`]: squashfs → a folder, by squashfuse

@@ -1,4 +1,6 @@
-//! The merged tree → one tar stream → `sqfstar` → a squashfs.
+//! The merged tree → one tar stream → `mksquashfs -tar` → a squashfs.
+//!
+//! Not `sqfstar`, the same program by another name: 4.5.1 (Debian 12) takes no compressor options there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,8 +15,8 @@ use crate::merge::{File, Tree};
 /// Why packing failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No sqfstar.
-    #[error("starting sqfstar (squashfs-tools 4.5 or newer)")]
+    /// No mksquashfs.
+    #[error("starting mksquashfs (squashfs-tools 4.5 or newer)")]
     Start(#[source] io::Error),
     /// A downloaded layer can't be read a second time.
     #[error("reading layer {path}")]
@@ -25,8 +27,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// sqfstar went before all was written.
-    #[error("sqfstar failed ({status}) writing {path}: {stderr}")]
+    /// mksquashfs went before all was written.
+    #[error("mksquashfs failed ({status}) writing {path}: {stderr}")]
     Failed {
         /// The squashfs.
         path: PathBuf,
@@ -36,7 +38,7 @@ pub enum Error {
         stderr: String,
     },
     /// Its pipe or process could not be handled.
-    #[error("feeding sqfstar")]
+    #[error("feeding mksquashfs")]
     Feed(#[source] io::Error),
 }
 
@@ -49,7 +51,7 @@ pub fn pack(
     target: &Path,
     packed: impl FnMut(u64),
 ) -> Result<(), Error> {
-    let mut child = ChildGuard(sqfstar(tree, target).spawn().map_err(Error::Start)?);
+    let mut child = ChildGuard(mksquashfs(tree, target).spawn().map_err(Error::Start)?);
     let written = feed(tree, layers, &mut child.0, packed);
     let mut stderr = String::new();
     if let Some(mut pipe) = child.0.stderr.take() {
@@ -57,7 +59,7 @@ pub fn pack(
     }
     let status = child.0.wait().map_err(Error::Feed)?;
     match written {
-        // Whatever broke the pipe, sqfstar says why.
+        // Whatever broke the pipe, mksquashfs says why.
         Ok(()) if status.success() => Ok(()),
         Err(e @ Error::Layer { .. }) => Err(e),
         Err(e) if status.success() => Err(e),
@@ -69,7 +71,7 @@ pub fn pack(
     }
 }
 
-/// Kills sqfstar when a panic or error leaves it behind.
+/// Kills mksquashfs when a panic or error leaves it behind.
 struct ChildGuard(Child);
 
 impl Drop for ChildGuard {
@@ -82,10 +84,13 @@ impl Drop for ChildGuard {
     }
 }
 
-fn sqfstar(tree: &Tree, target: &Path) -> Command {
-    let mut command = Command::new("sqfstar");
+fn mksquashfs(tree: &Tree, target: &Path) -> Command {
+    let mut command = Command::new("mksquashfs");
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     command
+        .arg("-")
+        .arg(target)
+        .arg("-tar")
         .args(["-quiet", "-no-progress", "-exit-on-error"])
         // Level 15, the default, is ten times slower for a tenth of the size.
         .args(["-comp", "zstd", "-Xcompression-level", "3"])
@@ -103,7 +108,6 @@ fn sqfstar(tree: &Tree, target: &Path) -> Command {
             "-root-time",
             &tree.root.mtime.min(u64::from(u32::MAX)).to_string(),
         ])
-        .arg(target)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());

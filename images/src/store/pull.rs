@@ -244,9 +244,9 @@ async fn pack_reporting(
         .unwrap_or_else(|e| Err(Error::Interrupted(e.to_string())))
 }
 
-/// sqfstar says in words that the disk is full; the disk itself says it better.
+/// mksquashfs says in words that the disk is full; the disk itself says it better.
 fn explain(source: crate::pack::Error, target: &Path, name: String) -> Error {
-    /// What sqfstar may have had in its hands and could not write.
+    /// What mksquashfs may have had in its hands and could not write.
     const MARGIN: u64 = 4 << 20;
     let dir = target.parent().unwrap_or(target);
     match available(dir) {
