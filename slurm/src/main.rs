@@ -1,1 +1,113 @@
-fn main() {}
+//! hpk-bubble: from a Slurm allocation to a Kubernetes cluster of bubbles, and back to nothing.
+//!
+//! Layout:
+//! - [`settings`]: what the environment sets, and the values that stand otherwise
+//! - [`allocation`]: what Slurm granted
+//! - [`doctor`]: what the host has and lacks
+//! - [`cluster`], [`pki`], [`kubeconfig`], [`ports`]: a cluster's files in `~/.hpk`
+//! - [`launch`]: the batch host's part: prepare, srun, finish
+//! - [`host`]: a host's part: instance, uplink, watching over both, clean-up
+//! - [`bubble`]: the part inside a bubble: the node's daemons, in order, supervised
+//! - [`link`]: what the host's and the bubble's part say to each other
+//! - [`userns`]: removing what the bubble's users own; probing the kernel
+
+mod allocation;
+mod bubble;
+mod cluster;
+mod doctor;
+mod files;
+mod host;
+mod kubeconfig;
+mod launch;
+mod link;
+mod pki;
+mod ports;
+mod settings;
+mod userns;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The cluster that `launch` or `prepare` made: the job's id, or $HPK_CLUSTER.
+    #[arg(value_name = "ID", required = true)]
+    id: Option<String>,
+    /// What to be on this host.
+    #[arg(value_name = "ROLE", required = true)]
+    role: Option<Role>,
+}
+
+/// What a host is in its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// The controller on the job's first task, a node on the others.
+    Auto,
+    Controller,
+    Node,
+    /// Only remove what a bubble of this cluster left on this host.
+    Clean,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// In a batch job: prepare the cluster, start a bubble on each host, end with the job.
+    Launch,
+    /// Write a cluster's certificates, ports and kubeconfig, and start nothing.
+    Prepare {
+        /// The cluster's name, part of its folder's and its context's.
+        id: String,
+    },
+    /// Say what this host has and lacks, and what to ask the administrator for.
+    Doctor,
+    /// In a bubble: run the node's daemons (the image's start script calls this).
+    #[command(hide = true)]
+    Supervise,
+    /// What must run in a user namespace of its own.
+    #[command(hide = true)]
+    InUserns {
+        #[command(subcommand)]
+        task: userns::Task,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match (cli.command, cli.id, cli.role) {
+        (Some(Command::Launch), ..) => block_on(launch::launch()),
+        (Some(Command::Prepare { id }), ..) => launch::prepare_only(&id),
+        (Some(Command::Doctor), ..) => doctor::doctor(),
+        (Some(Command::Supervise), ..) => block_on(bubble::supervise()),
+        (Some(Command::InUserns { task }), ..) => userns::run(&task),
+        (None, Some(id), Some(Role::Clean)) => host::clean(&id),
+        (None, Some(id), Some(role)) => block_on(host::run(&id, role)),
+        (None, ..) => Ok(ExitCode::from(2)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("hpk: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// One thread only: a child's parent-death signal comes when the *thread* that made it ends.
+fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    // Fails only when a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(work)
+}
+
+/// This program's own file.
+fn own_path() -> Result<PathBuf> {
+    std::env::current_exe().context("finding this program's own file")
+}

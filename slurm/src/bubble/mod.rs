@@ -1,0 +1,138 @@
+//! The part inside a bubble, started by the image's start script: brings the node's daemons up in
+//! order, keeps them running, and ends the bubble when the host says so or has gone.
+//!
+//! - [`spec`]: what the host says
+//! - [`daemons`]: command lines
+//! - [`order`]: what starts after what, with [`etcd`] and [`api`]
+//! - [`process`], [`reaper`]: keeping daemons running
+//! - [`end`]: ending
+
+mod api;
+mod daemons;
+mod end;
+mod etcd;
+mod order;
+mod process;
+mod reaper;
+pub mod spec;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::files;
+use crate::link::{self, Receiver, Report, Sender};
+use crate::settings::BUBBLE_ROOT;
+use order::Order;
+use process::{Event, Supervisor};
+use reaper::Reaper;
+use spec::BubbleSpec;
+
+/// What the pods get when nobody says how much: Slurm has sent its SIGTERM to all at once.
+const GRACE: Duration = Duration::from_secs(8);
+
+pub async fn supervise() -> Result<ExitCode> {
+    let began = Instant::now();
+    let root = Path::new(BUBBLE_ROOT);
+    let logs = root.join("logs");
+    let result = match read_spec(root) {
+        Ok(spec) => run(&spec, &logs, began).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &result {
+        // The instance's own output is lost: the host looks here.
+        let _ = std::fs::write(logs.join("supervise.log"), format!("{error:#}\n"));
+    }
+    end::power_off()?;
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn read_spec(root: &Path) -> Result<BubbleSpec> {
+    let path = root.join(spec::FILE);
+    serde_json::from_str(&files::read(&path)?)
+        .with_context(|| format!("{} is not as the host's hpk-bubble writes it", path.display()))
+}
+
+/// Why the bubble ends.
+enum Ending {
+    /// The host asked, or Slurm did, or the host's part has gone.
+    Asked(Duration),
+    Failed(String),
+}
+
+async fn run(spec: &BubbleSpec, logs: &PathBuf, began: Instant) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
+    // Orphans of daemons come here, so that none is lost to the end.
+    nix::sys::prctl::set_child_subreaper(true).context("becoming a sub-reaper")?;
+    raise_limits();
+    let socket = Path::new(BUBBLE_ROOT).join(link::SOCKET);
+    let stream = UnixStream::connect(&socket)
+        .await
+        .with_context(|| format!("connecting to the host's {}", socket.display()))?;
+    let (mut orders, mut reports) = link::split(stream);
+    let (supervisor, mut events) = Supervisor::new(Reaper::start()?, logs.clone());
+    let (queue, mut queued) = mpsc::unbounded_channel();
+    let order = Order {
+        spec,
+        supervisor: &supervisor,
+        reports: queue,
+        began,
+    };
+    let mut starting = std::pin::pin!(order.run());
+    let mut started = false;
+    let ending = loop {
+        tokio::select! {
+            result = &mut starting, if !started => match result {
+                Ok(()) => started = true,
+                Err(error) => break Ending::Failed(format!("{error:#}")),
+            },
+            Some(report) = queued.recv() => send(&mut reports, &report).await,
+            Some(event) = events.recv() => match event {
+                Event::Restarted(text) => send(&mut reports, &Report::Restarted { text }).await,
+                Event::Fatal(cause) => break Ending::Failed(cause),
+            },
+            grace = stop_order(&mut orders) => break Ending::Asked(grace),
+            _ = terminate.recv() => break Ending::Asked(GRACE),
+        }
+    };
+    let grace = match &ending {
+        Ending::Asked(grace) => *grace,
+        Ending::Failed(cause) => {
+            let cause = cause.clone();
+            send(&mut reports, &Report::Failed { cause }).await;
+            GRACE
+        }
+    };
+    end::end_processes(&supervisor, grace).await;
+    let kept = end::keep_logs(logs, &spec.logs);
+    end::remove_files();
+    kept
+}
+
+/// Waits for the order to stop; the end of the link is one too.
+async fn stop_order(orders: &mut Receiver) -> Duration {
+    match orders.next::<link::Order>().await {
+        Ok(Some(link::Order::Stop { grace_seconds })) => Duration::from_secs(grace_seconds),
+        // No one is left to remove the host's side in time: be quick.
+        Ok(None) | Err(_) => Duration::from_secs(2),
+    }
+}
+
+async fn send(reports: &mut Sender, report: &Report) {
+    // If the host has gone, the end of the link says so.
+    let _ = reports.send(report).await;
+}
+
+/// As many open files as the hard limit allows: etcd and the API server want more than 1024.
+fn raise_limits() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // The soft limit does too, for a small cluster.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

@@ -1,0 +1,304 @@
+//! Keeps daemons running: each in a process group of its own, started again with growing pauses;
+//! one that ends too often is the bubble's end.
+//!
+//! Logs are node-local (`/var/lib/hpk/logs`), so that a hanging shared file system stops no
+//! daemon; they are cut when they grow large, and copied to `~/.hpk/clusters/ID/logs` at the end.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::sync::mpsc;
+
+use super::daemons::Daemon;
+use super::reaper::{Reaper, describe};
+
+/// A daemon that ends this often within the window doesn't come back.
+const TRIES: usize = 6;
+const WINDOW: Duration = Duration::from_secs(60);
+/// The first pause before a restart; each next one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// A log is cut at this size, in bytes; one older part of it is kept.
+const LOG_LIMIT: u64 = 16 << 20;
+
+/// What happens to daemons.
+#[derive(Debug)]
+pub enum Event {
+    Restarted(String),
+    Fatal(String),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stopping: bool,
+    /// Process ids of running daemons.
+    running: BTreeMap<&'static str, i32>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    reaper: Reaper,
+    logs: PathBuf,
+    events: mpsc::UnboundedSender<Event>,
+    state: Arc<Mutex<State>>,
+}
+
+/// When a daemon failed, and what follows from it.
+#[derive(Debug, Default)]
+struct Failures(VecDeque<Instant>);
+
+impl Failures {
+    /// Counts a failure: the pause before the next try, or None when it was one too many.
+    fn add(&mut self, now: Instant) -> Option<Duration> {
+        while self.0.front().is_some_and(|at| now.duration_since(*at) > WINDOW) {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+        let count = self.0.len();
+        (count < TRIES).then(|| FIRST_PAUSE * (1 << (count - 1)))
+    }
+}
+
+impl Supervisor {
+    pub fn new(reaper: Reaper, logs: PathBuf) -> (Self, mpsc::UnboundedReceiver<Event>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let supervisor = Self {
+            reaper,
+            logs,
+            events,
+            state: Arc::default(),
+        };
+        tokio::spawn(supervisor.clone().cut_logs());
+        (supervisor, receiver)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held leaves it whole.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn log_of(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
+    /// Starts a daemon and keeps it running from now on.
+    pub fn keep(&self, daemon: Daemon) {
+        tokio::spawn(self.clone().run(daemon));
+    }
+
+    async fn run(self, daemon: Daemon) {
+        let mut failures = Failures::default();
+        loop {
+            let end = match self.spawn(&daemon) {
+                Ok(Some(end)) => match end.await {
+                    Ok(status) => describe(&status),
+                    Err(_) => return, // the reaper has gone, and the bubble with it
+                },
+                Ok(None) => return,
+                Err(error) => format!("{error:#}"),
+            };
+            self.lock().running.remove(daemon.name);
+            if self.lock().stopping {
+                return;
+            }
+            let last = self.last_line(daemon.name);
+            let event = match failures.add(Instant::now()) {
+                None => Event::Fatal(format!(
+                    "{} ended {TRIES} times within {} s, last with {end}: {last}",
+                    daemon.name,
+                    WINDOW.as_secs()
+                )),
+                Some(pause) => {
+                    tokio::time::sleep(pause).await;
+                    Event::Restarted(format!("{} ended ({end}: {last}); started again", daemon.name))
+                }
+            };
+            let fatal = matches!(event, Event::Fatal(_));
+            // Nobody listens once the bubble is ending.
+            let _ = self.events.send(event);
+            if fatal {
+                return;
+            }
+        }
+    }
+
+    /// None when the bubble is ending.
+    fn spawn(
+        &self,
+        daemon: &Daemon,
+    ) -> Result<Option<tokio::sync::oneshot::Receiver<nix::sys::wait::WaitStatus>>> {
+        if self.lock().stopping {
+            return Ok(None);
+        }
+        let log = open_log(&self.log_of(daemon.name))?;
+        let errors = log.try_clone().context("duplicating the log")?;
+        let (program, arguments) = daemon.argv.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(daemon.env.iter().cloned())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .process_group(0);
+        die_with_parent(&mut command);
+        let child = command.spawn().with_context(|| format!("starting {program}"))?;
+        let pid = i32::try_from(child.id()).context("its process id")?;
+        // Not waited for through `child`: the reaper waits for all.
+        let end = self.reaper.register(pid);
+        self.lock().running.insert(daemon.name, pid);
+        Ok(Some(end))
+    }
+
+    /// The last thing a daemon said.
+    fn last_line(&self, name: &str) -> String {
+        let text = tail(&self.log_of(name), 4096);
+        let line = text.lines().rev().find(|line| !line.trim().is_empty());
+        line.unwrap_or("it said nothing").trim().chars().take(400).collect()
+    }
+
+    /// Process ids of the daemons, which are not pods.
+    pub fn pids(&self) -> Vec<i32> {
+        self.lock().running.values().copied().collect()
+    }
+
+    /// From now on an end is no failure.
+    pub fn begin_stop(&self) {
+        self.lock().stopping = true;
+    }
+
+    /// Ends one daemon: SIGTERM, and after `limit` SIGKILL.
+    pub async fn stop(&self, name: &str, limit: Duration) {
+        let Some(pid) = self.lock().running.get(name).copied() else {
+            return;
+        };
+        let group = Pid::from_raw(pid);
+        // One that has ended meanwhile is what is wanted.
+        let _ = killpg(group, Signal::SIGTERM);
+        let end = Instant::now() + limit;
+        while self.lock().running.contains_key(name) {
+            if Instant::now() > end {
+                let _ = killpg(group, Signal::SIGKILL);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn cut_logs(self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let names: Vec<_> = self.lock().running.keys().copied().collect();
+            for name in names {
+                let path = self.log_of(name);
+                let large = path.metadata().is_ok_and(|metadata| metadata.len() > LOG_LIMIT);
+                // The daemon appends, so that it goes on at the new end. What it writes between
+                // the two calls is lost, which a log of this size can bear.
+                if large && std::fs::copy(&path, path.with_extension("log.1")).is_ok() {
+                    let _ = OpenOptions::new().write(true).truncate(true).open(&path);
+                }
+            }
+        }
+    }
+}
+
+fn open_log(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))
+}
+
+/// The end of a file, at most so many bytes; empty when it can't be read.
+pub fn tail(path: &Path, bytes: u64) -> String {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+        let mut content = Vec::new();
+        file.read_to_end(&mut content)?;
+        Ok(content)
+    };
+    read().map(|content| String::from_utf8_lossy(&content).into_owned()).unwrap_or_default()
+}
+
+/// The child is killed when this process's main thread ends, however it ends.
+#[allow(unsafe_code)]
+fn die_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec the closure makes one system call (prctl), which is
+    // async-signal-safe, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_and_the_sixth_failure_in_a_minute_is_the_last() {
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        let pauses: Vec<_> = (0..6).map(|n| failures.add(start + Duration::from_secs(n))).collect();
+        assert_eq!(pauses[0], Some(Duration::from_millis(200)));
+        assert_eq!(pauses[4], Some(Duration::from_millis(3200)));
+        assert_eq!(pauses[5], None);
+    }
+
+    #[test]
+    fn failures_of_long_ago_do_not_count() {
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        for n in 0..20 {
+            let pause = failures.add(start + Duration::from_secs(n * 61));
+            assert_eq!(pause, Some(FIRST_PAUSE));
+        }
+    }
+
+    fn daemon(argv: &[&str]) -> Daemon {
+        Daemon {
+            name: "test",
+            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        }
+    }
+
+    /// One test, since a reaper waits for every child of this process.
+    #[tokio::test]
+    async fn a_daemon_that_ends_is_started_again_and_its_words_are_told() {
+        let logs = tempfile::tempdir().unwrap();
+        let reaper = Reaper::start().unwrap();
+        let (supervisor, mut events) = Supervisor::new(reaper, logs.path().to_owned());
+        supervisor.keep(daemon(&["sh", "-c", "echo no disk; exit 3"]));
+        let Some(Event::Restarted(text)) = events.recv().await else {
+            panic!("no restart");
+        };
+        assert!(text.contains("exit code 3: no disk"), "{text}");
+        supervisor.keep(daemon(&["/no/such/program"]));
+        loop {
+            match events.recv().await {
+                Some(Event::Restarted(text)) if text.contains("/no/such/program") => break,
+                Some(Event::Restarted(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        supervisor.begin_stop();
+    }
+}

@@ -1,0 +1,49 @@
+//! What the host tells the bubble: `bubble.json` in the folder that both see. No secrets: those
+//! are files beside it.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::allocation::Grant;
+use crate::settings::Network;
+
+pub const FILE: &str = "bubble.json";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BubbleSpec {
+    pub cluster: String,
+    pub node: String,
+    /// Whether etcd and the control plane run here.
+    pub controller: bool,
+    /// All nodes of the cluster, the controller first.
+    pub nodes: Vec<String>,
+    pub host_ip: Ipv4Addr,
+    pub subnet: Ipv4Net,
+    pub network: Network,
+    /// URLs as seen from this bubble.
+    pub etcd: String,
+    pub api: String,
+    pub vni: u32,
+    /// UDP port of the host that leads to the overlay's port in the bubble.
+    pub overlay_port: u16,
+    /// MTU of the link between the hosts, in bytes.
+    pub link_mtu: u32,
+    pub grant: Grant,
+    pub labels: Vec<(String, String)>,
+    /// Folders as the bubble sees them: the image store, and where the logs go at the end.
+    pub store: PathBuf,
+    pub registries: PathBuf,
+    pub logs: PathBuf,
+    /// Proxy settings of the host, for what reaches the internet.
+    pub proxies: Vec<(String, String)>,
+}
+
+impl BubbleSpec {
+    /// The node's address on the overlay.
+    pub fn node_ip(&self) -> Ipv4Addr {
+        self.subnet.network()
+    }
+}

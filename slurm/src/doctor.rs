@@ -1,0 +1,41 @@
+//! What a host has and lacks: for people as a table, and as the check before a start.
+//!
+//! `observe` looks, `judge` decides; only the former touches the host.
+
+mod observe;
+mod judge;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+pub use judge::{Finding, Verdict};
+pub use observe::SubordinateIds;
+
+/// Prints the table; the exit code is 1 when something essential lacks.
+pub fn doctor() -> Result<ExitCode> {
+    let findings = judge::judge(&observe::observe());
+    print!("{}", judge::table(&findings));
+    let missing = findings
+        .iter()
+        .filter(|finding| finding.verdict == Verdict::Missing)
+        .count();
+    if missing > 0 {
+        println!("\n{missing} of these must be had before HPK can run here.");
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("\nHPK can run here.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The check before a start: the first essential thing that lacks is the error.
+pub fn require_essentials() -> Result<()> {
+    let findings = judge::judge(&observe::observe());
+    match findings
+        .into_iter()
+        .find(|finding| finding.verdict == Verdict::Missing)
+    {
+        Some(Finding { what, found, ask, .. }) => bail!("{what}: {found}; {ask}"),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,350 @@
+//! What was seen, judged: fine, worth a warning, or missing, and what to ask the administrator for.
+
+use super::observe::{Observed, Place};
+
+/// How serious a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Fine,
+    Warning,
+    /// HPK can't run without it.
+    Missing,
+}
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub what: &'static str,
+    pub verdict: Verdict,
+    pub found: String,
+    /// What to do, or to ask for; empty when all is fine.
+    pub ask: String,
+}
+
+/// The oldest Apptainer with what is used here (`--pid-file`, fakeroot without setuid, FUSE mounts).
+const OLDEST_APPTAINER: (u32, u32) = (1, 3);
+/// Ids that images commonly need.
+const COMMON_IDS: u32 = 65_536;
+/// Less than this on the node-local file system and pods are evicted from the start.
+const LEAST_LOCAL_MIB: u64 = 1024;
+
+pub fn judge(seen: &Observed) -> Vec<Finding> {
+    vec![
+        user_namespaces(seen),
+        app_armor(seen),
+        subordinate_ids(seen),
+        id_mappers(seen),
+        apptainer(seen),
+        device("/dev/fuse", &seen.fuse, "ask for /dev/fuse with mode 0666 (the module fuse loaded)"),
+        device("/dev/net/tun", &seen.tun, "ask for /dev/net/tun with mode 0666 (the module tun loaded)"),
+        uplink(seen),
+        overlay(seen),
+        match &seen.image {
+            Ok(path) => fine("bubble image", path.display().to_string()),
+            Err(error) => missing("bubble image", error.clone(), "see README.md, \"On a real cluster\""),
+        },
+        local(seen),
+        home(seen),
+    ]
+}
+
+fn fine(what: &'static str, found: impl Into<String>) -> Finding {
+    Finding {
+        what,
+        verdict: Verdict::Fine,
+        found: found.into(),
+        ask: String::new(),
+    }
+}
+
+fn warning(what: &'static str, found: impl Into<String>, ask: impl Into<String>) -> Finding {
+    Finding {
+        verdict: Verdict::Warning,
+        ask: ask.into(),
+        ..fine(what, found)
+    }
+}
+
+fn missing(what: &'static str, found: impl Into<String>, ask: impl Into<String>) -> Finding {
+    Finding {
+        verdict: Verdict::Missing,
+        ..warning(what, found, ask)
+    }
+}
+
+fn sysctl<'a>(seen: &'a Observed, name: &str) -> Option<&'a str> {
+    seen.sysctls
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, value)| value.as_str())
+}
+
+fn user_namespaces(seen: &Observed) -> Finding {
+    const WHAT: &str = "user namespaces";
+    if sysctl(seen, "kernel/unprivileged_userns_clone") == Some("0") {
+        return missing(
+            WHAT,
+            "kernel.unprivileged_userns_clone is 0",
+            "ask for sysctl kernel.unprivileged_userns_clone=1",
+        );
+    }
+    for name in ["user/max_user_namespaces", "user/max_net_namespaces"] {
+        let count = sysctl(seen, name).and_then(|value| value.parse::<u64>().ok());
+        if count.is_some_and(|count| count < 64) {
+            let name = name.replace('/', ".");
+            return missing(
+                WHAT,
+                format!("{name} is {}", count.unwrap_or_default()),
+                format!("ask for sysctl {name}=15000 (a pod needs one)"),
+            );
+        }
+    }
+    fine(WHAT, "allowed")
+}
+
+fn app_armor(seen: &Observed) -> Finding {
+    match sysctl(seen, "kernel/apparmor_restrict_unprivileged_userns") {
+        Some("1") => warning(
+            "AppArmor",
+            "restricts unprivileged user namespaces",
+            "ask for an AppArmor profile that gives apptainer and pasta `userns,` (Debian's and Ubuntu's apptainer packages bring one)",
+        ),
+        _ => fine("AppArmor", "does not restrict user namespaces"),
+    }
+}
+
+fn subordinate_ids(seen: &Observed) -> Finding {
+    const WHAT: &str = "subuid and subgid";
+    let user = &seen.user;
+    let ask = format!(
+        "ask for `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or ranges free at your site"
+    );
+    match &seen.subordinate {
+        Err(error) => missing(WHAT, error.clone(), ask),
+        Ok(ids) if ids.users.1.min(ids.groups.1) < COMMON_IDS => warning(
+            WHAT,
+            format!("{} users, {} groups", ids.users.1, ids.groups.1),
+            format!("images with higher ids will fail; {ask}"),
+        ),
+        Ok(ids) => fine(WHAT, format!("{} users from {}", ids.users.1, ids.users.0)),
+    }
+}
+
+fn id_mappers(seen: &Observed) -> Finding {
+    match (&seen.newuidmap, &seen.newgidmap) {
+        (Some(path), Some(_)) => fine("newuidmap", path.display().to_string()),
+        _ => missing("newuidmap", "not found", "ask for the package uidmap (shadow-utils)"),
+    }
+}
+
+fn apptainer(seen: &Observed) -> Finding {
+    const WHAT: &str = "apptainer";
+    let (name, answer) = &seen.apptainer;
+    let (major, minor) = OLDEST_APPTAINER;
+    let ask = format!("ask for Apptainer {major}.{minor} or newer, or name one in HPK_APPTAINER");
+    match answer {
+        Err(error) => missing(WHAT, format!("{name}: {error}"), ask),
+        Ok(text) => match version(text) {
+            Some(have) if have < OLDEST_APPTAINER => missing(WHAT, format!("{name}: {text}"), ask),
+            Some(_) => fine(WHAT, text.clone()),
+            None => warning(WHAT, format!("{name} says {text:?}"), ask),
+        },
+    }
+}
+
+/// Major and minor number in `apptainer version 1.4.5-2.fc41`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let word = text
+        .split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    let mut numbers = word.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn device(what: &'static str, answer: &Result<(), String>, ask: &str) -> Finding {
+    match answer {
+        Ok(()) => fine(what, "usable"),
+        Err(error) => missing(what, error.clone(), ask),
+    }
+}
+
+fn uplink(seen: &Observed) -> Finding {
+    const WHAT: &str = "uplink";
+    match (&seen.pasta, &seen.slirp4netns) {
+        (Some(path), _) => fine(WHAT, path.display().to_string()),
+        (None, Some(path)) => warning(
+            WHAT,
+            path.display().to_string(),
+            "pasta (package passt) is faster",
+        ),
+        (None, None) => missing(
+            WHAT,
+            "neither pasta nor slirp4netns",
+            "ask for the package passt",
+        ),
+    }
+}
+
+fn overlay(seen: &Observed) -> Finding {
+    match &seen.overlay {
+        Ok(()) => fine("kernel overlay", "works in a user namespace"),
+        Err(error) => warning(
+            "kernel overlay",
+            error.clone(),
+            "slower fuse-overlayfs is used; a kernel from 5.11 can do it",
+        ),
+    }
+}
+
+fn is_shared(kind: &str) -> bool {
+    ["nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse.sshfs", "9p", "panfs", "wekafs"]
+        .contains(&kind)
+}
+
+fn local(seen: &Observed) -> Finding {
+    const WHAT: &str = "node-local space";
+    match &seen.local {
+        Err(error) => missing(WHAT, error.clone(), "name a folder of this host in HPK_LOCAL"),
+        Ok(place) if is_shared(&place.kind) => missing(
+            WHAT,
+            describe(place),
+            "a shared file system can't hold a node's state: name a folder of this host in HPK_LOCAL",
+        ),
+        Ok(place) if place.free_mib < LEAST_LOCAL_MIB => missing(
+            WHAT,
+            describe(place),
+            "less than 1 GiB is free: name a roomier folder of this host in HPK_LOCAL",
+        ),
+        Ok(place) => fine(WHAT, describe(place)),
+    }
+}
+
+fn home(seen: &Observed) -> Finding {
+    const WHAT: &str = "home";
+    match &seen.home {
+        Err(error) => missing(WHAT, error.clone(), "set HOME"),
+        Ok(place) if place.free_mib < LEAST_LOCAL_MIB => warning(
+            WHAT,
+            describe(place),
+            "images are kept there: free some space, or name another folder in HPK_HOME",
+        ),
+        Ok(place) => fine(WHAT, describe(place)),
+    }
+}
+
+fn describe(place: &Place) -> String {
+    format!(
+        "{}: {}, {:.1} GiB free",
+        place.path.display(),
+        place.kind,
+        place.free_mib as f64 / 1024.0
+    )
+}
+
+/// The findings as text, a line each, what to ask for below those that need it.
+pub fn table(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let mark = match finding.verdict {
+            Verdict::Fine => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Missing => "MISSING",
+        };
+        text.push_str(&format!("{:<8} {:<18} {}\n", mark, finding.what, finding.found));
+        if !finding.ask.is_empty() {
+            text.push_str(&format!("{:27} → {}\n", "", finding.ask));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::SubordinateIds;
+    use std::path::PathBuf;
+
+    fn healthy() -> Observed {
+        let place = |kind: &str| Place {
+            path: "/x".into(),
+            kind: kind.into(),
+            free_mib: 9999,
+        };
+        Observed {
+            user: "hpc".into(),
+            sysctls: vec![("user/max_user_namespaces", "96000".into())],
+            subordinate: Ok(SubordinateIds {
+                users: (100_000, 65_536),
+                groups: (100_000, 65_536),
+            }),
+            newuidmap: Some(PathBuf::from("/usr/bin/newuidmap")),
+            newgidmap: Some(PathBuf::from("/usr/bin/newgidmap")),
+            apptainer: ("apptainer".into(), Ok("apptainer version 1.4.5".into())),
+            fuse: Ok(()),
+            tun: Ok(()),
+            pasta: Some("/usr/bin/pasta".into()),
+            slirp4netns: None,
+            overlay: Ok(()),
+            image: Ok("/x/hpk-bubble.sif".into()),
+            local: Ok(place("tmpfs")),
+            home: Ok(place("nfs4")),
+        }
+    }
+
+    fn finding(seen: &Observed, what: &str) -> Finding {
+        judge(seen).into_iter().find(|one| one.what == what).unwrap()
+    }
+
+    #[test]
+    fn a_healthy_host_lacks_nothing() {
+        assert!(judge(&healthy()).iter().all(|one| one.verdict == Verdict::Fine));
+    }
+
+    #[test]
+    fn a_user_without_subuids_is_told_what_to_ask_for() {
+        let seen = Observed {
+            subordinate: Err("user hpc has no range in /etc/subuid".into()),
+            ..healthy()
+        };
+        let found = finding(&seen, "subuid and subgid");
+        assert_eq!(found.verdict, Verdict::Missing);
+        assert!(found.ask.contains("usermod --add-subuids"));
+    }
+
+    #[test]
+    fn a_missing_apptainer_is_named_as_it_was_asked_for() {
+        let seen = Observed {
+            apptainer: ("/no/such/apptainer".into(), Err("not found".into())),
+            ..healthy()
+        };
+        assert_eq!(finding(&seen, "apptainer").found, "/no/such/apptainer: not found");
+    }
+
+    #[test]
+    fn an_old_apptainer_is_refused() {
+        assert_eq!(version("apptainer version 1.2.3-1"), Some((1, 2)));
+        let seen = Observed {
+            apptainer: ("apptainer".into(), Ok("apptainer version 1.2.3-1".into())),
+            ..healthy()
+        };
+        assert_eq!(finding(&seen, "apptainer").verdict, Verdict::Missing);
+    }
+
+    #[test]
+    fn node_local_space_must_not_be_shared() {
+        let seen = Observed {
+            local: healthy().home,
+            ..healthy()
+        };
+        assert_eq!(finding(&seen, "node-local space").verdict, Verdict::Missing);
+    }
+
+    #[test]
+    fn forbidden_user_namespaces_are_missing() {
+        let seen = Observed {
+            sysctls: vec![("kernel/unprivileged_userns_clone", "0".into())],
+            ..healthy()
+        };
+        assert_eq!(finding(&seen, "user namespaces").verdict, Verdict::Missing);
+    }
+}

@@ -1,0 +1,215 @@
+//! Looking at a host.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use nix::sys::statvfs::statvfs;
+
+use crate::{files, own_path, settings};
+
+/// What was seen. Each field is as the host has it; `judge` says what it means.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    pub user: String,
+    /// Sysctls by path below /proc/sys; those that aren't there are left out.
+    pub sysctls: Vec<(&'static str, String)>,
+    pub subordinate: Result<SubordinateIds, String>,
+    pub newuidmap: Option<PathBuf>,
+    pub newgidmap: Option<PathBuf>,
+    /// The name asked for, and what `apptainer --version` said.
+    pub apptainer: (String, Result<String, String>),
+    pub fuse: Result<(), String>,
+    pub tun: Result<(), String>,
+    pub pasta: Option<PathBuf>,
+    pub slirp4netns: Option<PathBuf>,
+    pub overlay: Result<(), String>,
+    pub image: Result<PathBuf, String>,
+    pub local: Result<Place, String>,
+    pub home: Result<Place, String>,
+}
+
+/// A file system.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub path: PathBuf,
+    /// As /proc/mounts names its type.
+    pub kind: String,
+    pub free_mib: u64,
+}
+
+/// The user's ranges in /etc/subuid and /etc/subgid: first id and count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubordinateIds {
+    pub users: (u32, u32),
+    pub groups: (u32, u32),
+}
+
+impl SubordinateIds {
+    pub fn of_this_user() -> Result<Self> {
+        let uid = nix::unistd::getuid();
+        let user = user_name();
+        let range = |file: &str| {
+            let text = files::read(Path::new(file))?;
+            parse_range(&text, &user, uid.as_raw())
+                .with_context(|| format!("user {user} has no range in {file}"))
+        };
+        Ok(Self {
+            users: range("/etc/subuid")?,
+            groups: range("/etc/subgid")?,
+        })
+    }
+}
+
+/// The first range of the user, by name or number.
+fn parse_range(text: &str, user: &str, uid: u32) -> Option<(u32, u32)> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next()?;
+        let start = fields.next()?.trim().parse().ok()?;
+        let count = fields.next()?.trim().parse().ok()?;
+        (owner == user || owner == uid.to_string()).then_some((start, count))
+    })
+}
+
+fn user_name() -> String {
+    let uid = nix::unistd::getuid();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let by_uid = passwd.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        (fields.get(2) == Some(&uid.to_string().as_str())).then(|| fields[0].to_owned())
+    });
+    // Users of a directory service are not in /etc/passwd.
+    by_uid
+        .or_else(|| std::env::var("USER").ok())
+        .unwrap_or_else(|| uid.to_string())
+}
+
+pub fn observe() -> Observed {
+    let path = settings::search_path();
+    let text = |error: anyhow::Error| format!("{error:#}");
+    let home = settings::hpk_home();
+    Observed {
+        user: user_name(),
+        sysctls: [
+            "kernel/unprivileged_userns_clone",
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "user/max_user_namespaces",
+            "user/max_net_namespaces",
+        ]
+        .into_iter()
+        .filter_map(|name| {
+            let value = std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+            Some((name, value.trim().to_owned()))
+        })
+        .collect(),
+        subordinate: SubordinateIds::of_this_user().map_err(text),
+        newuidmap: files::find_program("newuidmap", &path),
+        newgidmap: files::find_program("newgidmap", &path),
+        apptainer: apptainer(&path),
+        fuse: openable("/dev/fuse"),
+        tun: openable("/dev/net/tun"),
+        pasta: files::find_program("pasta", &path),
+        slirp4netns: files::find_program("slirp4netns", &path),
+        overlay: probe_overlay().map_err(text),
+        image: own_path()
+            .and_then(|own| settings::find_image(&own, home.as_deref().unwrap_or(Path::new("/"))))
+            .map_err(text),
+        local: place(&settings::local_parent()).map_err(text),
+        home: settings::home().and_then(|home| place(&home)).map_err(text),
+    }
+}
+
+fn apptainer(path: &str) -> (String, Result<String, String>) {
+    let name = settings::apptainer();
+    let answer = match files::find_program(&name, path) {
+        None => Err("not found".to_owned()),
+        Some(program) => match Command::new(&program).arg("--version").output() {
+            Err(error) => Err(error.to_string()),
+            Ok(output) if output.status.success() => {
+                Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            }
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        },
+    };
+    (name, answer)
+}
+
+fn openable(device: &str) -> Result<(), String> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// Tries it, in a child.
+fn probe_overlay() -> Result<()> {
+    let name = format!("hpk-probe-{}-{}", nix::unistd::getuid(), std::process::id());
+    let dir = settings::local_parent().join(name);
+    files::make_private_dir(&dir)?;
+    let output = Command::new(own_path()?)
+        .args(["in-userns", "probe-overlay"])
+        .arg(&dir)
+        .output()
+        .context("starting the probe");
+    // The mounts were in the child's namespace: here the folder is empty.
+    let removed = std::fs::remove_dir(&dir);
+    let output = output?;
+    removed.with_context(|| format!("removing {}", dir.display()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        anyhow::bail!("{}", text.trim().trim_start_matches("hpk: "));
+    }
+    Ok(())
+}
+
+fn place(path: &Path) -> Result<Place> {
+    let seen = statvfs(path).with_context(|| format!("looking at {}", path.display()))?;
+    let mounts = files::read(Path::new("/proc/mounts"))?;
+    let real = path
+        .canonicalize()
+        .with_context(|| format!("resolving {}", path.display()))?;
+    Ok(Place {
+        path: path.to_owned(),
+        kind: kind_of(&mounts, &real).unwrap_or("unknown").to_owned(),
+        free_mib: (seen.blocks_available() as u64).saturating_mul(seen.fragment_size() as u64)
+            >> 20,
+    })
+}
+
+/// The type of the mount with the longest path that `path` is in; the last one wins.
+fn kind_of<'a>(mounts: &'a str, path: &Path) -> Option<&'a str> {
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let at = fields.nth(1)?;
+            path.starts_with(at).then_some((at.len(), fields.next()?))
+        })
+        .max_by_key(|(length, _)| *length)
+        .map(|(_, kind)| kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_found_by_name_or_number() {
+        let text = "hpc:100000:65536\n1001:200000:65536\n";
+        assert_eq!(parse_range(text, "hpc", 1000), Some((100_000, 65_536)));
+        assert_eq!(parse_range(text, "eve", 1001), Some((200_000, 65_536)));
+        assert_eq!(parse_range(text, "bob", 1002), None);
+    }
+
+    #[test]
+    fn the_innermost_mount_names_the_type() {
+        let mounts = "x / overlay rw\nx /home nfs4 rw\nx /home/hpc ext4 rw\n";
+        assert_eq!(kind_of(mounts, Path::new("/home/hpc/a")), Some("ext4"));
+        assert_eq!(kind_of(mounts, Path::new("/home/eve")), Some("nfs4"));
+        assert_eq!(kind_of(mounts, Path::new("/homes")), Some("overlay"));
+    }
+}

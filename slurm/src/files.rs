@@ -1,0 +1,87 @@
+//! Files that are private from birth, and whole or absent.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// Makes `path` and its missing parents, 0700.
+pub fn make_private_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("making the directory {}", path.display()))
+}
+
+/// Writes a new 0600 file next to `path`, syncs it and renames it to `path`.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = new_private(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+/// A new file, 0600; what stood there before goes.
+fn new_private(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Reads a file whose absence is an error that names it.
+pub fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The first executable of that name on PATH; a name with a slash stands for itself.
+pub fn find_program(name: &str, path: &str) -> Option<PathBuf> {
+    let executable = |file: &Path| {
+        nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok() && file.is_file()
+    };
+    if name.contains('/') {
+        return Some(PathBuf::from(name)).filter(|file| executable(file));
+    }
+    path.split(':')
+        .filter(|dir| !dir.is_empty())
+        .map(|dir| Path::new(dir).join(name))
+        .find(|file| executable(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_private_file_is_0600_and_replaces_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write_private(&path, b"one").unwrap();
+        write_private(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap(), "two");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_program_that_is_not_on_the_path_is_not_found() {
+        assert!(find_program("no-such-program-4711", "/usr/bin:/bin").is_none());
+        assert!(find_program("/no/such/program", "/usr/bin").is_none());
+        assert!(find_program("sh", "/no/such/dir:/usr/bin:/bin").is_some());
+    }
+}

@@ -1,0 +1,166 @@
+//! What the environment sets, and the values that stand otherwise.
+
+use std::env;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Where a bubble sees the host's folder for it.
+pub const BUBBLE_ROOT: &str = "/var/lib/hpk";
+/// The uplink's interface in a bubble.
+pub const UPLINK: &str = "uplink0";
+/// The API server's, etcd's and the overlay's ports in a bubble, the same in each.
+pub const API_PORT: u16 = 6443;
+pub const ETCD_PORT: u16 = 2379;
+pub const OVERLAY_PORT: u16 = 8472;
+/// Where flanneld keeps the network in etcd.
+pub const FLANNEL_PREFIX: &str = "/coreos.com/network";
+
+/// The cluster's addresses and names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub pods: Ipv4Net,
+    pub services: Ipv4Net,
+    pub domain: String,
+}
+
+impl Network {
+    /// HPK_POD_CIDR, HPK_SERVICE_CIDR, HPK_CLUSTER_DOMAIN, or design.md's values.
+    pub fn from_env() -> Result<Self> {
+        let network = Self {
+            pods: cidr("HPK_POD_CIDR", "10.244.0.0/16")?,
+            services: cidr("HPK_SERVICE_CIDR", "10.43.0.0/16")?,
+            domain: env::var("HPK_CLUSTER_DOMAIN").unwrap_or_else(|_| "cluster.local".into()),
+        };
+        if network.pods.prefix_len() > 22 {
+            bail!("HPK_POD_CIDR={}: at most a /22, a /24 for each node", network.pods);
+        }
+        if network.services.prefix_len() > 24 {
+            bail!("HPK_SERVICE_CIDR={}: at most a /24", network.services);
+        }
+        Ok(network)
+    }
+
+    /// The subnet of the node with this index, from 1; flanneld leaves the first one unused.
+    pub fn subnet(&self, index: usize) -> Option<Ipv4Net> {
+        self.pods.subnets(24).ok()?.nth(index)
+    }
+
+    /// The tenth Service address, as everywhere.
+    pub fn dns(&self) -> Ipv4Addr {
+        nth_address(&self.services, 10)
+    }
+
+    /// The address of the Service `kubernetes`.
+    pub fn kubernetes(&self) -> Ipv4Addr {
+        nth_address(&self.services, 1)
+    }
+}
+
+fn nth_address(net: &Ipv4Net, n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(net.network()).saturating_add(n))
+}
+
+fn cidr(name: &str, otherwise: &str) -> Result<Ipv4Net> {
+    let text = env::var(name).unwrap_or_else(|_| otherwise.into());
+    let net: Ipv4Net = text
+        .parse()
+        .with_context(|| format!("{name}={text} is no IPv4 network in CIDR form"))?;
+    Ok(net.trunc())
+}
+
+/// `~/.hpk`, or HPK_HOME.
+pub fn hpk_home() -> Result<PathBuf> {
+    if let Some(home) = env::var_os("HPK_HOME") {
+        return Ok(home.into());
+    }
+    Ok(home()?.join(".hpk"))
+}
+
+/// The user's home directory.
+pub fn home() -> Result<PathBuf> {
+    env::var_os("HOME")
+        .map(PathBuf::from)
+        .filter(|home| home.is_absolute())
+        .context("HOME is not set to an absolute path")
+}
+
+/// HPK_LOCAL, TMPDIR or /tmp: a file system of this host.
+pub fn local_parent() -> PathBuf {
+    ["HPK_LOCAL", "TMPDIR"]
+        .iter()
+        .filter_map(env::var_os)
+        .map(PathBuf::from)
+        .find(|dir| dir.is_absolute())
+        .unwrap_or_else(|| "/tmp".into())
+}
+
+/// The folder of a cluster's bubble on this host.
+pub fn local_dir(id: &str) -> PathBuf {
+    let uid = nix::unistd::getuid();
+    local_parent().join(format!("hpk-{uid}-{id}"))
+}
+
+/// PATH, and the places of programs that a user's PATH often lacks.
+pub fn search_path() -> String {
+    let path = env::var("PATH").unwrap_or_default();
+    format!("{path}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+}
+
+/// The name or path of apptainer: HPK_APPTAINER, or what is on PATH.
+pub fn apptainer() -> String {
+    env::var("HPK_APPTAINER").unwrap_or_else(|_| "apptainer".into())
+}
+
+/// The bubble's image: HPK_IMAGE, beside this program, or in `~/.hpk/images`.
+pub fn find_image(own: &Path, hpk_home: &Path) -> Result<PathBuf> {
+    const NAME: &str = "hpk-bubble.sif";
+    if let Some(image) = env::var_os("HPK_IMAGE") {
+        let image = PathBuf::from(image);
+        if !image.exists() {
+            bail!("the bubble's image HPK_IMAGE={} does not exist", image.display());
+        }
+        return Ok(image);
+    }
+    let places = [
+        own.parent().unwrap_or(Path::new("/")).join(NAME),
+        hpk_home.join("images").join(NAME),
+    ];
+    match places.iter().find(|place| place.exists()) {
+        Some(place) => Ok(place.clone()),
+        None => bail!(
+            "the bubble's image is neither {} nor {}; build it with `make images`, or name it in HPK_IMAGE",
+            places[0].display(),
+            places[1].display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network() -> Network {
+        Network {
+            pods: "10.244.0.0/16".parse().unwrap(),
+            services: "10.43.0.0/16".parse().unwrap(),
+            domain: "cluster.local".into(),
+        }
+    }
+
+    #[test]
+    fn the_first_node_gets_the_second_subnet_since_flannel_leaves_the_first_unused() {
+        assert_eq!(network().subnet(1).unwrap().to_string(), "10.244.1.0/24");
+        assert_eq!(network().subnet(255).unwrap().to_string(), "10.244.255.0/24");
+        assert_eq!(network().subnet(256), None);
+    }
+
+    #[test]
+    fn the_services_addresses_are_the_usual_ones() {
+        assert_eq!(network().dns().to_string(), "10.43.0.10");
+        assert_eq!(network().kubernetes().to_string(), "10.43.0.1");
+    }
+}

@@ -1,0 +1,134 @@
+//! What must run in a user namespace of its own: removing what the bubble's users own, and
+//! probing the kernel.
+//!
+//! The parent starts this program anew (`hpk-bubble in-userns …`), since only a single-threaded
+//! process may enter a user namespace; the child says when it is in one and waits for its maps.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Subcommand;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::doctor::SubordinateIds;
+use crate::{own_path, settings};
+
+/// What the child does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Task {
+    /// Remove a folder whose files have subordinate owners.
+    Remove { dir: PathBuf },
+    /// Mount an overlay on a tmpfs, below this folder.
+    ProbeOverlay { dir: PathBuf },
+}
+
+/// The child's part.
+pub fn run(task: &Task) -> Result<ExitCode> {
+    match task {
+        Task::Remove { dir } => {
+            unshare(CloneFlags::CLONE_NEWUSER).context("making a user namespace")?;
+            println!("ready");
+            let mut answer = String::new();
+            std::io::stdin()
+                .read_to_string(&mut answer)
+                .context("waiting for the maps")?;
+            nix::unistd::setresgid(0.into(), 0.into(), 0.into()).context("becoming group 0")?;
+            nix::unistd::setresuid(0.into(), 0.into(), 0.into()).context("becoming user 0")?;
+            std::fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+        }
+        Task::ProbeOverlay { dir } => probe_overlay(dir)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn probe_overlay(dir: &Path) -> Result<()> {
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .context("making a user namespace")?;
+    std::fs::write("/proc/self/setgroups", "deny").context("writing setgroups")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context("writing uid_map")?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("writing gid_map")?;
+    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+        .context("mounting a tmpfs")?;
+    for name in ["lower", "upper", "work", "merged"] {
+        std::fs::create_dir(dir.join(name)).with_context(|| format!("making {name}"))?;
+    }
+    let at = |name: &str| dir.join(name).display().to_string();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},userxattr",
+        at("lower"),
+        at("upper"),
+        at("work")
+    );
+    mount(
+        Some("overlay"),
+        &dir.join("merged"),
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .context("mounting an overlay")
+}
+
+/// Removes `dir`, with the help of a user namespace where its files belong to subordinate ids.
+pub fn remove_tree(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {} // files of others: tried again below, where its error counts
+    }
+    let ids = SubordinateIds::of_this_user()?;
+    let mut child = Command::new(own_path()?)
+        .args(["in-userns", "remove"])
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting the remover")?;
+    let pid = child.id().to_string();
+    let mapped = child
+        .stdout
+        .take()
+        .context("the remover has no output")
+        .and_then(|output| {
+            let mut line = String::new();
+            BufReader::new(output).read_line(&mut line).context("awaiting the remover")?;
+            map("newuidmap", &pid, nix::unistd::getuid().as_raw(), ids.users)?;
+            map("newgidmap", &pid, nix::unistd::getgid().as_raw(), ids.groups)
+        });
+    if let Some(mut input) = child.stdin.take() {
+        // A remover that has failed already says so by its exit code.
+        let _ = input.write_all(b"go");
+    }
+    let output = child.wait_with_output().context("awaiting the remover")?;
+    mapped?;
+    if !output.status.success() {
+        bail!(
+            "removing {} in a user namespace: {}",
+            dir.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+/// Maps 0 to the user and the rest to the range, as Apptainer's `--fakeroot` does.
+fn map(program: &str, pid: &str, own: u32, range: (u32, u32)) -> Result<()> {
+    let path = settings::search_path();
+    let program_path = crate::files::find_program(program, &path)
+        .with_context(|| format!("{program} is not installed"))?;
+    let numbers = [0, own, 1, 1, range.0, range.1].map(|number| number.to_string());
+    let output = Command::new(program_path)
+        .arg(pid)
+        .args(numbers)
+        .output()
+        .with_context(|| format!("running {program}"))?;
+    if !output.status.success() {
+        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
