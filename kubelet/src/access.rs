@@ -2,25 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use k8s_openapi::api::core::v1::Pod;
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
+use crate::agent::Agent;
 use crate::pod::admission;
-use crate::pod::record::PodRecord;
+use crate::pod::phase;
+use crate::pod::record::{Instance, PodRecord};
 use crate::pod::state::State;
 use crate::quantity::Quantity;
-
-/// One container as it stands.
-#[derive(Debug, Clone)]
-pub struct ContainerEntry {
-    pub id: String,
-    pub bundle: PathBuf,
-    pub running: bool,
-    pub log: PathBuf,
-    /// Of the run before.
-    pub previous_log: Option<PathBuf>,
-}
+use crate::server::access::{AccessError, ContainerQuery, ContainerRef, PodAccess, PodRef, Run};
 
 /// One pod as it stands.
 #[derive(Debug, Clone)]
@@ -28,37 +22,66 @@ pub struct Entry {
     /// With the status that was sent last.
     pub pod: Arc<Pod>,
     pub state: State,
-    /// How to reach its shim.
-    pub address: Option<String>,
-    pub sandbox: Option<String>,
-    pub containers: BTreeMap<String, ContainerEntry>,
+    pub netns: Option<PathBuf>,
+    /// The sandbox is up.
+    pub ready: bool,
+    containers: BTreeMap<String, (Option<Run>, Option<Run>)>,
 }
 
 impl Entry {
-    pub fn new(pod: &Arc<Pod>, record: &PodRecord, address: Option<String>) -> Self {
+    /// `address`: how to reach the pod's shim.
+    pub fn new(pod: &Arc<Pod>, record: &PodRecord, address: Option<&str>) -> Self {
+        let run = |instance: &Instance| Run {
+            id: instance.id.clone(),
+            bundle: instance.bundle.clone(),
+            shim_address: address.unwrap_or_default().to_owned(),
+            log: instance.log.clone(),
+            stdin: None,
+            running: instance.is_running() && address.is_some(),
+        };
         let containers = record
             .containers
             .iter()
-            .filter_map(|(name, container)| {
-                let current = container.current.as_ref()?;
-                let previous = container.previous.as_ref();
-                let entry = ContainerEntry {
-                    id: current.id.clone(),
-                    bundle: current.bundle.clone(),
-                    running: current.is_running(),
-                    log: current.log.clone(),
-                    previous_log: previous.map(|instance| instance.log.clone()),
-                };
-                Some((name.clone(), entry))
+            .map(|(name, container)| {
+                let current = container.current.as_ref().map(run);
+                let previous = container.previous.as_ref().map(run);
+                (name.clone(), (current, previous))
             })
             .collect();
+        let sandbox = record.sandbox.as_ref();
         Self {
             pod: Arc::clone(pod),
             state: record.state,
-            address,
-            sandbox: record.sandbox.as_ref().map(|sandbox| sandbox.id.clone()),
+            netns: sandbox.and_then(|sandbox| sandbox.netns.clone()),
+            ready: sandbox.is_some_and(|sandbox| sandbox.ready),
             containers,
         }
+    }
+
+    fn container(&self, name: &str) -> Option<ContainerRef> {
+        let spec = self.pod.spec.as_ref()?;
+        let (container, _) = phase::roles(spec).find(|(container, _)| container.name == name)?;
+        let (current, previous) = self.containers.get(name).cloned().unwrap_or_default();
+        Some(ContainerRef {
+            pod_uid: self.pod.metadata.uid.clone().unwrap_or_default(),
+            current,
+            previous,
+            waiting: self.waiting(name),
+            stdin: container.stdin.unwrap_or(false),
+            tty: container.tty.unwrap_or(false),
+        })
+    }
+
+    /// The reason for which the container waits.
+    fn waiting(&self, name: &str) -> Option<String> {
+        let status = self.pod.status.as_ref()?;
+        let lists = [&status.init_container_statuses, &status.container_statuses];
+        let found: Option<&ContainerStatus> = lists
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|status| status.name == name);
+        found?.state.as_ref()?.waiting.as_ref()?.reason.clone()
     }
 }
 
@@ -66,9 +89,19 @@ impl Entry {
 #[derive(Debug, Default)]
 pub struct Registry {
     pods: RwLock<HashMap<String, Entry>>,
+    /// The first list of pods is complete.
+    ready: AtomicBool,
 }
 
 impl Registry {
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
     pub fn publish(&self, uid: &str, entry: Entry) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.insert(uid.to_owned(), entry);
@@ -119,4 +152,54 @@ impl Registry {
         }
         (sum, count)
     }
+}
+
+#[async_trait]
+impl PodAccess for Agent {
+    async fn pods(&self) -> Vec<Pod> {
+        let entries = self.registry.all().into_iter();
+        entries.map(|entry| (*entry.pod).clone()).collect()
+    }
+
+    async fn container(&self, query: &ContainerQuery) -> Result<ContainerRef, AccessError> {
+        let entry = find(self, &query.namespace, &query.pod, query.uid.as_deref())?;
+        entry
+            .container(&query.container)
+            .ok_or_else(|| AccessError::NoSuchContainer {
+                pod: query.pod.clone(),
+                container: query.container.clone(),
+            })
+    }
+
+    async fn pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<PodRef, AccessError> {
+        let entry = find(self, namespace, name, uid)?;
+        Ok(PodRef {
+            uid: entry.pod.metadata.uid.clone().unwrap_or_default(),
+            netns: entry.netns,
+            ready: entry.ready,
+        })
+    }
+}
+
+fn find(
+    agent: &Agent,
+    namespace: &str,
+    name: &str,
+    uid: Option<&str>,
+) -> Result<Entry, AccessError> {
+    if !agent.registry.is_ready() {
+        return Err(AccessError::NotReady);
+    }
+    agent
+        .registry
+        .find(namespace, name, uid)
+        .ok_or_else(|| AccessError::NoSuchPod {
+            namespace: namespace.to_owned(),
+            pod: name.to_owned(),
+        })
 }

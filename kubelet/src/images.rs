@@ -25,8 +25,6 @@ pub struct Ready {
     pub config: ImageConfiguration,
     /// Where its files are, read-only.
     pub lower: PathBuf,
-    /// Bytes.
-    pub size: u64,
 }
 
 /// Why an image can't be had; Display is what people read.
@@ -149,7 +147,6 @@ impl Images {
             ),
             config: image.config,
             lower,
-            size: image.size,
         })
     }
 
@@ -236,7 +233,6 @@ impl Ready {
             id: "image@sha256:0".to_owned(),
             config: ImageConfiguration::default(),
             lower: PathBuf::new(),
-            size: 0,
         }
     }
 }

@@ -29,6 +29,10 @@ mod pod;
 mod probes;
 mod qos;
 mod quantity;
+mod server {
+    pub mod access;
+    pub mod config;
+}
 mod spec;
 mod start;
 mod status;

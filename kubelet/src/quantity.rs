@@ -16,6 +16,7 @@ pub struct Quantity {
 }
 
 impl Quantity {
+    #[cfg(test)]
     pub fn from_milli(milli: i128) -> Self {
         Self { milli }
     }

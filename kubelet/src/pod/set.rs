@@ -69,7 +69,10 @@ impl Set {
                 self.listed.extend(pod.metadata.uid.clone());
                 self.see(pod);
             }
-            Event::InitDone => self.forget_unlisted(),
+            Event::InitDone => {
+                self.forget_unlisted();
+                self.agent.registry.set_ready();
+            }
             Event::Delete(pod) => {
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
                 if let Some(handle) = self.workers.get(uid) {

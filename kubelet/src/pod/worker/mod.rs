@@ -282,7 +282,7 @@ impl Worker {
             }
             self.sent = Some(status);
         }
-        let address = self.shim.as_ref().map(|shim| shim.address().to_owned());
+        let address = self.shim.as_ref().map(Shim::address);
         self.agent.registry.publish(
             &self.record.uid,
             Entry::new(&self.pod, &self.record, address),
