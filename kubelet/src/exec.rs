@@ -26,7 +26,7 @@ pub enum Error {
     NoProcess { path: PathBuf },
     #[error("command timed out after {}s", .0.as_secs())]
     TimedOut(Duration),
-    #[error("can't run the command")]
+    #[error("can't run the command: {}", crate::text::of_shim(.0))]
     Shim(#[from] hpk_shim_client::Error),
 }
 

@@ -17,6 +17,14 @@ pub fn chain(error: &dyn Error) -> String {
     line
 }
 
+/// What a shim said, without the frame its protocol puts around it; else the error with its causes.
+pub fn of_shim(error: &hpk_shim_client::Error) -> String {
+    match error.shim_message() {
+        Some(said) => said.to_owned(),
+        None => chain(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

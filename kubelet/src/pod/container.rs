@@ -41,16 +41,14 @@ pub enum Error {
     },
     #[error(transparent)]
     Bundle(#[from] super::sandbox::Error),
-    #[error("failed to create container {container:?}")]
+    #[error("failed to create container {container:?}: {}", text::of_shim(.source))]
     Create {
         container: String,
-        #[source]
         source: hpk_shim_client::Error,
     },
-    #[error("failed to start container {container:?}")]
+    #[error("failed to start container {container:?}: {}", text::of_shim(.source))]
     Start {
         container: String,
-        #[source]
         source: hpk_shim_client::Error,
     },
 }
@@ -77,16 +75,7 @@ impl Error {
 
     /// For people.
     pub fn message(&self) -> String {
-        match self {
-            Error::Create { source, .. } | Error::Start { source, .. } => {
-                let what = self.to_string();
-                match source.shim_message() {
-                    Some(said) => format!("{what}: {said}"),
-                    None => text::chain(self),
-                }
-            }
-            _ => text::chain(self),
-        }
+        text::chain(self)
     }
 }
 

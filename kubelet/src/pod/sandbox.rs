@@ -36,10 +36,9 @@ pub enum Error {
         #[source]
         source: network::Error,
     },
-    #[error("failed to start sandbox {sandbox:?}")]
+    #[error("failed to start sandbox {sandbox:?}: {}", text::of_shim(.source))]
     Shim {
         sandbox: String,
-        #[source]
         source: hpk_shim_client::Error,
     },
 }

@@ -124,7 +124,7 @@ pub fn sandbox(
         .masked_paths(linux::masked_paths())
         .readonly_paths(linux::readonly_paths())
         .build()?;
-    let mut builder = SpecBuilder::default()
+    let builder = SpecBuilder::default()
         .version("1.0.2")
         .root(
             RootBuilder::default()
@@ -136,10 +136,11 @@ pub fn sandbox(
         .mounts(mounts::sandbox()?)
         .annotations(annotations(pod, "sandbox", &sandbox.id, None))
         .linux(linux);
-    if sandbox.netns.is_some() {
-        builder = builder.hostname(hostname);
-    }
-    Ok(builder.build()?)
+    let mut spec = builder.build()?;
+    // The builder's own default is a name.
+    let named = sandbox.netns.is_some();
+    spec.set_hostname(named.then(|| hostname.to_owned()));
+    Ok(spec)
 }
 
 /// The spec of one of the pod's containers.
@@ -194,7 +195,7 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
     let read_only = context.and_then(|c| c.read_only_root_filesystem) == Some(true);
     let mut all = mounts::base(privileged)?;
     all.extend(inputs.mounts);
-    Ok(SpecBuilder::default()
+    let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(
             RootBuilder::default()
@@ -211,7 +212,10 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
             Some(&container.name),
         ))
         .linux(linux.build()?)
-        .build()?)
+        .build()?;
+    // The sandbox has named the UTS namespace.
+    spec.set_hostname(None);
+    Ok(spec)
 }
 
 #[cfg(test)]

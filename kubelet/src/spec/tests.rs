@@ -154,3 +154,26 @@ fn the_sandbox_is_marked_for_the_shim() {
     assert_eq!(annotations["io.kubernetes.cri.container-type"], "sandbox");
     assert_eq!(annotations["io.kubernetes.cri.sandbox-id"], "s1");
 }
+
+#[test]
+fn only_a_sandbox_with_its_own_network_names_its_host() {
+    let hostname = |view: &Sandbox| {
+        let spec = sandbox(
+            &Pod::default(),
+            view,
+            "web",
+            &host(),
+            PathBuf::from("/hpk/s"),
+        )
+        .expect("spec");
+        spec.hostname().clone()
+    };
+    assert_eq!(hostname(&view()), Some("web".to_owned()));
+    let on_host = Sandbox {
+        netns: None,
+        ..view()
+    };
+    assert_eq!(hostname(&on_host), None);
+    let container = planned(json!({"containers": [{"name": "c"}]}), &[]);
+    assert_eq!(container.hostname(), &None);
+}

@@ -254,8 +254,11 @@ impl Worker {
         if !self.is_current(name, id) {
             return;
         }
-        // The next start asks for the image anew.
-        self.live.container(name).image = Op::Idle;
+        let kept = matches!(&outcome, Err(error) if error.blame() != Blame::Runtime);
+        if !kept {
+            // The next start asks for the image anew.
+            self.live.container(name).image = Op::Idle;
+        }
         match outcome {
             Ok(_) => self.began(name, id),
             Err(error) => self.did_not_begin(name, &error),
