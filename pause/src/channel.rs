@@ -9,7 +9,7 @@
 //! | both | [`WARNING`] text | something asked for was not done; the container starts all the same |
 //! | both | [`TERMINAL`] + descriptor | master of the terminal |
 //! | both | [`READY`] | all is set, the program was found. The sender's pid is the program's |
-//! | shim | [`GO`] | exec it |
+//! | shim | [`GO`], with or without a descriptor | exec it; the descriptor is its stdin |
 //! | both | [`FAILED`] text | it can't be; the process ends |
 //!
 //! End-of-file after GO, with nothing else before it, means that the exec went well (the socket is

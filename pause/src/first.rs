@@ -122,7 +122,10 @@ fn run_with(mode: Mode, shim: &Shim) -> Result<std::convert::Infallible, Error> 
     }
     program.take_credentials(&config.process, shim)?;
     shim.send(channel::READY)?;
-    shim.expect(channel::GO)?;
+    let go = shim.expect(channel::GO)?;
+    if let Some(stdin) = go.fds.first() {
+        nix::unistd::dup2_stdin(stdin).context(|| "set stdin".into())?;
+    }
     Err(program.exec())
 }
 

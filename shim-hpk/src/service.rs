@@ -37,7 +37,7 @@ use crate::{
     plan,
     procfs::Membership,
     record,
-    stdio::{self, Stdio},
+    stdio::{self, Stdin, Stdio},
 };
 use containers::{Container, Process, label};
 
@@ -153,7 +153,9 @@ impl Service {
     ) -> Result<u32, Error> {
         let inner = &self.inner;
         let own_pid_namespace = plan.pid_namespace == plan::PidNamespace::New;
-        let (streams, mut held) = stdio::open(stdio, &self.owner(id), &inner.reaper).await?;
+        let uid = plan.process.uid;
+        let (streams, mut held) =
+            stdio::open(stdio, Stdin::AtStart, &self.owner(id), &inner.reaper).await?;
         let made = launch::launch(plan, &streams, bundle, &inner.programs, &inner.reaper).await;
         drop(streams);
         let waiting = match made {
@@ -175,6 +177,7 @@ impl Service {
         if let Some(container) = self.containers().get_mut(id) {
             container.membership = Membership::of(pid, own_pid_namespace);
             container.init.set_up(pid, channel, held);
+            container.init.uid = uid;
         }
         self.follow(id, "", exit);
         Ok(pid as u32)
@@ -258,13 +261,12 @@ impl Service {
     }
 
     async fn start_init(&self, id: &str) -> Result<(), Error> {
-        let channel = self.with_process(id, "", |process| Ok(process.channel.take()))?;
-        match channel {
-            Some(channel) => channel.go().await,
-            None => Err(Error::Precondition(format!(
-                "container {id} has no process"
-            ))),
-        }
+        let (channel, stdin) = self.with_process(id, "", |process| {
+            let channel = process.channel.take();
+            let no_process = || Error::Precondition(format!("container {id} has no process"));
+            Ok((channel.ok_or_else(no_process)?, process.open_stdin()?))
+        })?;
+        channel.go(stdin).await
     }
 
     async fn start_exec(&self, id: &str, exec_id: &str) -> Result<(), Error> {
@@ -284,7 +286,8 @@ impl Service {
             (init, process, exec.stdio.clone())
         };
         let inner = &self.inner;
-        let (streams, mut held) = stdio::open(&stdio, &self.owner(id), &inner.reaper).await?;
+        let (streams, mut held) =
+            stdio::open(&stdio, Stdin::Now, &self.owner(id), &inner.reaper).await?;
         let entered = enter::enter(init, process, &streams, &inner.programs, &inner.reaper).await;
         drop(streams);
         let waiting = match entered {
@@ -308,7 +311,7 @@ impl Service {
             Ok(())
         })?;
         self.follow(id, exec_id, exit);
-        channel.go().await
+        channel.go(None).await
     }
 
     fn signal(&self, id: &str, exec_id: &str, signal: i32, all: bool) -> Result<(), Error> {

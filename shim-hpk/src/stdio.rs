@@ -17,7 +17,10 @@ use std::{
 
 use containerd_shim::asynchronous::io::{IoTasks, Pty};
 use hpk_pause::sys;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    unistd::{Uid, fchown},
+};
 use tokio::io::AsyncWriteExt;
 
 use crate::{
@@ -51,9 +54,20 @@ pub struct Held {
     stdin_closed: bool,
 }
 
+/// When stdin is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdin {
+    Now,
+    /// By [`Held::open_stdin`]; until then it is /dev/null. A caller's copy into the FIFO begins as
+    /// soon as that has a reader, and ctr tells of its stdin's end (CloseIO) only once it knows the
+    /// task: a FIFO open before Create is answered can make it miss that, and the program hang.
+    AtStart,
+}
+
 /// Opens the streams: the process's own ends (none with a terminal), and what the shim keeps.
 pub async fn open(
     stdio: &Stdio,
+    when: Stdin,
     owner: &Owner,
     reaper: &Reaper,
 ) -> Result<(Vec<OwnedFd>, Held), Error> {
@@ -67,7 +81,10 @@ pub async fn open(
         }
         return Ok((Vec::new(), held));
     }
-    let stdin = open_input(&stdio.stdin, &mut held)?;
+    let stdin = match when {
+        Stdin::Now => open_input(&stdio.stdin, &mut held)?,
+        Stdin::AtStart => null(false)?,
+    };
     if stdio.stdout.starts_with("binary://") {
         let (logger, out, err) = Logger::start(&stdio.stdout, owner, reaper).await?;
         held.logger = Some(logger);
@@ -85,6 +102,22 @@ pub async fn open(
 }
 
 impl Held {
+    /// Opens a stdin that was left for the start, for a process of user `uid`.
+    pub fn open_stdin(&mut self, stdio: &Stdio, uid: u32) -> Result<Option<OwnedFd>, Error> {
+        if stdio.terminal || stdio.stdin.is_empty() {
+            return Ok(None);
+        }
+        let input = open_input(&stdio.stdin, self)?;
+        if is_fifo(&stdio.stdin) {
+            // So that the program can reopen it as /dev/stdin; as in runc, not worth failing for.
+            let _ = fchown(&input, Some(Uid::from_raw(uid)), None);
+        }
+        if self.stdin_closed {
+            self.stdin = None;
+        }
+        Ok(Some(input))
+    }
+
     /// Copies between the terminal and the streams from now on.
     pub fn attach_terminal(&mut self, master: OwnedFd, stdio: &Stdio) -> Result<(), Error> {
         let failed = || Error::system::<io::Error>("connect the terminal");

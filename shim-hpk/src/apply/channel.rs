@@ -142,13 +142,15 @@ impl Channel {
         }
     }
 
-    /// Lets the process become the user's program; returns when it has.
-    pub async fn go(&self) -> Result<(), Error> {
+    /// Lets the process become the user's program, with this stdin if any; returns when it has.
+    pub async fn go(&self, stdin: Option<OwnedFd>) -> Result<(), Error> {
+        let fds: Vec<BorrowedFd<'_>> = stdin.iter().map(AsFd::as_fd).collect();
         // If it has been killed meanwhile, its end is told as such, not as a failed start.
-        if let Err(e) = self.send(wire_channel::GO, &[], &[]).await {
+        if let Err(e) = self.send(wire_channel::GO, &[], &fds).await {
             log::debug!("start: {e}");
             return Ok(());
         }
+        drop(stdin);
         match self.receive(SETUP_LIMIT, "the container's program").await? {
             None => Ok(()),
             Some(message) => Err(Error::Container(message.text())),

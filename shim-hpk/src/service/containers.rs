@@ -1,6 +1,6 @@
 //! Containers, and processes in them.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf};
 
 use hpk_pause::wire;
 use tokio::sync::watch;
@@ -35,6 +35,8 @@ pub struct Process {
     /// An exec's program until its start.
     pub program: Option<wire::Process>,
     pub held: Option<Held>,
+    /// Its user; of a container's own process only.
+    pub uid: u32,
     end: watch::Sender<Option<Exit>>,
     stdin_closed: bool,
 }
@@ -102,6 +104,7 @@ impl Process {
             channel: None,
             program,
             held: None,
+            uid: 0,
             end: watch::Sender::new(None),
             stdin_closed: false,
         }
@@ -121,6 +124,14 @@ impl Process {
             held.close_stdin();
         }
         self.held = Some(held);
+    }
+
+    /// The stdin that was left for the start.
+    pub fn open_stdin(&mut self) -> Result<Option<OwnedFd>, Error> {
+        let (stdio, uid) = (&self.stdio, self.uid);
+        self.held
+            .as_mut()
+            .map_or(Ok(None), |held| held.open_stdin(stdio, uid))
     }
 
     /// It ended: true if that may be announced at once. Whoever waits is told either way.

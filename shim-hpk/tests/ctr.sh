@@ -1,0 +1,228 @@
+#!/bin/bash
+# The shim under an unmodified containerd, as root: each line of the table is one promise.
+#
+#   shim-hpk/tests/ctr.sh            with RUNTIME (io.containerd.hpk.v2), IMAGE (docker.io/library/busybox:latest,
+#                                    imported already), ADDRESS (containerd's socket; one is started if nobody serves
+#                                    it, with its state in a temporary directory), IMAGE_TAR (imported first if set)
+#
+# RUNTIME=io.containerd.runc.v2 runs the same on the reference. The shim and hpk-pause must be in
+# PATH of containerd. Prints "ok N - name" or "not ok N - name", exits 1 if one failed.
+set -u
+RUNTIME=${RUNTIME:-io.containerd.hpk.v2}
+IMAGE=${IMAGE:-docker.io/library/busybox:latest}
+ADDRESS=${ADDRESS:-/run/containerd/containerd.sock}
+PREFIX=hpkctr$$
+WORK=$(mktemp -d /tmp/hpk-ctr.XXXXXX)
+STARTED=
+FAILED=0
+COUNT=0
+
+ctr() { command timeout 60 ctr --address "$ADDRESS" --namespace "$PREFIX" "$@"; }
+run() { ctr run --runtime "$RUNTIME" "$@"; }
+
+finish() {
+    for task in $(ctr task ls -q 2>/dev/null); do ctr task kill -s SIGKILL "$task" >/dev/null 2>&1; ctr task rm -f "$task" >/dev/null 2>&1; done
+    for c in $(ctr container ls -q 2>/dev/null); do ctr container rm "$c" >/dev/null 2>&1; done
+    for image in $(ctr image ls -q 2>/dev/null); do ctr image rm --sync "$image" >/dev/null 2>&1; done
+    ctr namespace rm "$PREFIX" >/dev/null 2>&1
+    if [ -n "$STARTED" ]; then
+        kill "$STARTED" 2>/dev/null
+        wait "$STARTED" 2>/dev/null
+        umount "$WORK/root" 2>/dev/null
+    fi
+    rm -rf "$WORK"
+}
+trap finish EXIT
+
+if ! ctr version >/dev/null 2>&1; then
+    # Its snapshots may not lie on an overlay.
+    mkdir -p "$WORK/root" && mount -t tmpfs tmpfs "$WORK/root" || exit 1
+    containerd --root "$WORK/root" --state "$WORK/state" --address "$ADDRESS" >"$WORK/containerd.log" 2>&1 &
+    STARTED=$!
+    for _ in $(seq 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
+fi
+if [ -n "${IMAGE_TAR:-}" ]; then
+    ctr image import "$IMAGE_TAR" >/dev/null || exit 1
+elif ! ctr image ls -q | grep -qx "$IMAGE"; then
+    # Images belong to a containerd namespace: take the default one's.
+    command ctr --address "$ADDRESS" -n default image export "$WORK/image.tar" "$IMAGE" &&
+        ctr image import "$WORK/image.tar" >/dev/null || exit 1
+fi
+
+# check NAME COMMAND…: the command must succeed; what it printed is shown if it doesn't.
+check() {
+    local name=$1; shift
+    COUNT=$((COUNT + 1))
+    if ( "$@" ) >"$WORK/out" 2>&1; then
+        echo "ok $COUNT - $name"
+    else
+        FAILED=$((FAILED + 1))
+        echo "not ok $COUNT - $name"
+        sed 's/^/#   /' "$WORK/out" | tail -20
+    fi
+}
+is() { [ "$1" = "$2" ] || { echo "got: $1"; echo "want: $2"; return 1; }; }
+# Whether a process is there and not a zombie (nobody may reap in the test's PID namespace).
+alive() { [ -d "/proc/$1" ] && ! grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; }
+# A background container: daemon NAME COMMAND…
+daemon() { local name=$1; shift; run -d "$IMAGE" "$PREFIX-$name" "$@"; }
+gone() { ctr task kill -s SIGKILL "$PREFIX-$1" >/dev/null 2>&1; ctr task rm -f "$PREFIX-$1" >/dev/null 2>&1; ctr container rm "$PREFIX-$1" >/dev/null 2>&1; }
+exec_in() { local name=$1 id=$2; shift 2; ctr task exec --exec-id "$id" "$PREFIX-$name" "$@"; }
+
+output_and_exit_code() {
+    is "$(run --rm "$IMAGE" $PREFIX-a echo hi)" hi || return 1
+    run --rm "$IMAGE" $PREFIX-b sh -c 'exit 7'; is $? 7 || return 1
+    run --rm "$IMAGE" $PREFIX-c sh -c 'sh -c "kill -9 \$\$"; exit $?'; is $? 137
+}
+stdin_reaches_the_program() { is "$(printf 'one\ntwo\n' | run --rm "$IMAGE" $PREFIX-in cat)" "$(printf 'one\ntwo')"; }
+much_output_arrives_whole() { is "$(run --rm "$IMAGE" $PREFIX-much sh -c 'head -c 20000000 /dev/zero | tr "\0" x' | wc -c)" 20000000; }
+streams_are_apart() {
+    run --rm "$IMAGE" $PREFIX-err sh -c 'echo out; echo err >&2' >"$WORK/o" 2>"$WORK/e"
+    is "$(cat "$WORK/o")" out && is "$(cat "$WORK/e")" err
+}
+environment_and_directory() {
+    is "$(run --rm --env A='b c' --cwd /tmp "$IMAGE" $PREFIX-env sh -c 'echo "$A $PWD"')" 'b c /tmp'
+}
+environment_is_in_no_argv() {
+    daemon secret sh -c 'sleep 100' || return 1
+    gone secret
+    run -d --env SECRET=s3kr1t "$IMAGE" $PREFIX-secret sleep 100 || return 1
+    sleep 0.3
+    local seen; seen=$(cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep -c 's3kr[1]t')
+    gone secret
+    # ctr's own argv ended with it.
+    is "$seen" 0
+}
+user_and_groups() { is "$(run --rm --user 1234:2345 "$IMAGE" $PREFIX-user sh -c 'id -u; id -g')" "$(printf '1234\n2345')"; }
+capabilities_are_docker_like() {
+    is "$(run --rm "$IMAGE" $PREFIX-cap sh -c 'grep CapEff /proc/self/status | cut -f2')" 00000000a80425fb
+}
+own_namespaces() {
+    is "$(run --rm "$IMAGE" $PREFIX-ns sh -c 'echo $$')" 1 || return 1
+    local name inside
+    for name in net mnt uts ipc pid; do
+        inside=$(run --rm "$IMAGE" $PREFIX-ns-$name readlink /proc/self/ns/$name) || return 1
+        [ "$inside" != "$(readlink /proc/self/ns/$name)" ] || { echo "$name is the host's"; return 1; }
+    done
+}
+proc_sys_dev() {
+    run --rm "$IMAGE" $PREFIX-dev sh -ec 'echo x >/dev/null; head -c 4 /dev/urandom | wc -c | grep -q 4
+        test -c /dev/zero; test -L /dev/stdout; test -d /dev/pts; test -d /dev/shm
+        ! echo 1 >/proc/sys/kernel/panic 2>/dev/null; test -z "$(cat /proc/kcore 2>/dev/null | head -c 1)"
+        ls /sys/class/net | grep -qx lo; test "$(ls /sys/class/net | wc -l)" -ge 1'
+}
+read_only_root() {
+    run --rm --read-only "$IMAGE" $PREFIX-ro sh -c '! touch /x 2>/dev/null && grep -q " / .* ro" /proc/mounts'
+}
+bind_mounts() {
+    mkdir -p "$WORK/src/sub"; echo data >"$WORK/src/file"
+    is "$(run --rm --mount "type=bind,src=$WORK/src,dst=/mnt/data,options=rbind:ro" "$IMAGE" $PREFIX-bind \
+        sh -c 'cat /mnt/data/file; touch /mnt/data/x 2>/dev/null && echo written')" data || return 1
+    run --rm --mount "type=bind,src=$WORK/src/file,dst=/etc/afile,options=bind:rw" "$IMAGE" $PREFIX-bind2 sh -c 'echo more >/etc/afile' || return 1
+    is "$(cat "$WORK/src/file")" more
+}
+missing_bind_source_names_it() {
+    run --rm --mount "type=bind,src=/no/such/dir,dst=/mnt,options=rbind" "$IMAGE" $PREFIX-nosrc true >"$WORK/o" 2>&1 && return 1
+    grep -q /no/such/dir "$WORK/o" || { cat "$WORK/o"; return 1; }
+}
+missing_program_names_it() {
+    run --rm "$IMAGE" $PREFIX-noprog no-such-program >"$WORK/o" 2>&1 && return 1
+    grep -q 'no-such-program' "$WORK/o" || { cat "$WORK/o"; return 1; }
+}
+terminal() {
+    command -v script >/dev/null || { echo 'needs script(1)'; return 1; }
+    local text
+    text=$(script -qec "stty rows 33 cols 77; timeout --foreground 30 ctr -a $ADDRESS -n $PREFIX run --rm -t --runtime $RUNTIME $IMAGE $PREFIX-tty sh -c 'tty; sleep 0.3; stty size'" /dev/null </dev/null | tr -d '\r')
+    echo "$text" | grep -q '/dev/pts/0$' && echo "$text" | grep -q '^33 77$' || { echo "$text"; return 1; }
+}
+exec_and_exit_codes() {
+    daemon ex sleep 1000 || return 1
+    exec_in ex e1 true; is $? 0 || { gone ex; return 1; }
+    exec_in ex e2 sh -c 'exit 42'; is $? 42 || { gone ex; return 1; }
+    is "$(exec_in ex e3 sh -c 'echo $PPID; cat /proc/1/comm; ls /; hostname' | sed -n 2p)" sleep || { gone ex; return 1; }
+    is "$(echo input | exec_in ex e4 cat)" input || { gone ex; return 1; }
+    exec_in ex e5 no-such-program >"$WORK/o" 2>&1 && { gone ex; return 1; }
+    grep -q no-such-program "$WORK/o"; local rc=$?
+    gone ex; return $rc
+}
+exec_terminal() {
+    daemon ext sleep 1000 || return 1
+    local text
+    text=$(script -qec "stty rows 30 cols 90; timeout --foreground 30 ctr -a $ADDRESS -n $PREFIX task exec -t --exec-id t1 $PREFIX-ext sh -c 'tty; sleep 0.3; stty size; exit 5'; echo rc=\$?" /dev/null </dev/null | tr -d '\r')
+    gone ext
+    echo "$text" | grep -q '/dev/pts/0$' && echo "$text" | grep -q '^30 90$' && echo "$text" | grep -q 'rc=5' || { echo "$text"; return 1; }
+}
+kill_and_state() {
+    daemon k sh -c 'trap "exit 3" TERM; while :; do sleep 0.1; done' || return 1
+    sleep 0.3
+    ctr task ls | grep -q "$PREFIX-k .*RUNNING" || { ctr task ls; gone k; return 1; }
+    ctr task kill -s SIGTERM $PREFIX-k
+    for _ in $(seq 50); do ctr task ls | grep -q "$PREFIX-k .*STOPPED" && break; sleep 0.1; done
+    ctr task ls | grep -q "$PREFIX-k .*STOPPED" || { ctr task ls; gone k; return 1; }
+    ctr task rm $PREFIX-k >"$WORK/o" 2>&1
+    gone k; grep -q 'exit code 3' "$WORK/o" || { cat "$WORK/o"; return 1; }
+}
+kill_all_reaches_every_process() {
+    daemon ka sh -c 'sleep 1000 & sleep 1000 & wait' || return 1
+    sleep 0.2
+    is "$(ctr task ps $PREFIX-ka | tail -n +2 | wc -l)" 3 || { gone ka; return 1; }
+    local pids; pids=$(ctr task ps $PREFIX-ka | awk 'NR>1{print $1}')
+    ctr task kill -a -s SIGKILL $PREFIX-ka; sleep 0.5
+    for pid in $pids; do alive "$pid" && { echo "pid $pid lives"; gone ka; return 1; }; done
+    gone ka
+}
+metrics() {
+    daemon me sleep 1000 || return 1
+    ctr task metrics $PREFIX-me >"$WORK/o" 2>&1; local rc=$?
+    gone me; grep -qi 'memory.usage\|usage_in_bytes' "$WORK/o" || { cat "$WORK/o"; return 1; }
+    return $rc
+}
+no_engine_process_stays() {
+    [ "$RUNTIME" = io.containerd.hpk.v2 ] || return 0
+    daemon eng sleep 1000 || return 1
+    local n; n=$(ps -eo args | grep -c '^Apptainer runtime parent')
+    gone eng; is "$n" 0
+}
+killed_shim_leaves_nothing() {
+    daemon sk sleep 4321 || return 1
+    local pid shim; pid=$(ctr task ls | awk -v t="$PREFIX-sk" '$1==t{print $2}')
+    shim=$(ps -eo pid,args | awk -v n="$PREFIX-sk" '/containerd-shim/ && index($0,n) && !/awk/ {print $1; exit}')
+    kill -9 "$shim"
+    for _ in $(seq 50); do alive "$pid" || break; sleep 0.1; done
+    alive "$pid" && { echo "container process $pid lives"; gone sk; return 1; }
+    gone sk; return 0
+}
+nothing_is_left() {
+    sleep 0.5
+    local bad=0
+    ps -eo pid,args | grep -F "$PREFIX" | grep -v -e grep -e "$0" -e 'ctr.sh' && bad=1
+    grep -F "/$PREFIX/" /proc/self/mounts && bad=1
+    ls -d /run/containerd/io.containerd.runtime.v2.task/"$PREFIX"/* 2>/dev/null && bad=1
+    return $bad
+}
+
+check 'output arrives, exit codes are exact' output_and_exit_code
+check 'stdin reaches the program and ends' stdin_reaches_the_program
+check '20 MB of output arrive whole' much_output_arrives_whole
+check 'stdout and stderr stay apart' streams_are_apart
+check 'environment and working directory' environment_and_directory
+check 'the environment is in no argv' environment_is_in_no_argv
+check 'user and group' user_and_groups
+check 'capabilities are the spec'"'"'s' capabilities_are_docker_like
+check 'PID 1 in namespaces of its own' own_namespaces
+check '/proc, /sys and /dev are as the spec says' proc_sys_dev
+check 'a read-only root' read_only_root
+check 'bind mounts of directories and files, ro and rw' bind_mounts
+check 'a missing mount source is named' missing_bind_source_names_it
+check 'a missing program is named' missing_program_names_it
+check 'a terminal with its size' terminal
+check 'exec: output, stdin, exit codes, a missing program' exec_and_exit_codes
+check 'exec with a terminal' exec_terminal
+check 'kill, state, delete' kill_and_state
+check 'ps and kill --all' kill_all_reaches_every_process
+check 'metrics' metrics
+check 'no process of the engine stays' no_engine_process_stays
+check 'a killed shim leaves nothing' killed_shim_leaves_nothing
+check 'nothing is left' nothing_is_left
+echo "1..$COUNT"
+[ "$FAILED" = 0 ]
