@@ -9,8 +9,6 @@ pub struct Config {
     pub root: PathBuf,
     /// `HPKTAINER_RUN`: bundles, pipes and sockets.
     pub run: PathBuf,
-    /// `HPK_IMAGE_MOUNTS`: where images are mounted, shared with the kubelet.
-    pub image_mounts: PathBuf,
     /// `HPK_CNI_CONF_DIR`.
     pub cni_conf_dir: PathBuf,
     /// `HPK_CNI_BIN_DIR`.
@@ -33,7 +31,6 @@ impl Config {
         Self {
             root: place("HPKTAINER_ROOT", "/var/lib/hpk/hpktainer"),
             run: place("HPKTAINER_RUN", "/run/hpk/hpktainer"),
-            image_mounts: place("HPK_IMAGE_MOUNTS", "/run/hpk/images"),
             cni_conf_dir: place("HPK_CNI_CONF_DIR", "/etc/cni/net.d"),
             cni_bin_dir: place("HPK_CNI_BIN_DIR", "/opt/cni/bin"),
             cni_cache_dir: place("HPK_CNI_CACHE_DIR", "/var/lib/hpk/cni/cache"),

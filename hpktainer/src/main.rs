@@ -12,13 +12,26 @@
 //! - [`spec`]: the OCI runtime spec (pure)
 //! - [`network`]: namespace and CNI
 //! - [`task`]: the shim, from start to delete
+//! - [`detach`]: hpktainer in the background
 //! - [`stdio`]: terminal, pipes, signals between the caller and the container
 //! - [`bars`]: progress on a terminal
 
 mod bars;
 mod config;
+mod container;
+mod detach;
+mod exec;
 mod images;
+mod logs;
+mod network;
+mod ps;
 mod pull;
+mod rm;
+mod run;
+mod spec;
+mod stdio;
+mod stop;
+mod task;
 
 use std::process::ExitCode;
 
@@ -34,6 +47,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a container
+    Run(Box<run::Args>),
+    /// Run a further program in a running container
+    Exec(exec::Args),
+    /// List containers
+    Ps(ps::Args),
+    /// Print the output of a detached container
+    Logs(logs::Args),
+    /// Stop containers
+    Stop(stop::Args),
+    /// Remove containers
+    Rm(rm::Args),
     /// Pull an image into the store
     Pull(pull::Args),
     /// List the images of the store
@@ -77,6 +102,12 @@ fn main() -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<u8> {
     let config = config::Config::from_env();
     match command {
+        Command::Run(args) => run::main(&config, *args).await,
+        Command::Exec(args) => exec::main(&config, args).await,
+        Command::Ps(args) => ps::main(&config, args).await,
+        Command::Logs(args) => logs::main(&config, args).await,
+        Command::Stop(args) => stop::main(&config, args).await,
+        Command::Rm(args) => rm::main(&config, args).await,
         Command::Pull(args) => pull::main(args).await,
         Command::Images(args) => images::main(args).await,
     }

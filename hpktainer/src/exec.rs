@@ -1,0 +1,148 @@
+//! `hpktainer exec`
+
+use anyhow::{Context as _, bail};
+use hpk_images::process_defaults::{ProcessDefaults, merge_env};
+use hpk_images::user;
+use hpk_shim_client::ExecRequest;
+use oci_spec::runtime::Spec;
+
+use crate::config::Config;
+use crate::container::{self, Places};
+use crate::run::env_entries;
+use crate::spec::{Run, process};
+use crate::stdio::{Pipes, Signals, serve};
+use crate::task;
+
+/// Arguments of `exec`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Pass stdin on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// NAME=value, or NAME to pass on the caller's value
+    #[arg(short, long, value_name = "NAME[=value]")]
+    env: Vec<String>,
+    /// Working directory, by default the container's
+    #[arg(short, long)]
+    workdir: Option<String>,
+    /// USER[:GROUP], by default the container's
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Name, id, or beginning of an id
+    container: String,
+    /// Command and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Runs a further process in a running container; its exit code is ours.
+pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
+    let record = container::find(config, &args.container)?;
+    let status = task::status(config, &record).await?;
+    if status != task::Status::Running {
+        bail!("container {} is not running: {status}", record.name);
+    }
+    let places = Places::of(config, &record.id);
+    let process = plan(&args, &places).await?;
+    let shim = task::reach(&places)
+        .await?
+        .context("the container's runtime is gone")?;
+    let exec_id = format!("exec-{}", std::process::id());
+    let mut signals = Signals::take()?;
+    let pipes = Pipes::make(&places.run, &exec_id, args.interactive, args.tty)?;
+    let done = async {
+        let mut copying = pipes.connect()?;
+        let request = ExecRequest {
+            id: record.id.clone(),
+            exec_id: exec_id.clone(),
+            process: serde_json::to_value(&process)?,
+            stdio: pipes.stdio.clone(),
+        };
+        shim.exec(request).await.context("adding the process")?;
+        let started = shim.start_task(&record.id, &exec_id).await;
+        let code = match started {
+            Ok(_) => {
+                serve(
+                    &shim,
+                    &record.id,
+                    &exec_id,
+                    args.tty,
+                    &mut copying,
+                    &mut signals,
+                )
+                .await
+            }
+            Err(e) => Err(anyhow::Error::new(e).context("starting the program")),
+        };
+        // Gone with the container, perhaps.
+        let _ = shim.delete(&record.id, &exec_id).await;
+        copying.drain().await;
+        code
+    }
+    .await;
+    pipes.remove();
+    Ok(u8::try_from(done?).unwrap_or(u8::MAX))
+}
+
+/// The container's own process with another command.
+async fn plan(args: &Args, places: &Places) -> anyhow::Result<oci_spec::runtime::Process> {
+    let path = places.bundle().join("config.json");
+    let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let spec: Spec =
+        serde_json::from_slice(&bytes).with_context(|| format!("parsing {}", path.display()))?;
+    let mut process_now = spec
+        .process()
+        .clone()
+        .context("the container has no process")?;
+    let mut env = process_now.env().clone().unwrap_or_default();
+    merge_env(
+        &mut env,
+        &env_entries(&args.env, |name| std::env::var(name).ok()),
+    );
+    let cwd = args
+        .workdir
+        .clone()
+        .unwrap_or_else(|| process_now.cwd().to_string_lossy().into_owned());
+    if let Some(wanted) = &args.user {
+        let mounter = hpk_images::Mounter::new(places.run.join("images"));
+        let digest = mounter
+            .mounted()
+            .await?
+            .pop()
+            .context("the container's image is not mounted")?;
+        let lower = places.run.join("images").join(digest.replace(':', "-"));
+        let (user, bounding) = task::lookups(&lower, wanted)?;
+        return of_user(args, env, cwd, &user, bounding);
+    }
+    process_now.set_args(Some(args.command.clone()));
+    process_now.set_env(Some(env));
+    process_now.set_cwd(cwd.into());
+    process_now.set_terminal(Some(args.tty));
+    Ok(process_now)
+}
+
+fn of_user(
+    args: &Args,
+    env: Vec<String>,
+    cwd: String,
+    user: &user::User,
+    bounding: u64,
+) -> anyhow::Result<oci_spec::runtime::Process> {
+    let defaults = ProcessDefaults {
+        args: args.command.clone(),
+        env,
+        cwd,
+        user: String::new(),
+        stop_signal: None,
+        volumes: Vec::new(),
+    };
+    process(&Run {
+        defaults: &defaults,
+        user,
+        terminal: args.tty,
+        bounding,
+    })
+}

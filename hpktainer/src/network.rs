@@ -1,0 +1,80 @@
+//! The container's network: a pinned namespace, attached by CNI as `tap0`, and its files in /etc.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+use hpk_cni_client::{Attachment, Client, NetworkList, netns};
+
+use crate::config::Config;
+use crate::container::{Places, Record, write_file};
+
+/// Name of the interface, whatever the datapath.
+const IFNAME: &str = "tap0";
+
+/// Makes the namespace and attaches it; notes network and address in the record.
+pub async fn attach(config: &Config, places: &Places, record: &mut Record) -> anyhow::Result<()> {
+    let list = NetworkList::load_default(&config.cni_conf_dir).with_context(|| {
+        format!(
+            "no pod network in {}; is this a bubble?",
+            config.cni_conf_dir.display()
+        )
+    })?;
+    record.network = Some(config.cni_conf_dir.clone());
+    record.save(config)?;
+    let path = places.netns.clone();
+    tokio::task::spawn_blocking(move || netns::create(&path)).await??;
+    let result = client(config).add(&list, &attachment(places, record)).await;
+    let result = result.context("attaching to the pod network")?;
+    record.ip = result.ips.first().map(|ip| ip.address.addr().to_string());
+    record.save(config)
+}
+
+/// Undoes [`attach`], as far as it got; what isn't there is fine.
+pub async fn detach(config: &Config, places: &Places, record: &Record) -> anyhow::Result<()> {
+    if let Some(dir) = &record.network {
+        let list = NetworkList::load_default(dir).context("reading the pod network's conf")?;
+        let done = client(config).del(&list, &attachment(places, record)).await;
+        done.context("detaching from the pod network")?;
+    }
+    let path = places.netns.clone();
+    tokio::task::spawn_blocking(move || netns::remove(&path)).await??;
+    Ok(())
+}
+
+fn client(config: &Config) -> Client {
+    Client::new(
+        vec![config.cni_bin_dir.clone()],
+        config.cni_cache_dir.clone(),
+    )
+}
+
+fn attachment(places: &Places, record: &Record) -> Attachment {
+    Attachment {
+        container_id: format!("hpktainer-{}", record.id),
+        netns: places.netns.clone(),
+        ifname: IFNAME.to_owned(),
+        args: vec![("IgnoreUnknown".to_owned(), "1".to_owned())],
+        capability_args: serde_json::Map::new(),
+    }
+}
+
+/// Writes hostname, hosts and resolv.conf (the bubble's) into `etc`.
+pub fn write_files(etc: &Path, hostname: &str, ip: Option<&str>) -> anyhow::Result<()> {
+    let resolv = match fs::read("/etc/resolv.conf") {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.context("reading /etc/resolv.conf")?,
+    };
+    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    if let Some(ip) = ip {
+        hosts.push_str(&format!("{ip}\t{hostname}\n"));
+    }
+    // The container's users read them.
+    write_file(&etc.join("hosts"), 0o644, hosts.as_bytes())?;
+    write_file(
+        &etc.join("hostname"),
+        0o644,
+        format!("{hostname}\n").as_bytes(),
+    )?;
+    write_file(&etc.join("resolv.conf"), 0o644, &resolv)
+}

@@ -1,0 +1,319 @@
+//! `hpktainer run`
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use hpk_images::process_defaults::{for_container, merge_env};
+use hpk_images::{Image, Mounter, PullPolicy, Reference};
+use hpk_shim_client::{Shim, Stdio, serve_events};
+
+use crate::config::Config;
+use crate::container::{self, Places, Record};
+use crate::spec::{self, Run, Volume};
+use crate::stdio::{Pipes, Signals, serve};
+use crate::{detach, network, pull, task};
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Forget the container when it has ended
+    #[arg(long)]
+    pub rm: bool,
+    /// Pass stdin on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Run in the background, print the container's id
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
+    /// NAME=value, or NAME to pass on the caller's value
+    #[arg(short, long, value_name = "NAME[=value]")]
+    pub env: Vec<String>,
+    /// SOURCE:TARGET[:ro], absolute paths
+    #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
+    pub volume: Vec<Volume>,
+    /// Working directory
+    #[arg(short, long)]
+    pub workdir: Option<String>,
+    /// USER[:GROUP], names or numbers
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Program instead of the image's entrypoint
+    #[arg(long)]
+    pub entrypoint: Option<String>,
+    /// Name, by default the id
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Hostname, by default the id
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// When to ask the registry: always, missing, never
+    #[arg(long, default_value = "missing", value_parser = parse_policy)]
+    pub pull: PullPolicy,
+    /// No progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The image, e.g. docker://busybox:1.36
+    pub reference: Reference,
+    /// Command and arguments instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+fn parse_policy(text: &str) -> Result<PullPolicy, String> {
+    match text {
+        "always" => Ok(PullPolicy::Always),
+        "missing" => Ok(PullPolicy::IfNotPresent),
+        "never" => Ok(PullPolicy::Never),
+        _ => Err("expected always, missing or never".to_owned()),
+    }
+}
+
+/// Runs a container to its end and gives its exit code.
+pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
+    require_bubble(config)?;
+    if args.detach && !detach::is_background() {
+        return detach::start_in_background();
+    }
+    let image = pull::image(&args.reference, args.pull, args.quiet).await?;
+    let mut record = make_record(config, &args, &image)?;
+    let places = Places::of(config, &record.id);
+    let mut signals = Signals::take()?;
+    let ran = run(config, &args, &image, &places, &mut record, &mut signals).await;
+    let removed = finish(
+        config,
+        &args,
+        &places,
+        &mut record,
+        ran.as_ref().ok().copied(),
+    )
+    .await;
+    match (ran, removed) {
+        (Ok(code), Ok(())) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+        (Ok(code), Err(e)) => {
+            // The program's code goes before ours; what is left can be removed by `rm -f`.
+            eprintln!("hpktainer: {e:#}");
+            Ok(u8::try_from(code).unwrap_or(u8::MAX))
+        }
+        (Err(e), Ok(())) => Err(e),
+        (Err(e), Err(more)) => Err(e.context(format!("and then: {more:#}"))),
+    }
+}
+
+/// Without a bubble's parts there is no pod network to be on.
+fn require_bubble(config: &Config) -> anyhow::Result<()> {
+    for part in [&config.shim, &config.cni_conf_dir] {
+        if !part.exists() {
+            bail!(
+                "{} doesn't exist: hpktainer run works inside a bubble (apptainer shell instance://bubble1); \
+                 a bubble of its own on a bare host is not there yet",
+                part.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn make_record(config: &Config, args: &Args, image: &Image) -> anyhow::Result<Record> {
+    let mut random = [0; 6];
+    let read = std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut random));
+    read.context("reading /dev/urandom")?;
+    let id: String = random.iter().map(|b| format!("{b:02x}")).collect();
+    let name = args.name.clone().unwrap_or_else(|| id.clone());
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || !name.chars().all(plain) {
+        bail!("--name {name:?}: only letters, digits, dot, dash, underscore");
+    }
+    if container::list(config)?.iter().any(|r| r.name == name) {
+        bail!("there is a container {name:?} already (hpktainer rm {name})");
+    }
+    let defaults = defaults(args, image)?;
+    let stop_signal = defaults.stop_signal.as_deref().and_then(signal_number);
+    let record = Record {
+        id,
+        name,
+        image: args.reference.to_string(),
+        command: defaults.args,
+        created: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
+        stop_signal: stop_signal.unwrap_or(libc::SIGTERM.unsigned_abs()),
+        ip: None,
+        network: None,
+        logged: args.detach,
+        exit: None,
+    };
+    container::make_dir(&config.root.join(&record.id))?;
+    record.save(config)?;
+    Ok(record)
+}
+
+/// `SIGQUIT`, `QUIT` or a number.
+fn signal_number(text: &str) -> Option<u32> {
+    let full = match text.starts_with("SIG") {
+        true => text.to_owned(),
+        false => format!("SIG{text}"),
+    };
+    let named = full
+        .parse::<nix::sys::signal::Signal>()
+        .ok()
+        .map(|s| (s as i32).unsigned_abs());
+    text.parse().ok().or(named)
+}
+
+fn defaults(
+    args: &Args,
+    image: &Image,
+) -> anyhow::Result<hpk_images::process_defaults::ProcessDefaults> {
+    let entrypoint = args.entrypoint.clone().map(|e| vec![e]);
+    let mut defaults = for_container(&image.config, entrypoint.as_deref(), Some(&args.command))?;
+    merge_env(
+        &mut defaults.env,
+        &env_entries(&args.env, |name| std::env::var(name).ok()),
+    );
+    if let Some(dir) = &args.workdir {
+        defaults.cwd.clone_from(dir);
+    }
+    if let Some(user) = &args.user {
+        defaults.user.clone_from(user);
+    }
+    Ok(defaults)
+}
+
+/// `NAME` alone passes the caller's value on, if it has one; as with Docker.
+pub fn env_entries(given: &[String], caller: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let full = |entry: &String| match entry.contains('=') {
+        true => Some(entry.clone()),
+        false => caller(entry).map(|value| format!("{entry}={value}")),
+    };
+    given.iter().filter_map(full).collect()
+}
+
+async fn run(
+    config: &Config,
+    args: &Args,
+    image: &Image,
+    places: &Places,
+    record: &mut Record,
+    signals: &mut Signals,
+) -> anyhow::Result<u32> {
+    places.make()?;
+    let lower = Mounter::new(places.run.join("images"))
+        .ensure(image)
+        .await?;
+    network::attach(config, places, record).await?;
+    write_bundle(args, image, places, record, &lower)?;
+
+    // Events are hints; but a shim whose publishing fails complains.
+    let mut events = serve_events(&places.run.join("events"))?;
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    if args.detach {
+        let stdio = Stdio {
+            stdout: logger_uri(config, places),
+            stderr: logger_uri(config, places),
+            ..Stdio::default()
+        };
+        let shim = task::create(config, places, &record.id, &lower, stdio).await?;
+        shim.start_task(&record.id, "")
+            .await
+            .context("starting the program")?;
+        detach::tell_started(&record.id)?;
+        return wait_detached(&shim, record, signals).await;
+    }
+    let pipes = Pipes::make(&places.run, "main", args.interactive, args.tty)?;
+    let mut copying = pipes.connect()?;
+    let shim = task::create(config, places, &record.id, &lower, pipes.stdio.clone()).await?;
+    shim.start_task(&record.id, "")
+        .await
+        .context("starting the program")?;
+    let code = serve(&shim, &record.id, "", args.tty, &mut copying, signals).await;
+    // The shim lets go of the pipes, so that their end can be seen.
+    let _ = shim.delete(&record.id, "").await;
+    copying.drain().await;
+    code
+}
+
+fn logger_uri(config: &Config, places: &Places) -> String {
+    format!(
+        "binary://{}?path={}&max-size=10485760&max-files=5",
+        config.logger.display(),
+        places.log().display()
+    )
+}
+
+/// In the background, a signal means that all is to end.
+async fn wait_detached(shim: &Shim, record: &Record, signals: &mut Signals) -> anyhow::Result<u32> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    tokio::select! {
+        exit = shim.wait(&record.id, "") => Ok(exit?.code),
+        _ = signals.any() => task::stop(shim, &record.id, record.stop_signal, PATIENCE).await,
+    }
+}
+
+fn write_bundle(
+    args: &Args,
+    image: &Image,
+    places: &Places,
+    record: &Record,
+    lower: &Path,
+) -> anyhow::Result<()> {
+    let defaults = defaults(args, image)?;
+    let (user, bounding) = task::lookups(lower, &defaults.user)?;
+    let hostname = args.hostname.as_deref().unwrap_or(&record.id);
+    let etc = places.root.join("etc");
+    network::write_files(&etc, hostname, record.ip.as_deref())?;
+    let run = Run {
+        defaults: &defaults,
+        user: &user,
+        terminal: args.tty,
+        bounding,
+    };
+    let spec = spec::container(&run, hostname, &places.netns, &etc, &args.volume)?;
+    // The environment may hold secrets: 0600.
+    container::write_file(
+        &places.bundle().join("config.json"),
+        0o600,
+        &serde_json::to_vec_pretty(&spec)?,
+    )
+}
+
+/// Everything but the record and log goes; these too with `--rm`, or when nothing ever ran.
+async fn finish(
+    config: &Config,
+    args: &Args,
+    places: &Places,
+    record: &mut Record,
+    code: Option<u32>,
+) -> anyhow::Result<()> {
+    task::remove(config, record).await?;
+    record.exit = code;
+    match code.is_none() || args.rm {
+        false => record.save(config),
+        true => crate::rm::forget(places),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_passes_the_callers_value_on() {
+        let given = ["A=1", "B", "C"].map(str::to_owned);
+        let entries = env_entries(&given, |name| (name == "B").then(|| "2".to_owned()));
+        assert_eq!(entries, ["A=1", "B=2"]);
+    }
+
+    #[test]
+    fn stop_signals_are_names_or_numbers() {
+        let of = |text| signal_number(text);
+        assert_eq!(
+            (of("SIGQUIT"), of("QUIT"), of("3"), of("no")),
+            (Some(3), Some(3), Some(3), None)
+        );
+    }
+}

@@ -1,0 +1,349 @@
+//! The container's OCI runtime spec. Pure: all that is looked up comes in.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use hpk_images::process_defaults::ProcessDefaults;
+use hpk_images::user::User;
+use oci_spec::runtime::{
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
+    Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+};
+
+/// What Docker and containerd give a container, by number in <linux/capability.h>.
+const CAPABILITIES: [(u32, Capability); 14] = [
+    (0, Capability::Chown),
+    (1, Capability::DacOverride),
+    (3, Capability::Fowner),
+    (4, Capability::Fsetid),
+    (5, Capability::Kill),
+    (6, Capability::Setgid),
+    (7, Capability::Setuid),
+    (8, Capability::Setpcap),
+    (10, Capability::NetBindService),
+    (13, Capability::NetRaw),
+    (18, Capability::SysChroot),
+    (27, Capability::Mknod),
+    (29, Capability::AuditWrite),
+    (31, Capability::Setfcap),
+];
+
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// A folder or file of the bubble in the container: `-v`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// In the bubble; absolute.
+    pub source: PathBuf,
+    /// In the container; absolute.
+    pub target: PathBuf,
+    /// Not to be written.
+    pub read_only: bool,
+}
+
+impl std::str::FromStr for Volume {
+    type Err = String;
+
+    /// Takes `SOURCE:TARGET[:ro|rw]`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let (source, target, read_only) = match parts[..] {
+            [source, target] | [source, target, "rw"] => (source, target, false),
+            [source, target, "ro"] => (source, target, true),
+            _ => return Err("expected SOURCE:TARGET[:ro]".to_owned()),
+        };
+        if !source.starts_with('/') || !target.starts_with('/') {
+            return Err("both paths must begin with /".to_owned());
+        }
+        Ok(Self {
+            source: source.into(),
+            target: target.into(),
+            read_only,
+        })
+    }
+}
+
+/// What a process of the container runs with.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// Image and command line merged.
+    pub defaults: &'a ProcessDefaults,
+    /// Resolved in the image.
+    pub user: &'a User,
+    /// On a terminal.
+    pub terminal: bool,
+    /// Capabilities there are to give: the bits of CapBnd.
+    pub bounding: u64,
+}
+
+/// The process alone, as an exec needs it.
+pub fn process(run: &Run<'_>) -> anyhow::Result<Process> {
+    let mut env = run.defaults.env.clone();
+    let missing =
+        |name: &str, env: &[String]| !env.iter().any(|e| e.split('=').next() == Some(name));
+    if missing("HOME", &env) {
+        env.push(format!("HOME={}", run.user.home));
+    }
+    if run.terminal && missing("TERM", &env) {
+        env.push("TERM=xterm".to_owned());
+    }
+    let given: HashSet<Capability> = CAPABILITIES
+        .into_iter()
+        .filter(|(number, _)| run.bounding & (1 << number) != 0)
+        .map(|(_, capability)| capability)
+        .collect();
+    let root = run.user.uid == 0;
+    let effective = if root { given.clone() } else { HashSet::new() };
+    let capabilities = LinuxCapabilitiesBuilder::default()
+        .bounding(given)
+        .effective(effective.clone())
+        .permitted(effective)
+        .inheritable(HashSet::new())
+        .ambient(HashSet::new())
+        .build()?;
+    let user = UserBuilder::default()
+        .uid(run.user.uid)
+        .gid(run.user.gid)
+        .additional_gids(run.user.additional_gids.clone())
+        .build()?;
+    ProcessBuilder::default()
+        .terminal(run.terminal)
+        .user(user)
+        .args(run.defaults.args.clone())
+        .env(env)
+        .cwd(run.defaults.cwd.clone())
+        .capabilities(capabilities)
+        .no_new_privileges(false)
+        .build()
+        .context("building the process")
+}
+
+/// The whole spec: own namespaces but the network's, which CNI has filled.
+pub fn container(
+    run: &Run<'_>,
+    hostname: &str,
+    netns: &Path,
+    etc: &Path,
+    volumes: &[Volume],
+) -> anyhow::Result<Spec> {
+    let mut namespaces = Vec::new();
+    for kind in [
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+    ] {
+        namespaces.push(LinuxNamespaceBuilder::default().typ(kind).build()?);
+    }
+    let network = LinuxNamespaceBuilder::default()
+        .typ(LinuxNamespaceType::Network)
+        .path(netns);
+    namespaces.push(network.build()?);
+    let texts = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+    let linux = LinuxBuilder::default()
+        .namespaces(namespaces)
+        .masked_paths(texts(&MASKED))
+        .readonly_paths(texts(&READ_ONLY));
+    SpecBuilder::default()
+        .version("1.0.2")
+        .root(
+            RootBuilder::default()
+                .path("rootfs")
+                .readonly(false)
+                .build()?,
+        )
+        .process(process(run)?)
+        .hostname(hostname)
+        .mounts(mounts(etc, volumes)?)
+        .linux(linux.build()?)
+        .build()
+        .context("building the runtime spec")
+}
+
+fn mounts(etc: &Path, volumes: &[Volume]) -> anyhow::Result<Vec<Mount>> {
+    const PLAIN: &[&str] = &["nosuid", "noexec", "nodev"];
+    const TMPFS: &[&str] = &["nosuid", "strictatime", "mode=755", "size=65536k"];
+    const SHM: &[&str] = &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+    const PTS: &[&str] = &[
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+    ];
+    let sys = [PLAIN, &["ro"]].concat();
+    let cgroup = [PLAIN, &["relatime", "ro"]].concat();
+    let kernel = [
+        ("proc", "proc", "/proc", PLAIN),
+        ("tmpfs", "tmpfs", "/dev", TMPFS),
+        ("devpts", "devpts", "/dev/pts", PTS),
+        ("tmpfs", "shm", "/dev/shm", SHM),
+        ("mqueue", "mqueue", "/dev/mqueue", PLAIN),
+        ("sysfs", "sysfs", "/sys", &sys),
+        ("cgroup", "cgroup", "/sys/fs/cgroup", &cgroup),
+    ];
+    let mut all = Vec::new();
+    for (kind, source, target, options) in kernel {
+        let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+        let mount = MountBuilder::default()
+            .typ(kind)
+            .source(source)
+            .destination(target);
+        all.push(mount.options(options).build()?);
+    }
+    let mut bind = |source: &Path, target: &Path, read_only: bool| -> anyhow::Result<()> {
+        let mode = if read_only { "ro" } else { "rw" };
+        let options = vec!["rbind".to_owned(), "rprivate".to_owned(), mode.to_owned()];
+        let mount = MountBuilder::default()
+            .typ("bind")
+            .source(source)
+            .destination(target);
+        all.push(mount.options(options).build()?);
+        Ok(())
+    };
+    for file in ["hosts", "hostname", "resolv.conf"] {
+        bind(&etc.join(file), &Path::new("/etc").join(file), false)?;
+    }
+    for volume in volumes {
+        bind(&volume.source, &volume.target, volume.read_only)?;
+    }
+    Ok(all)
+}
+
+/// The bounding set of the process with this /proc/…/status, proc_pid_status(5).
+pub fn parse_bounding(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defaults() -> ProcessDefaults {
+        ProcessDefaults {
+            args: vec!["sh".into()],
+            env: vec!["PATH=/bin".into()],
+            cwd: "/".into(),
+            user: String::new(),
+            stop_signal: None,
+            volumes: Vec::new(),
+        }
+    }
+
+    fn user(uid: u32) -> User {
+        User {
+            uid,
+            gid: uid,
+            additional_gids: vec![],
+            name: None,
+            home: "/home/x".into(),
+        }
+    }
+
+    #[test]
+    fn only_root_starts_with_capabilities_and_only_with_those_there_are() {
+        let defaults = defaults();
+        let of = |uid, bounding| {
+            let user = user(uid);
+            let run = Run {
+                defaults: &defaults,
+                user: &user,
+                terminal: false,
+                bounding,
+            };
+            process(&run).unwrap().capabilities().clone().unwrap()
+        };
+        assert_eq!(
+            of(0, 1 << 5).effective().clone().unwrap(),
+            HashSet::from([Capability::Kill])
+        );
+        assert_eq!(of(0, u64::MAX).effective().clone().unwrap().len(), 14);
+        assert_eq!(of(7, u64::MAX).effective().clone().unwrap().len(), 0);
+        assert_eq!(of(7, u64::MAX).bounding().clone().unwrap().len(), 14);
+    }
+
+    #[test]
+    fn home_and_term_are_filled_in() {
+        let (defaults, user) = (defaults(), user(0));
+        let run = Run {
+            defaults: &defaults,
+            user: &user,
+            terminal: true,
+            bounding: 0,
+        };
+        let env = process(&run).unwrap().env().clone().unwrap();
+        assert_eq!(env, ["PATH=/bin", "HOME=/home/x", "TERM=xterm"]);
+    }
+
+    #[test]
+    fn the_network_namespace_is_the_one_given() {
+        let (defaults, user) = (defaults(), user(0));
+        let run = Run {
+            defaults: &defaults,
+            user: &user,
+            terminal: false,
+            bounding: 0,
+        };
+        let volumes = ["/a:/b:ro".parse().unwrap()];
+        let spec = container(
+            &run,
+            "box",
+            "/run/netns/x".as_ref(),
+            "/e".as_ref(),
+            &volumes,
+        )
+        .unwrap();
+        let json = serde_json::to_value(&spec).unwrap();
+        let namespaces = json["linux"]["namespaces"].as_array().unwrap();
+        let network: Vec<_> = namespaces
+            .iter()
+            .filter(|n| n["type"] == "network")
+            .collect();
+        assert_eq!(
+            (network.len(), &network[0]["path"]),
+            (1, &"/run/netns/x".into())
+        );
+        let last = json["mounts"].as_array().unwrap().last().unwrap().clone();
+        assert_eq!(
+            (&last["destination"], &last["options"][2]),
+            (&"/b".into(), &"ro".into())
+        );
+    }
+
+    #[test]
+    fn volumes_are_checked() {
+        for bad in ["a:/b", "/a", "/a:b", "/a:/b:x", "/a:/b:ro:z"] {
+            assert!(bad.parse::<Volume>().is_err(), "{bad}");
+        }
+        assert!("/a:/b:ro".parse::<Volume>().unwrap().read_only);
+    }
+
+    #[test]
+    fn the_bounding_set_is_read() {
+        assert_eq!(
+            parse_bounding("Name:\tx\nCapBnd:\t000001ffffffffff\n"),
+            Some(0x1ff_ffff_ffff)
+        );
+        assert_eq!(parse_bounding("Name:\tx\n"), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! A container's task: made through the shim, found again, and taken down.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hpk_images::{Mounter, user};
+use hpk_shim_client::{
+    Bootstrap, CreateRequest, Error, Mount, Shim, Stdio, TaskStatus, delete_binary, read_address,
+};
+
+use crate::config::Config;
+use crate::container::{Places, Record};
+use crate::network;
+
+/// containerd namespace: containers of hpktainer apart from the kubelet's.
+const NAMESPACE: &str = "hpktainer";
+
+/// How the shim is started.
+pub fn bootstrap(config: &Config, places: &Places) -> Bootstrap {
+    Bootstrap::new(&config.shim, NAMESPACE, places.run.join("events"))
+}
+
+/// Starts the shim and creates the task over the image at `lower`.
+pub async fn create(
+    config: &Config,
+    places: &Places,
+    id: &str,
+    lower: &std::path::Path,
+    stdio: Stdio,
+) -> anyhow::Result<Shim> {
+    let (upper, work) = (places.root.join("upper"), places.root.join("work"));
+    let rootfs = hpk_images::overlay::rootfs_mounts(lower, &upper, &work);
+    let shim = Shim::start(&bootstrap(config, places), id, &places.bundle()).await;
+    let shim = shim.with_context(|| format!("starting the runtime {}", config.shim.display()))?;
+    let request = CreateRequest {
+        id: id.to_owned(),
+        bundle: places.bundle(),
+        rootfs: rootfs.into_iter().map(to_shim).collect(),
+        stdio,
+    };
+    shim.create(request)
+        .await
+        .context("creating the container")?;
+    Ok(shim)
+}
+
+fn to_shim(mount: hpk_images::Mount) -> Mount {
+    Mount {
+        kind: mount.kind,
+        source: mount.source,
+        options: mount.options,
+    }
+}
+
+/// The shim of a container that was made before; none if it has gone.
+pub async fn reach(places: &Places) -> anyhow::Result<Option<Shim>> {
+    let Some(address) = read_address(&places.bundle())? else {
+        return Ok(None);
+    };
+    match Shim::connect(&address).await {
+        Ok(shim) => Ok(Some(shim)),
+        Err(Error::Connect { .. }) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// What a container is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Made, not started.
+    Created,
+    /// It runs.
+    Running,
+    /// It ended with this code.
+    Exited(u32),
+    /// Its shim is gone, and how it ended with it.
+    Lost,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Created => write!(f, "Created"),
+            Self::Running => write!(f, "Running"),
+            Self::Exited(code) => write!(f, "Exited ({code})"),
+            Self::Lost => write!(f, "Lost"),
+        }
+    }
+}
+
+/// Asks the shim.
+pub async fn status(config: &Config, record: &Record) -> anyhow::Result<Status> {
+    if let Some(code) = record.exit {
+        return Ok(Status::Exited(code));
+    }
+    let Some(shim) = reach(&Places::of(config, &record.id)).await? else {
+        return Ok(Status::Lost);
+    };
+    Ok(match shim.state(&record.id, "").await {
+        Err(e) if e.is_not_found() || e.is_gone() => Status::Lost,
+        Err(e) => return Err(e.into()),
+        Ok(state) => match (state.status, state.exit) {
+            (TaskStatus::Created, _) => Status::Created,
+            (TaskStatus::Stopped, exit) => exit.map_or(Status::Lost, |e| Status::Exited(e.code)),
+            _ => Status::Running,
+        },
+    })
+}
+
+/// Asks the container to stop, kills it after `patience`, and waits for its end.
+pub async fn stop(shim: &Shim, id: &str, signal: u32, patience: Duration) -> anyhow::Result<u32> {
+    let kill = async |signal| match shim.kill(id, "", signal, false).await {
+        Err(e) if !(e.is_not_found() || e.is_gone() || e.is_failed_precondition()) => Err(e),
+        _ => Ok(()),
+    };
+    kill(signal).await?;
+    if let Ok(exit) = tokio::time::timeout(patience, shim.wait(id, "")).await {
+        return Ok(exit?.code);
+    }
+    kill(libc::SIGKILL.unsigned_abs()).await?;
+    Ok(shim.wait(id, "").await?.code)
+}
+
+/// Takes down all of a container but its record and log: task, shim, network, mounts, writable layer. Each step is
+/// harmless when done before; all are tried, and what failed is told together.
+pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
+    let places = Places::of(config, &record.id);
+    let mut failures: Vec<anyhow::Error> = Vec::new();
+    let mut note = |done: anyhow::Result<()>| failures.extend(done.err());
+    note(remove_task(config, &places, &record.id).await);
+    note(network::detach(config, &places, record).await);
+    let mounter = Mounter::new(places.run.join("images"));
+    match mounter.mounted().await {
+        Err(e) => note(Err(e.into())),
+        Ok(digests) => {
+            for digest in digests {
+                note(mounter.release(&digest).await.map_err(Into::into));
+            }
+        }
+    }
+    let layers = ["upper", "work", "etc"].map(|dir| places.root.join(dir));
+    for dir in layers.iter().chain([&places.run]) {
+        match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                note(Err(
+                    anyhow::Error::new(e).context(format!("removing {}", dir.display()))
+                ));
+            }
+            _ => {}
+        }
+    }
+    match failures.is_empty() {
+        true => Ok(()),
+        false => {
+            let all: Vec<String> = failures.iter().map(|f| format!("{f:#}")).collect();
+            Err(anyhow::anyhow!(
+                "cleaning up {}: {}",
+                record.name,
+                all.join("; ")
+            ))
+        }
+    }
+}
+
+async fn remove_task(config: &Config, places: &Places, id: &str) -> anyhow::Result<()> {
+    if !places.bundle().exists() {
+        return Ok(());
+    }
+    if let Some(shim) = reach(places).await? {
+        stop(
+            &shim,
+            id,
+            libc::SIGKILL.unsigned_abs(),
+            Duration::from_secs(10),
+        )
+        .await
+        .or_else(ignore_gone)?;
+        match shim.delete(id, "").await {
+            Err(e) if !(e.is_not_found() || e.is_gone()) => {
+                return Err(e).context("deleting the task");
+            }
+            _ => {}
+        }
+        return shim.shutdown(id).await.context("ending the shim");
+    }
+    if places.bundle().join("config.json").exists() && config.shim.exists() {
+        let done = delete_binary(&bootstrap(config, places), id, &places.bundle()).await;
+        done.context("cleaning up behind the shim")?;
+    }
+    Ok(())
+}
+
+fn ignore_gone(error: anyhow::Error) -> anyhow::Result<u32> {
+    match error.downcast_ref::<Error>() {
+        Some(e) if e.is_not_found() || e.is_gone() => Ok(0),
+        _ => Err(error),
+    }
+}
+
+/// The user of an image, and what capabilities there are.
+pub fn lookups(lower: &std::path::Path, wanted: &str) -> anyhow::Result<(user::User, u64)> {
+    let user = user::resolve(lower, wanted)?;
+    let status =
+        std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
+    let bounding =
+        crate::spec::parse_bounding(&status).context("no CapBnd in /proc/self/status")?;
+    Ok((user, bounding))
+}
