@@ -140,7 +140,10 @@ impl Network {
         identity: &Identity<'_>,
         port_mappings: &[Value],
     ) -> Result<(), Error> {
-        let attachment = attachment(sandbox, netns, identity, port_mappings);
+        // Plugins take an empty path for a namespace that is gone, or was never pinned.
+        let pinned = netns::is_pinned(netns).unwrap_or(true);
+        let path = if pinned { netns } else { Path::new("") };
+        let attachment = attachment(sandbox, path, identity, port_mappings);
         self.client
             .del(&self.list()?, &attachment)
             .await
