@@ -144,6 +144,9 @@ mod tests {
 
     #[test]
     fn the_machines_memory_is_read_in_mib() {
-        assert_eq!(machine_memory_mib("MemTotal:  2048 kB\nMemFree: 1 kB\n"), Some(2));
+        assert_eq!(
+            machine_memory_mib("MemTotal:  2048 kB\nMemFree: 1 kB\n"),
+            Some(2)
+        );
     }
 }

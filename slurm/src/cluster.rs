@@ -48,7 +48,11 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster of these hosts, the first of which is the controller.
     pub fn plan(id: &str, hosts: &[String], network: Network) -> Result<Vec<Node>> {
-        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
+        if id.is_empty()
+            || !id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        {
             bail!("the cluster's name {id:?} has more than letters, digits, - and _");
         }
         hosts
@@ -81,7 +85,10 @@ impl Cluster {
 
     /// The API server as hosts and bubbles other than the controller's reach it.
     pub fn api_url(&self) -> String {
-        format!("https://{}:{}", self.controller_address, self.ports.apiserver)
+        format!(
+            "https://{}:{}",
+            self.controller_address, self.ports.apiserver
+        )
     }
 
     pub fn etcd_url(&self) -> String {

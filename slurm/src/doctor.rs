@@ -2,8 +2,8 @@
 //!
 //! `observe` looks, `judge` decides; only the former touches the host.
 
-mod observe;
 mod judge;
+mod observe;
 
 use std::process::ExitCode;
 
@@ -35,7 +35,9 @@ pub fn require_essentials() -> Result<()> {
         .into_iter()
         .find(|finding| finding.verdict == Verdict::Missing)
     {
-        Some(Finding { what, found, ask, .. }) => bail!("{what}: {found}; {ask}"),
+        Some(Finding {
+            what, found, ask, ..
+        }) => bail!("{what}: {found}; {ask}"),
         None => Ok(()),
     }
 }

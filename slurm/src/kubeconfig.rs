@@ -49,15 +49,24 @@ fn render(config: &Value) -> Result<String> {
 fn put(config: &mut Value, name: &str, access: &Access) {
     drop_entries(config, name);
     let entries = [
-        ("clusters", json!({"name": name, "cluster": {
-            "server": access.server,
-            "certificate-authority-data": STANDARD.encode(&access.authority),
-        }})),
-        ("users", json!({"name": name, "user": {
-            "client-certificate-data": STANDARD.encode(&access.certificate),
-            "client-key-data": STANDARD.encode(&access.key),
-        }})),
-        ("contexts", json!({"name": name, "context": {"cluster": name, "user": name}})),
+        (
+            "clusters",
+            json!({"name": name, "cluster": {
+                "server": access.server,
+                "certificate-authority-data": STANDARD.encode(&access.authority),
+            }}),
+        ),
+        (
+            "users",
+            json!({"name": name, "user": {
+                "client-certificate-data": STANDARD.encode(&access.certificate),
+                "client-key-data": STANDARD.encode(&access.key),
+            }}),
+        ),
+        (
+            "contexts",
+            json!({"name": name, "context": {"cluster": name, "user": name}}),
+        ),
     ];
     for (list, entry) in entries {
         match config[list].as_array_mut() {
@@ -148,7 +157,10 @@ impl Lock {
                 }
             }
         }
-        bail!("{} has been there for 30 s: remove it if no job is starting", path.display())
+        bail!(
+            "{} has been there for 30 s: remove it if no job is starting",
+            path.display()
+        )
     }
 
     fn is_stale(path: &Path) -> bool {
@@ -216,6 +228,10 @@ mod tests {
         std::fs::write(home.path().join("kubeconfig"), own).unwrap();
         register(home.path(), "1", &access("https://a:6443")).unwrap();
         unregister(home.path(), "1").unwrap();
-        assert!(files::read(&home.path().join("kubeconfig")).unwrap().contains("mine"));
+        assert!(
+            files::read(&home.path().join("kubeconfig"))
+                .unwrap()
+                .contains("mine")
+        );
     }
 }

@@ -62,10 +62,12 @@ pub async fn launch() -> Result<ExitCode> {
 pub fn prepare_only(id: &str) -> Result<ExitCode> {
     let nodes = match Job::current(&variables()) {
         Ok(job) => job.nodes,
-        Err(_) => vec![nix::unistd::gethostname()
-            .context("asking for this host's name")?
-            .to_string_lossy()
-            .into_owned()],
+        Err(_) => vec![
+            nix::unistd::gethostname()
+                .context("asking for this host's name")?
+                .to_string_lossy()
+                .into_owned(),
+        ],
     };
     let cluster = prepare(id, &nodes, &ports::hold()?, (None, None))?;
     println!("{}", cluster.api_url());
@@ -240,7 +242,9 @@ pub fn own_address(peer: Option<&str>) -> Result<Ipv4Addr> {
             let name = nix::unistd::gethostname().context("asking for this host's name")?;
             resolve(&name.to_string_lossy())
         }
-        (Ok(address), Some(name)) => bail!("the way to {name} begins at {address}, no IPv4 address"),
+        (Ok(address), Some(name)) => {
+            bail!("the way to {name} begins at {address}, no IPv4 address")
+        }
         (Err(error), Some(name)) => bail!("no route to {name} ({target}): {error}"),
     }
 }
@@ -263,7 +267,9 @@ fn resolve(name: &str) -> Result<Ipv4Addr> {
 
 pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
 }
 
 /// The first line: what Slurm granted.

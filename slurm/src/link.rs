@@ -27,7 +27,6 @@ pub enum Report {
     Failed { cause: String },
 }
 
-
 /// From the host to the bubble.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "order")]
@@ -53,12 +52,16 @@ impl Receiver {
     /// The next message; None when the other side has gone.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
         let mut line = String::new();
-        let count = self.0.read_line(&mut line).await.context("reading the link")?;
+        let count = self
+            .0
+            .read_line(&mut line)
+            .await
+            .context("reading the link")?;
         if count == 0 {
             return Ok(None);
         }
-        let message = serde_json::from_str(&line)
-            .with_context(|| format!("the link's message {line:?}"))?;
+        let message =
+            serde_json::from_str(&line).with_context(|| format!("the link's message {line:?}"))?;
         Ok(Some(message))
     }
 }

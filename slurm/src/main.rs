@@ -1,15 +1,17 @@
 //! hpk-bubble: from a Slurm allocation to a Kubernetes cluster of bubbles, and back to nothing.
 //!
 //! Layout:
-//! - [`settings`]: what the environment sets, and the values that stand otherwise
-//! - [`allocation`]: what Slurm granted
-//! - [`doctor`]: what the host has and lacks
-//! - [`cluster`], [`pki`], [`kubeconfig`], [`ports`]: a cluster's files in `~/.hpk`
-//! - [`launch`]: the batch host's part: prepare, srun, finish
-//! - [`host`]: a host's part: instance, uplink, watching over both, clean-up
-//! - [`bubble`]: the part inside a bubble: the node's daemons, in order, supervised
-//! - [`link`]: what the host's and the bubble's part say to each other
-//! - [`userns`]: removing what the bubble's users own; probing the kernel
+//! - `settings`: what the environment sets, and the values that stand otherwise
+//! - `allocation`: what Slurm granted
+//! - `doctor`: what the host has and lacks
+//! - `cluster`, `pki`, `kubeconfig`, `ports`: a cluster's files in `~/.hpk`
+//! - `launch`: the batch host's part: prepare, srun, finish
+//! - `host`: a host's part: instance, uplink, watching over both, clean-up
+//! - `bubble`: the part inside a bubble: the node's daemons, in order, supervised
+//! - `link`: what the host's and the bubble's part say to each other
+//! - `userns`: removing what the bubble's users own; probing the kernel
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod allocation;
 mod bubble;

@@ -73,7 +73,12 @@ pub fn plan_certificates(controller: &Controller, nodes: &[NodeNames]) -> Vec<Wa
     let local = ["localhost".to_owned(), "127.0.0.1".to_owned()];
     let host_names = || controller.names.iter().chain(&local).cloned();
     let mut wanted = vec![
-        server("apiserver", Cluster, "kube-apiserver", host_names().chain(api_names)),
+        server(
+            "apiserver",
+            Cluster,
+            "kube-apiserver",
+            host_names().chain(api_names),
+        ),
         Wanted {
             client: true, // a member is its own peer, and checks itself as a client
             ..server("etcd", Etcd, "etcd", host_names())
@@ -83,13 +88,21 @@ pub fn plan_certificates(controller: &Controller, nodes: &[NodeNames]) -> Vec<Wa
         client("front-proxy-client", FrontProxy, "front-proxy-client"),
         Wanted {
             organization: Some("system:masters"),
-            ..client("apiserver-kubelet-client", Cluster, "kube-apiserver-kubelet-client")
+            ..client(
+                "apiserver-kubelet-client",
+                Cluster,
+                "kube-apiserver-kubelet-client",
+            )
         },
         Wanted {
             organization: Some("system:masters"),
             ..client("admin", Cluster, "kubernetes-admin")
         },
-        client("controller-manager", Cluster, "system:kube-controller-manager"),
+        client(
+            "controller-manager",
+            Cluster,
+            "system:kube-controller-manager",
+        ),
         client("scheduler", Cluster, "system:kube-scheduler"),
         client("kube-proxy", Cluster, "system:kube-proxy"),
         client("coredns", Cluster, "system:coredns"),
@@ -159,7 +172,10 @@ pub fn issue(cluster: &str, wanted: &[Wanted]) -> Result<Vec<PemFile>> {
         let issuer = new_authority(&format!("hpk-{cluster} {}", authority.name()))
             .with_context(|| format!("making the authority {}", authority.name()))?;
         files.push((format!("{}.crt", authority.name()), issuer.pem()));
-        files.push((format!("{}.key", authority.name()), issuer.key().serialize_pem()));
+        files.push((
+            format!("{}.key", authority.name()),
+            issuer.key().serialize_pem(),
+        ));
         authorities.push((authority, issuer));
     }
     for one in wanted {
@@ -186,7 +202,10 @@ fn new_authority(name: &str) -> Result<Issuer, rcgen::Error> {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     CertifiedIssuer::self_signed(params, KeyPair::generate()?)
 }
 
@@ -194,7 +213,9 @@ fn certificate(wanted: &Wanted, issuer: &Issuer) -> Result<(String, String), rcg
     let mut params = validity(CertificateParams::default());
     params.distinguished_name = rcgen::DistinguishedName::new();
     if let Some(organization) = wanted.organization {
-        params.distinguished_name.push(DnType::OrganizationName, organization);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, organization);
     }
     params
         .distinguished_name
@@ -251,8 +272,15 @@ mod tests {
     fn the_api_server_has_every_name_it_is_called_by() {
         let names = find("apiserver").names;
         for name in [
-            "node1", "10.99.0.11", "127.0.0.1", "localhost", "kubernetes", "kubernetes.default",
-            "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "10.43.0.1",
+            "node1",
+            "10.99.0.11",
+            "127.0.0.1",
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+            "10.43.0.1",
         ] {
             assert!(names.iter().any(|have| have == name), "{name} is missing");
         }
@@ -271,7 +299,12 @@ mod tests {
     #[test]
     fn every_certificate_of_etcd_is_from_etcds_own_authority() {
         for one in planned() {
-            assert_eq!(one.name.contains("etcd"), one.authority == Authority::Etcd, "{}", one.name);
+            assert_eq!(
+                one.name.contains("etcd"),
+                one.authority == Authority::Etcd,
+                "{}",
+                one.name
+            );
         }
     }
 
@@ -282,8 +315,13 @@ mod tests {
             if let Some(stem) = name.strip_suffix(".crt") {
                 assert!(text.starts_with("-----BEGIN CERTIFICATE"), "{name}");
                 let key = format!("{stem}.key");
-                assert!(files.iter().any(|(name, text)| *name == key
-                    && text.starts_with("-----BEGIN PRIVATE KEY")), "{key}");
+                assert!(
+                    files
+                        .iter()
+                        .any(|(name, text)| *name == key
+                            && text.starts_with("-----BEGIN PRIVATE KEY")),
+                    "{key}"
+                );
             }
         }
     }

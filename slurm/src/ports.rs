@@ -6,7 +6,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 
@@ -92,10 +92,9 @@ pub fn release(id: &str) -> Result<()> {
         .set_read_timeout(Some(Duration::from_secs(5)))
         .context("setting a time limit")?;
     let mut answer = [0];
-    match stream.read(&mut answer) {
-        Ok(_) => Ok(()),
-        Err(error) => bail!("the holder of the ports doesn't answer: {error}"),
-    }
+    stream
+        .read_exact(&mut answer)
+        .context("the holder of the ports doesn't answer")
 }
 
 #[cfg(test)]

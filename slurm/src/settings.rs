@@ -36,7 +36,10 @@ impl Network {
             domain: env::var("HPK_CLUSTER_DOMAIN").unwrap_or_else(|_| "cluster.local".into()),
         };
         if network.pods.prefix_len() > 22 {
-            bail!("HPK_POD_CIDR={}: at most a /22, a /24 for each node", network.pods);
+            bail!(
+                "HPK_POD_CIDR={}: at most a /22, a /24 for each node",
+                network.pods
+            );
         }
         if network.services.prefix_len() > 24 {
             bail!("HPK_SERVICE_CIDR={}: at most a /24", network.services);
@@ -121,7 +124,10 @@ pub fn find_image(own: &Path, hpk_home: &Path) -> Result<PathBuf> {
     if let Some(image) = env::var_os("HPK_IMAGE") {
         let image = PathBuf::from(image);
         if !image.exists() {
-            bail!("the bubble's image HPK_IMAGE={} does not exist", image.display());
+            bail!(
+                "the bubble's image HPK_IMAGE={} does not exist",
+                image.display()
+            );
         }
         return Ok(image);
     }
@@ -154,7 +160,10 @@ mod tests {
     #[test]
     fn the_first_node_gets_the_second_subnet_since_flannel_leaves_the_first_unused() {
         assert_eq!(network().subnet(1).unwrap().to_string(), "10.244.1.0/24");
-        assert_eq!(network().subnet(255).unwrap().to_string(), "10.244.255.0/24");
+        assert_eq!(
+            network().subnet(255).unwrap().to_string(),
+            "10.244.255.0/24"
+        );
         assert_eq!(network().subnet(256), None);
     }
 

@@ -51,8 +51,14 @@ fn probe_overlay(dir: &Path) -> Result<()> {
     std::fs::write("/proc/self/setgroups", "deny").context("writing setgroups")?;
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context("writing uid_map")?;
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("writing gid_map")?;
-    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)
-        .context("mounting a tmpfs")?;
+    mount(
+        Some("tmpfs"),
+        dir,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .context("mounting a tmpfs")?;
     for name in ["lower", "upper", "work", "merged"] {
         std::fs::create_dir(dir.join(name)).with_context(|| format!("making {name}"))?;
     }
@@ -96,9 +102,16 @@ pub fn remove_tree(dir: &Path) -> Result<()> {
         .context("the remover has no output")
         .and_then(|output| {
             let mut line = String::new();
-            BufReader::new(output).read_line(&mut line).context("awaiting the remover")?;
+            BufReader::new(output)
+                .read_line(&mut line)
+                .context("awaiting the remover")?;
             map("newuidmap", &pid, nix::unistd::getuid().as_raw(), ids.users)?;
-            map("newgidmap", &pid, nix::unistd::getgid().as_raw(), ids.groups)
+            map(
+                "newgidmap",
+                &pid,
+                nix::unistd::getgid().as_raw(),
+                ids.groups,
+            )
         });
     if let Some(mut input) = child.stdin.take() {
         // A remover that has failed already says so by its exit code.
@@ -128,7 +141,10 @@ fn map(program: &str, pid: &str, own: u32, range: (u32, u32)) -> Result<()> {
         .output()
         .with_context(|| format!("running {program}"))?;
     if !output.status.success() {
-        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

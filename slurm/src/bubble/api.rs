@@ -17,8 +17,7 @@ use crate::settings::BUBBLE_ROOT;
 /// A client with the administrator's certificate.
 pub async fn client() -> Result<Client> {
     let path = format!("{BUBBLE_ROOT}/kubeconfig");
-    let kubeconfig =
-        Kubeconfig::read_from(&path).with_context(|| format!("reading {path}"))?;
+    let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("reading {path}"))?;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .with_context(|| format!("using {path}"))?;
@@ -32,7 +31,10 @@ pub async fn is_ready(client: &Client) -> Result<()> {
     let request = http::Request::get("/readyz")
         .body(Vec::new())
         .context("asking for /readyz")?;
-    let text = client.request_text(request).await.context("asking for /readyz")?;
+    let text = client
+        .request_text(request)
+        .await
+        .context("asking for /readyz")?;
     ensure!(text == "ok", "the API server is not ready: {text}");
     Ok(())
 }
@@ -49,11 +51,18 @@ pub async fn unready_nodes(client: &Client, wanted: &[String]) -> Result<Vec<Str
         .filter(|node| is_node_ready(node))
         .filter_map(|node| node.metadata.name.clone())
         .collect();
-    Ok(wanted.iter().filter(|name| !ready.contains(name)).cloned().collect())
+    Ok(wanted
+        .iter()
+        .filter(|name| !ready.contains(name))
+        .cloned()
+        .collect())
 }
 
 fn is_node_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
     conditions
         .into_iter()
         .flatten()
@@ -66,18 +75,33 @@ pub async fn apply_dns(client: &Client, spec: &BubbleSpec) -> Result<()> {
     let in_system = "kube-system";
     apply(&Api::<ClusterRole>::all(client.clone()), role).await?;
     apply(&Api::<ClusterRoleBinding>::all(client.clone()), binding).await?;
-    apply(&Api::<Service>::namespaced(client.clone(), in_system), service).await?;
-    apply(&Api::<EndpointSlice>::namespaced(client.clone(), in_system), slice).await
+    apply(
+        &Api::<Service>::namespaced(client.clone(), in_system),
+        service,
+    )
+    .await?;
+    apply(
+        &Api::<EndpointSlice>::namespaced(client.clone(), in_system),
+        slice,
+    )
+    .await
 }
 
 async fn apply<K>(api: &Api<K>, object: Value) -> Result<()>
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
 {
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    api.patch(&name, &PatchParams::apply("hpk-bubble").force(), &Patch::Apply(object))
-        .await
-        .with_context(|| format!("applying {name}"))?;
+    let name = object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    api.patch(
+        &name,
+        &PatchParams::apply("hpk-bubble").force(),
+        &Patch::Apply(object),
+    )
+    .await
+    .with_context(|| format!("applying {name}"))?;
     Ok(())
 }
 

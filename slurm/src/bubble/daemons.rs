@@ -21,12 +21,19 @@ pub const OVERLAY_FILE: &str = "/run/hpk/overlay.json";
 impl Daemon {
     fn new(name: &'static str, program: &[&str], arguments: &[(&str, String)]) -> Self {
         let mut argv: Vec<String> = program.iter().map(|word| (*word).to_owned()).collect();
-        argv.extend(arguments.iter().map(|(option, value)| format!("--{option}={value}")));
+        argv.extend(
+            arguments
+                .iter()
+                .map(|(option, value)| format!("--{option}={value}")),
+        );
         Self {
             name,
             argv,
             env: vec![
-                ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+                (
+                    "PATH".into(),
+                    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+                ),
                 ("HOME".into(), "/root".into()),
                 ("LANG".into(), "C.UTF-8".into()),
             ],
@@ -138,16 +145,28 @@ pub fn apiserver(spec: &BubbleSpec) -> Daemon {
             ("etcd-certfile", pki("apiserver-etcd-client.crt")),
             ("etcd-keyfile", pki("apiserver-etcd-client.key")),
             ("kubelet-certificate-authority", pki("ca.crt")),
-            ("kubelet-client-certificate", pki("apiserver-kubelet-client.crt")),
+            (
+                "kubelet-client-certificate",
+                pki("apiserver-kubelet-client.crt"),
+            ),
             ("kubelet-client-key", pki("apiserver-kubelet-client.key")),
-            ("kubelet-preferred-address-types", "InternalIP,Hostname".into()),
-            ("service-account-issuer", format!("https://kubernetes.default.svc.{}", network.domain)),
+            (
+                "kubelet-preferred-address-types",
+                "InternalIP,Hostname".into(),
+            ),
+            (
+                "service-account-issuer",
+                format!("https://kubernetes.default.svc.{}", network.domain),
+            ),
             ("service-account-key-file", pki("sa.pub")),
             ("service-account-signing-key-file", pki("sa.key")),
             ("service-cluster-ip-range", network.services.to_string()),
             ("requestheader-client-ca-file", pki("front-proxy-ca.crt")),
             ("requestheader-allowed-names", "front-proxy-client".into()),
-            ("requestheader-extra-headers-prefix", "X-Remote-Extra-".into()),
+            (
+                "requestheader-extra-headers-prefix",
+                "X-Remote-Extra-".into(),
+            ),
             ("requestheader-group-headers", "X-Remote-Group".into()),
             ("requestheader-username-headers", "X-Remote-User".into()),
             ("proxy-client-cert-file", pki("front-proxy-client.crt")),
@@ -178,7 +197,10 @@ pub fn controller_manager(spec: &BubbleSpec) -> Daemon {
             ("requestheader-client-ca-file", pki("front-proxy-ca.crt")),
             ("allocate-node-cidrs", "false".into()),
             ("cluster-cidr", spec.network.pods.to_string()),
-            ("service-cluster-ip-range", spec.network.services.to_string()),
+            (
+                "service-cluster-ip-range",
+                spec.network.services.to_string(),
+            ),
             ("profiling", "false".into()),
         ],
     )
@@ -202,7 +224,11 @@ pub fn scheduler() -> Daemon {
 
 /// `kernel`: the running kernel's release; kube-proxy's nftables mode wants 5.13.
 pub fn kube_proxy(spec: &BubbleSpec, kernel: &str) -> Daemon {
-    let mode = if kernel_version(kernel) >= (5, 13) { "nftables" } else { "iptables" };
+    let mode = if kernel_version(kernel) >= (5, 13) {
+        "nftables"
+    } else {
+        "iptables"
+    };
     Daemon::new(
         "kube-proxy",
         &[CONTROL_PLANE, "kube-proxy"],
@@ -261,7 +287,11 @@ pub fn corefile(node_ip: Ipv4Addr, domain: &str) -> String {
 
 /// What a pod of the machine's own processes is left: none of it is offered to pods.
 pub fn kubelet(spec: &BubbleSpec) -> Daemon {
-    let labels: Vec<_> = spec.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let labels: Vec<_> = spec
+        .labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     let serving = format!("kubelet-{}", spec.node);
     let certificate = pki(&format!("{serving}.crt"));
     let key = pki(&format!("{serving}.key"));
@@ -286,7 +316,14 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
             ("tls-cert-file", certificate.clone()),
             ("tls-private-key-file", key.clone()),
             ("client-ca-file", pki("ca.crt")),
-            ("capacity", format!("cpu={},memory={}Mi,pods=110", spec.grant.cpus, spec.grant.memory_mib())),
+            (
+                "capacity",
+                format!(
+                    "cpu={},memory={}Mi,pods=110",
+                    spec.grant.cpus,
+                    spec.grant.memory_mib()
+                ),
+            ),
             ("node-labels", labels.join(",")),
             ("pod-log-dir", "/var/log/pods".into()),
             ("logger", "/usr/local/bin/hpk-logger".into()),
@@ -355,7 +392,10 @@ mod tests {
     fn no_secret_stands_in_a_command_line() {
         for daemon in every() {
             for word in &daemon.argv {
-                assert!(!word.contains("BEGIN") && !word.contains("token="), "{word}");
+                assert!(
+                    !word.contains("BEGIN") && !word.contains("token="),
+                    "{word}"
+                );
             }
         }
     }

@@ -25,8 +25,14 @@ pub async fn end_processes(supervisor: &Supervisor, grace: Duration) {
     supervisor.stop("hpk-kubelet", DAEMON).await;
     end_pods(supervisor, grace).await;
     let rest = [
-        "kube-proxy", "coredns", "kube-scheduler", "kube-controller-manager", "hpk-net-daemon",
-        "flanneld", "kube-apiserver", "etcd",
+        "kube-proxy",
+        "coredns",
+        "kube-scheduler",
+        "kube-controller-manager",
+        "hpk-net-daemon",
+        "flanneld",
+        "kube-apiserver",
+        "etcd",
     ];
     for group in rest.chunks(4) {
         let stops = group.iter().map(|name| supervisor.stop(name, DAEMON));
@@ -38,7 +44,11 @@ async fn join(stops: impl Iterator<Item = impl Future<Output = ()>>) {
     let mut stops: Vec<_> = stops.map(Box::pin).collect();
     std::future::poll_fn(|context| {
         stops.retain_mut(|stop| stop.as_mut().poll(context).is_pending());
-        if stops.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if stops.is_empty() {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
 }

@@ -27,7 +27,10 @@ async fn connect(spec: &BubbleSpec) -> Result<Client> {
     let read = |name: &str| crate::files::read(pki(name).as_ref());
     let tls = TlsOptions::new()
         .ca_certificate(Certificate::from_pem(read("etcd-ca.crt")?))
-        .identity(Identity::from_pem(read("etcd-client.crt")?, read("etcd-client.key")?));
+        .identity(Identity::from_pem(
+            read("etcd-client.crt")?,
+            read("etcd-client.key")?,
+        ));
     let options = ConnectOptions::new()
         .with_tls(tls)
         .with_connect_timeout(Duration::from_secs(2))
@@ -54,6 +57,9 @@ pub async fn see_network(spec: &BubbleSpec) -> Result<()> {
         .get(key(), None)
         .await
         .context("reading flannel's network from etcd")?;
-    anyhow::ensure!(!answer.kvs().is_empty(), "etcd does not have flannel's network yet");
+    anyhow::ensure!(
+        !answer.kvs().is_empty(),
+        "etcd does not have flannel's network yet"
+    );
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! The part inside a bubble, started by the image's start script: brings the node's daemons up in
 //! order, keeps them running, and ends the bubble when the host says so or has gone.
 //!
-//! - [`spec`]: what the host says
-//! - [`daemons`]: command lines
-//! - [`order`]: what starts after what, with [`etcd`] and [`api`]
-//! - [`process`], [`reaper`]: keeping daemons running
-//! - [`end`]: ending
+//! - `spec`: what the host says
+//! - `daemons`: command lines
+//! - `order`: what starts after what, with `etcd` and `api`
+//! - `process`, `reaper`: keeping daemons running
+//! - `end`: ending
 
 mod api;
 mod daemons;
@@ -16,7 +16,7 @@ mod process;
 mod reaper;
 pub mod spec;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -55,8 +55,12 @@ pub async fn supervise() -> Result<ExitCode> {
 
 fn read_spec(root: &Path) -> Result<BubbleSpec> {
     let path = root.join(spec::FILE);
-    serde_json::from_str(&files::read(&path)?)
-        .with_context(|| format!("{} is not as the host's hpk-bubble writes it", path.display()))
+    serde_json::from_str(&files::read(&path)?).with_context(|| {
+        format!(
+            "{} is not as the host's hpk-bubble writes it",
+            path.display()
+        )
+    })
 }
 
 /// Why the bubble ends.
@@ -66,7 +70,7 @@ enum Ending {
     Failed(String),
 }
 
-async fn run(spec: &BubbleSpec, logs: &PathBuf, began: Instant) -> Result<()> {
+async fn run(spec: &BubbleSpec, logs: &Path, began: Instant) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
     // Orphans of daemons come here, so that none is lost to the end.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a sub-reaper")?;
@@ -76,7 +80,7 @@ async fn run(spec: &BubbleSpec, logs: &PathBuf, began: Instant) -> Result<()> {
         .await
         .with_context(|| format!("connecting to the host's {}", socket.display()))?;
     let (mut orders, mut reports) = link::split(stream);
-    let (supervisor, mut events) = Supervisor::new(Reaper::start()?, logs.clone());
+    let (supervisor, mut events) = Supervisor::new(Reaper::start()?, logs.to_owned());
     let (queue, mut queued) = mpsc::unbounded_channel();
     let order = Order {
         spec,

@@ -74,7 +74,8 @@ impl Order<'_> {
         }
         self.supervisor.keep(daemons::kubelet(self.spec));
         let kernel = files::read(Path::new("/proc/sys/kernel/osrelease"))?;
-        self.supervisor.keep(daemons::kube_proxy(self.spec, &kernel));
+        self.supervisor
+            .keep(daemons::kube_proxy(self.spec, &kernel));
         if self.spec.controller {
             self.start_dns(&client).await?;
             until("all nodes to be Ready", || self.all_ready(&client)).await?;
@@ -91,7 +92,10 @@ impl Order<'_> {
         let lease = until("flanneld's lease", || async { lease() }).await?;
         // Certificates and advertised addresses stand on it; flanneld takes the subnet that it
         // is offered unless another node has it.
-        let wanted = format!("{}/24", self.spec.subnet.hosts().next().context("empty subnet")?);
+        let wanted = format!(
+            "{}/24",
+            self.spec.subnet.hosts().next().context("empty subnet")?
+        );
         if lease != wanted {
             bail!("flanneld leased {lease} instead of {wanted}");
         }
@@ -106,8 +110,14 @@ impl Order<'_> {
 
     async fn start_dns(&self, client: &kube::Client) -> Result<()> {
         let corefile = daemons::corefile(self.spec.node_ip(), &self.spec.network.domain);
-        files::write_private(&Path::new(BUBBLE_ROOT).join("Corefile"), corefile.as_bytes())?;
-        until("cluster DNS's objects", || api::apply_dns(client, self.spec)).await?;
+        files::write_private(
+            &Path::new(BUBBLE_ROOT).join("Corefile"),
+            corefile.as_bytes(),
+        )?;
+        until("cluster DNS's objects", || {
+            api::apply_dns(client, self.spec)
+        })
+        .await?;
         self.supervisor.keep(daemons::coredns());
         Ok(())
     }
@@ -139,7 +149,9 @@ fn has_address(name: &str) -> Result<()> {
         .context("listing the interfaces")?
         .any(|interface| {
             interface.interface_name == name
-                && interface.address.is_some_and(|address| address.as_sockaddr_in().is_some())
+                && interface
+                    .address
+                    .is_some_and(|address| address.as_sockaddr_in().is_some())
         });
     if found {
         return Ok(());

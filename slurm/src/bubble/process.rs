@@ -58,7 +58,11 @@ struct Failures(VecDeque<Instant>);
 impl Failures {
     /// Counts a failure: the pause before the next try, or None when it was one too many.
     fn add(&mut self, now: Instant) -> Option<Duration> {
-        while self.0.front().is_some_and(|at| now.duration_since(*at) > WINDOW) {
+        while self
+            .0
+            .front()
+            .is_some_and(|at| now.duration_since(*at) > WINDOW)
+        {
             self.0.pop_front();
         }
         self.0.push_back(now);
@@ -82,7 +86,9 @@ impl Supervisor {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it was held leaves it whole.
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     pub fn log_of(&self, name: &str) -> PathBuf {
@@ -118,7 +124,10 @@ impl Supervisor {
                 )),
                 Some(pause) => {
                     tokio::time::sleep(pause).await;
-                    Event::Restarted(format!("{} ended ({end}: {last}); started again", daemon.name))
+                    Event::Restarted(format!(
+                        "{} ended ({end}: {last}); started again",
+                        daemon.name
+                    ))
                 }
             };
             let fatal = matches!(event, Event::Fatal(_));
@@ -152,7 +161,9 @@ impl Supervisor {
             .stderr(errors)
             .process_group(0);
         die_with_parent(&mut command);
-        let child = command.spawn().with_context(|| format!("starting {program}"))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {program}"))?;
         let pid = i32::try_from(child.id()).context("its process id")?;
         // Not waited for through `child`: the reaper waits for all.
         let end = self.reaper.register(pid);
@@ -164,7 +175,11 @@ impl Supervisor {
     fn last_line(&self, name: &str) -> String {
         let text = tail(&self.log_of(name), 4096);
         let line = text.lines().rev().find(|line| !line.trim().is_empty());
-        line.unwrap_or("it said nothing").trim().chars().take(400).collect()
+        line.unwrap_or("it said nothing")
+            .trim()
+            .chars()
+            .take(400)
+            .collect()
     }
 
     /// Process ids of the daemons, which are not pods.
@@ -201,7 +216,9 @@ impl Supervisor {
             let names: Vec<_> = self.lock().running.keys().copied().collect();
             for name in names {
                 let path = self.log_of(name);
-                let large = path.metadata().is_ok_and(|metadata| metadata.len() > LOG_LIMIT);
+                let large = path
+                    .metadata()
+                    .is_ok_and(|metadata| metadata.len() > LOG_LIMIT);
                 // The daemon appends, so that it goes on at the new end. What it writes between
                 // the two calls is lost, which a log of this size can bear.
                 if large && std::fs::copy(&path, path.with_extension("log.1")).is_ok() {
@@ -232,7 +249,9 @@ pub fn tail(path: &Path, bytes: u64) -> String {
         file.read_to_end(&mut content)?;
         Ok(content)
     };
-    read().map(|content| String::from_utf8_lossy(&content).into_owned()).unwrap_or_default()
+    read()
+        .map(|content| String::from_utf8_lossy(&content).into_owned())
+        .unwrap_or_default()
 }
 
 /// The child is killed when this process's main thread ends, however it ends.
@@ -256,7 +275,9 @@ mod tests {
     fn pauses_double_and_the_sixth_failure_in_a_minute_is_the_last() {
         let mut failures = Failures::default();
         let start = Instant::now();
-        let pauses: Vec<_> = (0..6).map(|n| failures.add(start + Duration::from_secs(n))).collect();
+        let pauses: Vec<_> = (0..6)
+            .map(|n| failures.add(start + Duration::from_secs(n)))
+            .collect();
         assert_eq!(pauses[0], Some(Duration::from_millis(200)));
         assert_eq!(pauses[4], Some(Duration::from_millis(3200)));
         assert_eq!(pauses[5], None);

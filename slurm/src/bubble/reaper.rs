@@ -43,7 +43,9 @@ impl Reaper {
             match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(status) => {
-                    let waiter = status.pid().and_then(|pid| self.lock().remove(&pid.as_raw()));
+                    let waiter = status
+                        .pid()
+                        .and_then(|pid| self.lock().remove(&pid.as_raw()));
                     if let Some(waiter) = waiter {
                         // Nobody waits any more when the bubble is ending.
                         let _ = waiter.send(status);
@@ -55,7 +57,9 @@ impl Reaper {
 
     fn lock(&self) -> MutexGuard<'_, Waiters> {
         // A panic while it was held leaves the map whole.
-        self.waiters.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.waiters
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

@@ -35,13 +35,25 @@ pub fn judge(seen: &Observed) -> Vec<Finding> {
         subordinate_ids(seen),
         id_mappers(seen),
         apptainer(seen),
-        device("/dev/fuse", &seen.fuse, "ask for /dev/fuse with mode 0666 (the module fuse loaded)"),
-        device("/dev/net/tun", &seen.tun, "ask for /dev/net/tun with mode 0666 (the module tun loaded)"),
+        device(
+            "/dev/fuse",
+            &seen.fuse,
+            "ask for /dev/fuse with mode 0666 (the module fuse loaded)",
+        ),
+        device(
+            "/dev/net/tun",
+            &seen.tun,
+            "ask for /dev/net/tun with mode 0666 (the module tun loaded)",
+        ),
         uplink(seen),
         overlay(seen),
         match &seen.image {
             Ok(path) => fine("bubble image", path.display().to_string()),
-            Err(error) => missing("bubble image", error.clone(), "see README.md, \"On a real cluster\""),
+            Err(error) => missing(
+                "bubble image",
+                error.clone(),
+                "see README.md, \"On a real cluster\"",
+            ),
         },
         local(seen),
         home(seen),
@@ -133,7 +145,11 @@ fn subordinate_ids(seen: &Observed) -> Finding {
 fn id_mappers(seen: &Observed) -> Finding {
     match (&seen.newuidmap, &seen.newgidmap) {
         (Some(path), Some(_)) => fine("newuidmap", path.display().to_string()),
-        _ => missing("newuidmap", "not found", "ask for the package uidmap (shadow-utils)"),
+        _ => missing(
+            "newuidmap",
+            "not found",
+            "ask for the package uidmap (shadow-utils)",
+        ),
     }
 }
 
@@ -197,14 +213,30 @@ fn overlay(seen: &Observed) -> Finding {
 }
 
 fn is_shared(kind: &str) -> bool {
-    ["nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse.sshfs", "9p", "panfs", "wekafs"]
-        .contains(&kind)
+    [
+        "nfs",
+        "nfs4",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse.sshfs",
+        "9p",
+        "panfs",
+        "wekafs",
+    ]
+    .contains(&kind)
 }
 
 fn local(seen: &Observed) -> Finding {
     const WHAT: &str = "node-local space";
     match &seen.local {
-        Err(error) => missing(WHAT, error.clone(), "name a folder of this host in HPK_LOCAL"),
+        Err(error) => missing(
+            WHAT,
+            error.clone(),
+            "name a folder of this host in HPK_LOCAL",
+        ),
         Ok(place) if is_shared(&place.kind) => missing(
             WHAT,
             describe(place),
@@ -250,7 +282,10 @@ pub fn table(findings: &[Finding]) -> String {
             Verdict::Warning => "warning",
             Verdict::Missing => "MISSING",
         };
-        text.push_str(&format!("{:<8} {:<18} {}\n", mark, finding.what, finding.found));
+        text.push_str(&format!(
+            "{:<8} {:<18} {}\n",
+            mark, finding.what, finding.found
+        ));
         if !finding.ask.is_empty() {
             text.push_str(&format!("{:27} → {}\n", "", finding.ask));
         }
@@ -292,12 +327,19 @@ mod tests {
     }
 
     fn finding(seen: &Observed, what: &str) -> Finding {
-        judge(seen).into_iter().find(|one| one.what == what).unwrap()
+        judge(seen)
+            .into_iter()
+            .find(|one| one.what == what)
+            .unwrap()
     }
 
     #[test]
     fn a_healthy_host_lacks_nothing() {
-        assert!(judge(&healthy()).iter().all(|one| one.verdict == Verdict::Fine));
+        assert!(
+            judge(&healthy())
+                .iter()
+                .all(|one| one.verdict == Verdict::Fine)
+        );
     }
 
     #[test]
@@ -317,7 +359,10 @@ mod tests {
             apptainer: ("/no/such/apptainer".into(), Err("not found".into())),
             ..healthy()
         };
-        assert_eq!(finding(&seen, "apptainer").found, "/no/such/apptainer: not found");
+        assert_eq!(
+            finding(&seen, "apptainer").found,
+            "/no/such/apptainer: not found"
+        );
     }
 
     #[test]

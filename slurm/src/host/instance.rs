@@ -38,7 +38,11 @@ impl Bind {
         if text.matches(':').count() > 1 || text.contains(',') {
             bail!("{text}: Apptainer can't bind a path with a colon or comma");
         }
-        Ok(if self.read_only { format!("{text}:ro") } else { text })
+        Ok(if self.read_only {
+            format!("{text}:ro")
+        } else {
+            text
+        })
     }
 }
 
@@ -104,9 +108,19 @@ pub fn start_arguments(
     name: &str,
 ) -> Result<Vec<String>> {
     let mut arguments: Vec<String> = [
-        "--quiet", "instance", "start", "--fakeroot", "--net", "--network", "none",
+        "--quiet",
+        "instance",
+        "start",
+        "--fakeroot",
+        "--net",
+        "--network",
+        "none",
         // Not --contain, whose /dev lacks the GPUs; what it leaves out is left out here.
-        "--no-mount", "home,tmp,cwd,bind-paths", "--hostname", host_name, "--pid-file",
+        "--no-mount",
+        "home,tmp,cwd,bind-paths",
+        "--hostname",
+        host_name,
+        "--pid-file",
     ]
     .map(str::to_owned)
     .into();
@@ -250,7 +264,9 @@ fn is_taken(apptainer: &Path, name: &str) -> Result<bool> {
     let list: serde_json::Value =
         serde_json::from_slice(&output.stdout).context("reading apptainer's list of instances")?;
     let instances = list["instances"].as_array().cloned().unwrap_or_default();
-    Ok(instances.iter().any(|instance| instance["instance"] == name))
+    Ok(instances
+        .iter()
+        .any(|instance| instance["instance"] == name))
 }
 
 /// Processes of this user in a session whose leader has gone.
@@ -267,7 +283,11 @@ fn session_members(session: i32) -> Vec<i32> {
 
 /// The last lines of a program's complaints, as one line.
 pub fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     lines[lines.len().saturating_sub(count)..].join("; ")
 }
 
@@ -292,7 +312,11 @@ mod tests {
         assert_eq!(binds[0], Bind::new("/tmp/hpk-1000-7", "/var/lib/hpk"));
         assert!(binds.contains(&Bind::new("/tmp/hpk-1000-7/run", "/run")));
         assert!(binds.contains(&Bind::new("/home/hpc", "/home/hpc")));
-        assert!(binds.iter().all(|bind| bind.source != Path::new("/home/hpc/.hpk")));
+        assert!(
+            binds
+                .iter()
+                .all(|bind| bind.source != Path::new("/home/hpc/.hpk"))
+        );
     }
 
     #[test]
@@ -320,7 +344,10 @@ mod tests {
     fn this_process_lives_and_a_reused_number_is_another_process() {
         let own = Process::of(std::process::id() as i32).unwrap();
         assert!(own.lives());
-        let other = Process { started: own.started + 1, ..own };
+        let other = Process {
+            started: own.started + 1,
+            ..own
+        };
         assert!(!other.lives());
     }
 }

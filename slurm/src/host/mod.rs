@@ -1,10 +1,10 @@
 //! A host's part: the node-local folder, the instance, the uplink; watching over them; the end.
 //!
-//! - [`stage`]: the folder and what is in it
-//! - [`instance`]: Apptainer
-//! - [`uplink`]: pasta or slirp4netns
-//! - [`routes`]: which networks the host uses itself
-//! - [`watch`]: while the bubble runs
+//! - `stage`: the folder and what is in it
+//! - `instance`: Apptainer
+//! - `uplink`: pasta or slirp4netns
+//! - `routes`: which networks the host uses itself
+//! - `watch`: while the bubble runs
 
 pub mod instance;
 pub mod routes;
@@ -30,12 +30,15 @@ use uplink::{Addresses, Forward, Program, Protocol, Uplink};
 /// `hpk-bubble ID ROLE`, on each host by srun.
 pub async fn run(id: &str, role: Role) -> Result<ExitCode> {
     let folder = Folder::of(&settings::hpk_home()?, id);
-    let result = run_bubble(id, role, &folder).await;
-    if let Err(error) = &result {
-        let host = node_name().unwrap_or_else(|_| "a host".into());
-        folder.write_cause(&format!("{host}: {error:#}"))?;
-    }
-    result.map(|()| ExitCode::SUCCESS)
+    let Err(error) = run_bubble(id, role, &folder).await else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let host = node_name().unwrap_or_else(|_| "a host".into());
+    // `launch` says it as the job's last line.
+    folder
+        .write_cause(&format!("{host}: {error:#}"))
+        .with_context(|| format!("{host}: {error:#}"))?;
+    Ok(ExitCode::FAILURE)
 }
 
 /// Slurm's name of this host.
@@ -145,13 +148,21 @@ impl Bubble<'_> {
             )
         } else {
             let towards = self.cluster.controller_address.to_string();
-            (launch::own_address(Some(&towards))?, self.cluster.etcd_url())
+            (
+                launch::own_address(Some(&towards))?,
+                self.cluster.etcd_url(),
+            )
         };
         Ok(BubbleSpec {
             cluster: self.cluster.id.clone(),
             node: self.node.name.clone(),
             controller: self.controller,
-            nodes: self.cluster.nodes.iter().map(|node| node.name.clone()).collect(),
+            nodes: self
+                .cluster
+                .nodes
+                .iter()
+                .map(|node| node.name.clone())
+                .collect(),
             host_ip,
             subnet: self.node.subnet,
             network: self.cluster.network.clone(),
@@ -193,9 +204,8 @@ impl Bubble<'_> {
         let folder = std::fs::File::open(self.local)
             .with_context(|| format!("opening {}", self.local.display()))?;
         let path = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), link::SOCKET);
-        UnixListener::bind(&path).with_context(|| {
-            format!("listening on {}", self.local.join(link::SOCKET).display())
-        })
+        UnixListener::bind(&path)
+            .with_context(|| format!("listening on {}", self.local.join(link::SOCKET).display()))
     }
 
     fn start_instance(&self, apptainer: &Path) -> Result<Instance> {
@@ -227,7 +237,10 @@ impl Bubble<'_> {
 fn labels(controller: bool, id: &str, controller_name: &str) -> Vec<(String, String)> {
     let mut labels = vec![
         ("hpk.io/cluster".to_owned(), id.to_owned()),
-        ("hpk.io/controller-host".to_owned(), controller_name.to_owned()),
+        (
+            "hpk.io/controller-host".to_owned(),
+            controller_name.to_owned(),
+        ),
     ];
     if controller {
         labels.push(("hpk.io/controller".to_owned(), "true".to_owned()));

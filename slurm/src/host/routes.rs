@@ -61,7 +61,10 @@ mod tests {
     #[test]
     fn the_uplink_avoids_the_hosts_networks() {
         let routes = ["0.0.0.0/0", "10.0.0.0/16"].map(|net| net.parse().unwrap());
-        assert_eq!(uplink_network(&routes).unwrap().to_string(), "192.168.213.0/24");
+        assert_eq!(
+            uplink_network(&routes).unwrap().to_string(),
+            "192.168.213.0/24"
+        );
         assert_eq!(uplink_network(&[]).unwrap().to_string(), "10.0.2.0/24");
     }
 }

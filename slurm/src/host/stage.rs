@@ -33,14 +33,25 @@ pub fn make_local_dir(path: &Path) -> Result<()> {
     }
     files::make_private_dir(path)?;
     // Only ours if nobody made it in between.
-    let metadata = fs::symlink_metadata(path).with_context(|| format!("looking at {}", path.display()))?;
-    if metadata.uid() != nix::unistd::getuid().as_raw() || metadata.permissions().mode() & 0o077 != 0 {
+    let metadata =
+        fs::symlink_metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+    if metadata.uid() != nix::unistd::getuid().as_raw()
+        || metadata.permissions().mode() & 0o077 != 0
+    {
         bail!("{} was made by someone else", path.display());
     }
     for (folder, _) in OWN_FOLDERS {
         files::make_private_dir(&path.join(folder))?;
     }
-    for folder in ["log/pods", "log/containers", "run/flannel", "run/hpk", "run/lock", "pki", "logs"] {
+    for folder in [
+        "log/pods",
+        "log/containers",
+        "run/flannel",
+        "run/hpk",
+        "run/lock",
+        "pki",
+        "logs",
+    ] {
         files::make_private_dir(&path.join(folder))?;
     }
     for folder in ["tmp", "var-tmp"] {
@@ -63,8 +74,14 @@ pub fn certificates(node: &Node, controller: bool) -> Vec<String> {
     if controller {
         stems.extend(
             [
-                "apiserver", "etcd", "apiserver-etcd-client", "front-proxy-client",
-                "apiserver-kubelet-client", "controller-manager", "scheduler", "coredns",
+                "apiserver",
+                "etcd",
+                "apiserver-etcd-client",
+                "front-proxy-client",
+                "apiserver-kubelet-client",
+                "controller-manager",
+                "scheduler",
+                "coredns",
             ]
             .map(str::to_owned),
         );
@@ -81,7 +98,10 @@ pub fn certificates(node: &Node, controller: bool) -> Vec<String> {
 pub fn kubeconfigs(node: &Node, controller: bool) -> Vec<(&'static str, String)> {
     let mut list = vec![
         ("kubeconfig", "admin".to_owned()),
-        ("kubelet.kubeconfig", format!("kubelet-client-{}", node.name)),
+        (
+            "kubelet.kubeconfig",
+            format!("kubelet-client-{}", node.name),
+        ),
         ("kube-proxy.kubeconfig", "kube-proxy".into()),
     ];
     if controller {
@@ -116,7 +136,10 @@ pub fn fill(
     dns: Ipv4Addr,
 ) -> Result<()> {
     for name in certificates(node, spec.controller) {
-        files::write_private(&local.join("pki").join(&name), folder.pem(&name)?.as_bytes())?;
+        files::write_private(
+            &local.join("pki").join(&name),
+            folder.pem(&name)?.as_bytes(),
+        )?;
     }
     let authority = folder.pem("ca.crt")?;
     for (file, stem) in kubeconfigs(node, spec.controller) {
@@ -138,7 +161,10 @@ pub fn fill(
     write("hosts", hosts(cluster))?;
     write("cni.d/10-hpk.conflist", conflist()?)?;
     // flanneld takes the subnet that it finds here as the one that it had before.
-    write("run/flannel/subnet.env", format!("FLANNEL_SUBNET={}/24\n", bridge_address(spec)))?;
+    write(
+        "run/flannel/subnet.env",
+        format!("FLANNEL_SUBNET={}/24\n", bridge_address(spec)),
+    )?;
     let spec_text = serde_json::to_vec_pretty(spec).context("writing bubble.json")?;
     files::write_private(&local.join(spec::FILE), &spec_text)
 }
@@ -190,7 +216,10 @@ fn conflist() -> Result<String> {
 
 /// The file with the site's certificate authorities, if it is where it usually is.
 pub fn trust_store() -> Option<PathBuf> {
-    TRUST_STORES.iter().map(PathBuf::from).find(|file| file.is_file())
+    TRUST_STORES
+        .iter()
+        .map(PathBuf::from)
+        .find(|file| file.is_file())
 }
 
 /// With HPK_DEV=1: the programs beside this one, over the image's.
@@ -201,8 +230,15 @@ pub fn dev_programs(own: &Path) -> Vec<(PathBuf, PathBuf)> {
     let Some(folder) = own.parent() else {
         return Vec::new();
     };
-    let local_bin = ["hpk-kubelet", "hpk-net-daemon", "hpktainer", "hpk-pause", "hpk-logger",
-        "containerd-shim-hpk-v2", "hpk-control-plane"];
+    let local_bin = [
+        "hpk-kubelet",
+        "hpk-net-daemon",
+        "hpktainer",
+        "hpk-pause",
+        "hpk-logger",
+        "containerd-shim-hpk-v2",
+        "hpk-control-plane",
+    ];
     local_bin
         .iter()
         .map(|name| (*name, "/usr/local/bin"))
@@ -246,14 +282,21 @@ mod tests {
     #[test]
     fn a_node_gets_neither_an_authoritys_key_nor_another_nodes() {
         let files = certificates(&node(), false);
-        assert!(files.iter().all(|file| !file.ends_with("ca.key") && file != "sa.key"));
+        assert!(
+            files
+                .iter()
+                .all(|file| !file.ends_with("ca.key") && file != "sa.key")
+        );
         assert!(files.contains(&"kubelet-client-n2.key".to_owned()));
         assert!(!files.contains(&"etcd.key".to_owned()));
     }
 
     #[test]
     fn the_resolver_keeps_the_sites_search_list() {
-        let text = resolver("nameserver 127.0.0.53\nsearch a.org\n", Ipv4Addr::new(10, 0, 2, 3));
+        let text = resolver(
+            "nameserver 127.0.0.53\nsearch a.org\n",
+            Ipv4Addr::new(10, 0, 2, 3),
+        );
         assert_eq!(text, "nameserver 10.0.2.3\nsearch a.org\n");
     }
 
@@ -265,6 +308,9 @@ mod tests {
         fs::write(local.join("run/old"), "").unwrap();
         make_local_dir(&local).unwrap();
         assert!(!local.join("run/old").exists());
-        assert_eq!(local.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            local.metadata().unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 }

@@ -99,8 +99,17 @@ pub fn plan(uplink: &Uplink) -> (Vec<String>, Vec<String>) {
     match &uplink.program {
         Program::Pasta(_) => {
             let mut arguments: Vec<String> = [
-                "--foreground", "--quiet", "--ipv4-only", "--config-net", "--no-map-gw",
-                "--tcp-ns", "none", "--udp-ns", "none", "--ns-ifname", UPLINK,
+                "--foreground",
+                "--quiet",
+                "--ipv4-only",
+                "--config-net",
+                "--no-map-gw",
+                "--tcp-ns",
+                "none",
+                "--udp-ns",
+                "none",
+                "--ns-ifname",
+                UPLINK,
             ]
             .map(str::to_owned)
             .into();
@@ -125,7 +134,11 @@ pub fn plan(uplink: &Uplink) -> (Vec<String>, Vec<String>) {
                     Protocol::Udp => "--udp-ports",
                 };
                 arguments.push(option.into());
-                arguments.push(if ports.is_empty() { "none".into() } else { ports.join(",") });
+                arguments.push(if ports.is_empty() {
+                    "none".into()
+                } else {
+                    ports.join(",")
+                });
             }
             arguments.push(pid);
             (arguments, Vec::new())
@@ -207,7 +220,10 @@ impl Uplink {
                 Err(error) => return Err(error).context("slirp4netns ended before it listened"),
             }
         };
-        stream.write_all(request.as_bytes()).await.context("asking slirp4netns")?;
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .context("asking slirp4netns")?;
         stream.shutdown().await.context("asking slirp4netns")?;
         let mut answer = String::new();
         stream
@@ -234,8 +250,16 @@ mod tests {
                 network: "10.0.2.0/24".parse().unwrap(),
             },
             forwards: vec![
-                Forward { protocol: Protocol::Tcp, host: 7443, bubble: 6443 },
-                Forward { protocol: Protocol::Udp, host: 8473, bubble: 8472 },
+                Forward {
+                    protocol: Protocol::Tcp,
+                    host: 7443,
+                    bubble: 6443,
+                },
+                Forward {
+                    protocol: Protocol::Udp,
+                    host: 8473,
+                    bubble: 8472,
+                },
             ],
             pid: 42,
             local: "/tmp/x".into(),
@@ -246,8 +270,14 @@ mod tests {
     fn pasta_forwards_only_what_it_is_told_and_keeps_the_hosts_loopback_closed() {
         let (arguments, requests) = plan(&uplink(Program::Pasta("/usr/bin/pasta".into())));
         let line = arguments.join(" ");
-        assert!(line.contains("--tcp-ports 7443:6443 --udp-ports 8473:8472"), "{line}");
-        assert!(line.contains("--no-map-gw --tcp-ns none --udp-ns none"), "{line}");
+        assert!(
+            line.contains("--tcp-ports 7443:6443 --udp-ports 8473:8472"),
+            "{line}"
+        );
+        assert!(
+            line.contains("--no-map-gw --tcp-ns none --udp-ns none"),
+            "{line}"
+        );
         assert!(line.contains("--address 10.0.2.100"), "{line}");
         assert!(requests.is_empty());
     }

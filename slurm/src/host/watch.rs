@@ -138,14 +138,21 @@ impl Watch<'_> {
         let port = cluster.ports.apiserver;
         let user = std::env::var("USER").unwrap_or_else(|_| "USER".into());
         let login = std::env::var("SLURM_SUBMIT_HOST").unwrap_or_else(|_| "LOGIN".into());
-        let nodes = if nodes == 1 { "1 node".into() } else { format!("{nodes} nodes") };
+        let nodes = if nodes == 1 {
+            "1 node".into()
+        } else {
+            format!("{nodes} nodes")
+        };
         println!("Ready in {} s: {nodes}", (now() - began).max(0));
         println!("    export KUBECONFIG=~/.hpk/kubeconfig");
         println!(
             "    from elsewhere: ssh -L {port}:{}:{port} {user}@{login}   and kubectl --server=https://127.0.0.1:{port}",
             cluster.controller_address
         );
-        println!("    the allocation ends: {}", time_left(cluster.ends, now()));
+        println!(
+            "    the allocation ends: {}",
+            time_left(cluster.ends, now())
+        );
     }
 
     fn silence(&self) -> String {
