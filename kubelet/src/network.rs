@@ -20,7 +20,7 @@ pub enum Error {
     Config {
         dir: PathBuf,
         #[source]
-        source: hpk_cni_client::Error,
+        source: Box<hpk_cni_client::Error>,
     },
     #[error(transparent)]
     Namespace(#[from] netns::Error),
@@ -31,11 +31,11 @@ pub enum Error {
         source: std::io::Error,
     },
     #[error("plugin failed (add)")]
-    Add(#[source] hpk_cni_client::Error),
+    Add(#[source] Box<hpk_cni_client::Error>),
     #[error("plugin failed (delete)")]
-    Delete(#[source] hpk_cni_client::Error),
+    Delete(#[source] Box<hpk_cni_client::Error>),
     #[error("plugin failed (gc)")]
-    Collect(#[source] hpk_cni_client::Error),
+    Collect(#[source] Box<hpk_cni_client::Error>),
     #[error("the network plugin gave no address")]
     NoAddress,
 }
@@ -61,7 +61,7 @@ impl Network {
     fn list(&self) -> Result<NetworkList, Error> {
         NetworkList::load_default(&self.conf_dir).map_err(|source| Error::Config {
             dir: self.conf_dir.clone(),
-            source,
+            source: Box::new(source),
         })
     }
 
@@ -120,7 +120,7 @@ impl Network {
             .client
             .add(&self.list()?, &attachment)
             .await
-            .map_err(Error::Add)?;
+            .map_err(|error| Error::Add(Box::new(error)))?;
         let ips: Vec<String> = result
             .ips
             .iter()
@@ -147,7 +147,7 @@ impl Network {
         self.client
             .del(&self.list()?, &attachment)
             .await
-            .map_err(Error::Delete)?;
+            .map_err(|error| Error::Delete(Box::new(error)))?;
         Ok(netns::remove(netns)?)
     }
 
@@ -160,7 +160,7 @@ impl Network {
         self.client
             .gc(&self.list()?, &valid)
             .await
-            .map_err(Error::Collect)
+            .map_err(|error| Error::Collect(Box::new(error)))
     }
 }
 

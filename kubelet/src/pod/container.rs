@@ -44,12 +44,12 @@ pub enum Error {
     #[error("failed to create container {container:?}: {}", text::of_shim(.source))]
     Create {
         container: String,
-        source: hpk_shim_client::Error,
+        source: Box<hpk_shim_client::Error>,
     },
     #[error("failed to start container {container:?}: {}", text::of_shim(.source))]
     Start {
         container: String,
-        source: hpk_shim_client::Error,
+        source: Box<hpk_shim_client::Error>,
     },
 }
 
@@ -114,7 +114,7 @@ pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Er
     let container = &wanted.container.name;
     let failed = |source| Error::Create {
         container: container.clone(),
-        source,
+        source: Box::new(source),
     };
     let pid = shim.create(request).await.map_err(failed)?;
     if let Err(source) = shim.start_task(&wanted.id, "").await {
@@ -122,7 +122,7 @@ pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Er
         super::sandbox::end_container(shim, &wanted.id).await;
         return Err(Error::Start {
             container: container.clone(),
-            source,
+            source: Box::new(source),
         });
     }
     Ok(pid)

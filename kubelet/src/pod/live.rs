@@ -126,6 +126,8 @@ pub struct Live {
     pub clearing: Op<()>,
     /// The API object is being deleted.
     pub deleting: Op<()>,
+    /// When containers began to be stopped: their grace is the pod's, all in all.
+    pub ending_since: Option<Timestamp>,
     /// Seconds waited before the last try of each.
     pub mount_delay: u32,
     pub sandbox_delay: u32,

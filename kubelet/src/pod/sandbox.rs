@@ -39,7 +39,7 @@ pub enum Error {
     #[error("failed to start sandbox {sandbox:?}: {}", text::of_shim(.source))]
     Shim {
         sandbox: String,
-        source: hpk_shim_client::Error,
+        source: Box<hpk_shim_client::Error>,
     },
 }
 
@@ -122,7 +122,7 @@ async fn attach(agent: &Agent, pod: &Pod, record: &SandboxRecord) -> Result<Vec<
 async fn start(agent: &Agent, record: &SandboxRecord) -> Result<(Shim, u32), Error> {
     let failed = |source| Error::Shim {
         sandbox: record.id.clone(),
-        source,
+        source: Box::new(source),
     };
     let shim = Shim::start(&agent.bootstrap, &record.id, &record.bundle)
         .await

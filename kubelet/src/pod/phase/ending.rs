@@ -56,11 +56,18 @@ fn stop_all(view: &View<'_>, grace: i64, plan: &mut Plan) -> bool {
     };
     let others = of_role(false);
     let last_sidecar = of_role(true).pop();
-    let now_due: Vec<&Container> = if others.is_empty() {
+    let others_are_done = others.is_empty();
+    let now_due: Vec<&Container> = if others_are_done {
         last_sidecar.into_iter().collect()
     } else {
         others
     };
+    // Sidecars get what the others have left of the pod's grace.
+    let spent = match view.live.ending_since {
+        Some(since) if others_are_done => view.now.duration_since(since).as_secs(),
+        _ => 0,
+    };
+    let grace = (grace - spent).max(1);
     for container in &now_due {
         let live = view.live.containers.get(&container.name);
         if live.is_none_or(|live| live.stopping.is_none()) {

@@ -33,6 +33,9 @@ impl Worker {
                 if state == State::Terminating {
                     self.live.removing = Op::Idle;
                 }
+                if matches!(state, State::Finishing | State::Terminating) {
+                    self.live.ending_since = Some(Timestamp::now());
+                }
                 self.go(state);
             }
             Step::Fail(verdict) => {
@@ -79,7 +82,7 @@ impl Worker {
         let facts = agent.facts_for(&[]);
         self.spawn(async move {
             let outcome = volumes::mount_all(&agent.reader, &pod, &facts, &dirs).await;
-            Signal::Mounted(outcome)
+            Signal::Mounted(Box::new(outcome))
         });
     }
 
@@ -117,9 +120,9 @@ impl Worker {
         self.live.sandbox = Op::Busy;
         let (agent, pod) = (Arc::clone(&self.agent), Arc::clone(&self.pod));
         let paths = self.paths.clone();
-        self.spawn(
-            async move { Signal::SandboxMade(sandbox::create(agent, pod, paths, intent).await) },
-        );
+        self.spawn(async move {
+            Signal::SandboxMade(Box::new(sandbox::create(agent, pod, paths, intent).await))
+        });
     }
 
     fn pull_image(&mut self, name: &str) {
@@ -168,7 +171,10 @@ impl Worker {
                 agent.recorder.pod(&witness.pod, Kind::Warning, reason, message);
             }
             let image = agent.images.ensure(&image, policy, &keyring, &witness).await;
-            Signal::Pulled { container, image }
+            Signal::Pulled {
+                container,
+                image: Box::new(image),
+            }
         });
     }
 
@@ -248,7 +254,7 @@ impl Worker {
         let agent = Arc::clone(&self.agent);
         let container = name.to_owned();
         self.spawn(async move {
-            let outcome = container::start(&agent, &shim, &start).await;
+            let outcome = Box::new(container::start(&agent, &shim, &start).await);
             Signal::Started {
                 container,
                 id,
@@ -373,7 +379,9 @@ impl Worker {
         let agent = Arc::clone(&self.agent);
         let (paths, record) = (self.paths.clone(), self.record.clone());
         self.spawn(async move {
-            Signal::SandboxRemoved(sandbox::remove(agent, paths, record, sandbox).await)
+            Signal::SandboxRemoved(Box::new(
+                sandbox::remove(agent, paths, record, sandbox).await,
+            ))
         });
     }
 
@@ -403,7 +411,9 @@ impl Worker {
             host_ips: &host_ips,
             now: Timestamp::now(),
         });
-        self.spawn(async move { Signal::Deleted(delete(&client, &address, &last).await) });
+        self.spawn(async move {
+            Signal::Deleted(delete(&client, &address, &last).await.map_err(Box::new))
+        });
     }
 }
 

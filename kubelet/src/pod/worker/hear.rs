@@ -25,7 +25,7 @@ impl Worker {
         match signal {
             Signal::Spec(pod) => self.hear_spec(pod),
             Signal::Gone => self.hear_gone(),
-            Signal::Mounted(outcome) => match outcome {
+            Signal::Mounted(outcome) => match *outcome {
                 Ok(mounted) => self.live.volumes = Op::Done(Arc::new(mounted)),
                 Err(error) => {
                     let message = error.to_string();
@@ -34,7 +34,7 @@ impl Worker {
                     self.live.volumes = failed(before, 1, 16, "FailedMount", message);
                 }
             },
-            Signal::SandboxMade(outcome) => self.hear_sandbox(outcome),
+            Signal::SandboxMade(outcome) => self.hear_sandbox(*outcome),
             Signal::SandboxEnded { id } => {
                 if let Some(sandbox) = &mut self.record.sandbox
                     && sandbox.id == id
@@ -44,13 +44,13 @@ impl Worker {
                     sandbox.ready = false;
                 }
             }
-            Signal::SandboxRemoved(outcome) => self.hear_removed(outcome),
-            Signal::Pulled { container, image } => self.hear_pulled(&container, image),
+            Signal::SandboxRemoved(outcome) => self.hear_removed(*outcome),
+            Signal::Pulled { container, image } => self.hear_pulled(&container, *image),
             Signal::Started {
                 container,
                 id,
                 outcome,
-            } => self.hear_started(&container, &id, outcome),
+            } => self.hear_started(&container, &id, *outcome),
             Signal::HookDone {
                 container,
                 id,

@@ -18,21 +18,21 @@ pub enum Signal {
     Spec(Arc<Pod>),
     /// The API server has it no more.
     Gone,
-    Mounted(Result<Mounted, MountError>),
-    SandboxMade(Result<sandbox::Created, sandbox::Error>),
+    Mounted(Box<Result<Mounted, MountError>>),
+    SandboxMade(Box<Result<sandbox::Created, sandbox::Error>>),
     /// The sandbox ended by itself.
     SandboxEnded {
         id: String,
     },
-    SandboxRemoved(Result<(), sandbox::Error>),
+    SandboxRemoved(Box<Result<(), sandbox::Error>>),
     Pulled {
         container: String,
-        image: Result<images::Ready, images::Error>,
+        image: Box<Result<images::Ready, images::Error>>,
     },
     Started {
         container: String,
         id: String,
-        outcome: Result<u32, container::Error>,
+        outcome: Box<Result<u32, container::Error>>,
     },
     /// The postStart hook is over.
     HookDone {
@@ -50,7 +50,7 @@ pub enum Signal {
     /// The pod's files are gone.
     Cleared(Result<(), std::io::Error>),
     /// The API object was deleted, or was gone already.
-    Deleted(Result<Existence, kube::Error>),
+    Deleted(Result<Existence, Box<kube::Error>>),
 }
 
 /// Whether the API server still had the pod.
