@@ -29,6 +29,10 @@ mod stdio;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // `start` leaves a server behind, which must not hold what its caller had open.
+    if let Err(e) = hpk_pause::sys::close_on_exec_from(3) {
+        eprintln!("containerd-shim-hpk-v2: mark descriptors close-on-exec: {e}");
+    }
     // One thread: a shim waits nearly always, and memory per pod is what counts.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

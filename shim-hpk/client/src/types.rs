@@ -20,7 +20,9 @@ pub struct Mount {
 
 /// Where a process's standard streams go. Empty means /dev/null.
 ///
-/// A plain path is a FIFO, opened by the shim (both ends exist until the process is deleted);
+/// A plain path is a FIFO; the shim holds both its ends until the process is deleted. Open the
+/// reading end of an output before the process starts (in the background: it waits for the shim),
+/// or a process that ends at once and is deleted leaves nobody to open it;
 /// `file:///path` is appended to; `binary:///path?key=value` starts a logger once for stdout and
 /// stderr together (containerd's logger protocol).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,0 +1,590 @@
+//! A pod through any runtime v2 shim, as the kubelet drives it: sandbox, app container in its
+//! namespaces, exec, terminal, logger, adoption, events, a killed shim.
+//!
+//! Needs root in a user namespace or for real, and by environment: HPK_TEST_SHIM (a shim's binary),
+//! HPK_TEST_ROOTFS (a directory with a busybox in it, copied), HPK_TEST_PAUSE (hpk-pause),
+//! HPK_TEST_DIR (scratch space not on an overlay). Run with `--ignored --test-threads 1 --nocapture`.
+
+use std::{
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use hpk_shim_client::{
+    Bootstrap, CreateRequest, Event, EventKind, ExecRequest, Mount, Shim, Stdio, TaskStatus,
+    delete_binary, read_address, serve_events,
+};
+use serde_json::{Value, json};
+
+struct Scene {
+    bootstrap: Bootstrap,
+    dir: PathBuf,
+    rootfs: PathBuf,
+    pause: PathBuf,
+}
+
+fn variable(name: &str) -> PathBuf {
+    std::env::var_os(name)
+        .unwrap_or_else(|| panic!("{name} is not set"))
+        .into()
+}
+
+fn scene(test: &str) -> Scene {
+    let dir = variable("HPK_TEST_DIR").join(format!("{test}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    Scene {
+        bootstrap: Bootstrap::new(
+            variable("HPK_TEST_SHIM"),
+            "hpk-test",
+            dir.join("events.sock"),
+        ),
+        rootfs: variable("HPK_TEST_ROOTFS"),
+        pause: variable("HPK_TEST_PAUSE"),
+        dir,
+    }
+}
+
+fn spec(args: &[&str], namespaces: Value, annotations: Value) -> Value {
+    let capabilities = json!([
+        "CAP_CHOWN",
+        "CAP_SETUID",
+        "CAP_SETGID",
+        "CAP_KILL",
+        "CAP_NET_BIND_SERVICE"
+    ]);
+    json!({
+        "ociVersion": "1.1.0",
+        "root": {"path": "rootfs"},
+        "hostname": "pod-0",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": args,
+            "env": ["PATH=/bin", "SECRET=s3cr3t-value"],
+            "cwd": "/",
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+        },
+        "annotations": annotations,
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        ],
+        "linux": {
+            "namespaces": namespaces,
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware"],
+            "readonlyPaths": ["/proc/sys", "/proc/irq"],
+        },
+    })
+}
+
+impl Scene {
+    fn bundle(&self, id: &str, spec: &Value) -> PathBuf {
+        let bundle = self.dir.join(id);
+        std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        std::fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        bundle
+    }
+
+    /// An overlay over the test's root directory, as the kubelet makes of an image.
+    fn overlay(&self, id: &str) -> Vec<Mount> {
+        let (upper, work) = (
+            self.dir.join(id).join("upper"),
+            self.dir.join(id).join("work"),
+        );
+        std::fs::create_dir_all(&upper).unwrap();
+        std::fs::create_dir_all(&work).unwrap();
+        let mut options = vec![
+            format!("lowerdir={}", self.rootfs.display()),
+            format!("upperdir={}", upper.display()),
+            format!("workdir={}", work.display()),
+        ];
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+        if !map.contains("4294967295") {
+            options.push("userxattr".into());
+        }
+        vec![Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            options,
+        }]
+    }
+
+    async fn sandbox(&self, id: &str) -> Shim {
+        let own = json!([{"type": "pid"}, {"type": "mount"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}]);
+        let annotations = json!({"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": id});
+        let bundle = self.bundle(id, &spec(&["/hpk-pause"], own, annotations));
+        std::fs::copy(&self.pause, bundle.join("rootfs/hpk-pause")).unwrap();
+        let shim = Shim::start(&self.bootstrap, id, &bundle).await.unwrap();
+        shim.create(CreateRequest::new(id, &bundle)).await.unwrap();
+        shim.start_task(id, "").await.unwrap();
+        shim
+    }
+
+    fn app_spec(&self, args: &[&str], sandbox: &str, sandbox_pid: u32) -> Value {
+        let ns = |kind: &str| format!("/proc/{sandbox_pid}/ns/{kind}");
+        let namespaces = json!([
+            {"type": "pid"}, {"type": "mount"}, {"type": "network", "path": ns("net")},
+            {"type": "ipc", "path": ns("ipc")}, {"type": "uts", "path": ns("uts")},
+        ]);
+        let annotations = json!({"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": sandbox});
+        spec(args, namespaces, annotations)
+    }
+}
+
+fn fifo(path: &Path) -> String {
+    let status = std::process::Command::new("mkfifo")
+        .arg(path)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    path.to_str().unwrap().to_owned()
+}
+
+/// Reads a FIFO to its end on a thread, which has it open (or waits in the open) before any writer comes.
+fn reader(path: &str) -> std::thread::JoinHandle<String> {
+    let path = path.to_owned();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        let mut text = String::new();
+        sender.send(()).unwrap();
+        std::fs::File::open(path)
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        text
+    });
+    receiver.recv().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    reading
+}
+
+fn process(args: &[&str]) -> Value {
+    json!({"user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/", "env": ["PATH=/bin"]})
+}
+
+async fn exec(shim: &Shim, scene: &Scene, id: &str, exec_id: &str, args: &[&str]) -> (u32, String) {
+    let out = fifo(&scene.dir.join(format!("{exec_id}.out")));
+    let reading = reader(&out);
+    let stdio = Stdio {
+        stdout: out.clone(),
+        stderr: out,
+        ..Stdio::default()
+    };
+    let request = ExecRequest {
+        id: id.into(),
+        exec_id: exec_id.into(),
+        process: process(args),
+        stdio,
+    };
+    shim.exec(request).await.unwrap();
+    shim.start_task(id, exec_id).await.unwrap();
+    let exit = shim.wait(id, exec_id).await.unwrap();
+    shim.delete(id, exec_id).await.unwrap();
+    (exit.code, reading.join().unwrap())
+}
+
+async fn remove(shim: &Shim, id: &str) {
+    let _ = shim.kill(id, "", 9, false).await;
+    shim.wait(id, "").await.unwrap();
+    shim.delete(id, "").await.unwrap();
+}
+
+fn describe(event: &Event) -> String {
+    match &event.kind {
+        EventKind::Create { id, .. } => format!("create {id}"),
+        EventKind::Start { id, .. } => format!("start {id}"),
+        EventKind::ExecAdded { exec_id, .. } => format!("exec-added {exec_id}"),
+        EventKind::ExecStarted { exec_id, .. } => format!("exec-started {exec_id}"),
+        EventKind::Exit {
+            id, exec_id, code, ..
+        } => format!("exit {id}{exec_id} {code}"),
+        EventKind::Delete { id, .. } => format!("delete {id}"),
+        other => format!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn a_pod_lives_and_dies_through_one_shim() {
+    let scene = scene("pod");
+    let mut events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let from = Instant::now();
+    let shim = scene.sandbox("sb").await;
+    println!("sandbox up after {:?}", from.elapsed());
+    let sandbox_pid = shim.state("sb", "").await.unwrap().pid;
+
+    let app = scene.app_spec(
+        &[
+            "sh",
+            "-c",
+            "echo to stdout; echo to stderr >&2; trap 'exit 6' TERM; while :; do sleep 0.05; done",
+        ],
+        "sb",
+        sandbox_pid,
+    );
+    let bundle = scene.bundle("app", &app);
+    let from = Instant::now();
+    let again = Shim::start(&scene.bootstrap, "app", &bundle).await.unwrap();
+    println!("start for the second container {:?}", from.elapsed());
+    assert_eq!(again.address(), shim.address(), "one shim a pod");
+    let out = fifo(&scene.dir.join("app.out"));
+    let reading = reader(&out);
+    let stdio = Stdio {
+        stdout: out.clone(),
+        stderr: out,
+        ..Stdio::default()
+    };
+    let request = CreateRequest {
+        id: "app".into(),
+        bundle: bundle.clone(),
+        rootfs: scene.overlay("app"),
+        stdio,
+    };
+    let from = Instant::now();
+    let pid = shim.create(request).await.unwrap();
+    println!("create {:?}", from.elapsed());
+    assert_eq!(
+        shim.state("app", "").await.unwrap().status,
+        TaskStatus::Created
+    );
+    let from = Instant::now();
+    assert_eq!(shim.start_task("app", "").await.unwrap(), pid);
+    println!("start {:?}", from.elapsed());
+
+    for (kind, shared) in [
+        ("net", true),
+        ("ipc", true),
+        ("uts", true),
+        ("pid", false),
+        ("mnt", false),
+    ] {
+        let of = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_eq!(of(pid) == of(sandbox_pid), shared, "{kind}");
+    }
+    assert!(
+        !std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .unwrap()
+            .contains("s3cr3t")
+    );
+
+    let (code, text) = exec(
+        &shim,
+        &scene,
+        "app",
+        "e1",
+        &["sh", "-c", "hostname; ls /sys/class/net; exit 9"],
+    )
+    .await;
+    assert_eq!((code, text.as_str()), (9, "pod-0\nlo\n"));
+    let mut times = Vec::new();
+    for n in 0..20 {
+        let request = ExecRequest {
+            id: "app".into(),
+            exec_id: format!("t{n}"),
+            process: process(&["true"]),
+            stdio: Stdio::default(),
+        };
+        let from = Instant::now();
+        shim.exec(request).await.unwrap();
+        shim.start_task("app", &format!("t{n}")).await.unwrap();
+        assert_eq!(shim.wait("app", &format!("t{n}")).await.unwrap().code, 0);
+        shim.delete("app", &format!("t{n}")).await.unwrap();
+        times.push(from.elapsed());
+    }
+    times.sort();
+    println!("exec true p50 {:?} max {:?}", times[10], times[19]);
+    let (code, _) = exec(&shim, &scene, "app", "e2", &["sh", "-c", "kill -KILL $$"]).await;
+    assert_eq!(code, 137);
+
+    let pids = shim.pids("app").await.unwrap();
+    assert!(pids.contains(&pid), "{pids:?}");
+    let stats = shim.stats("app").await.unwrap();
+    assert!(stats.memory_bytes > 0, "{stats:?}");
+
+    // Adoption: another connection from what the bundle remembers.
+    let address = read_address(&bundle).unwrap().unwrap();
+    let adopted = Shim::connect(&address).await.unwrap();
+    assert_eq!(
+        adopted.state("app", "").await.unwrap().status,
+        TaskStatus::Running
+    );
+    let shim_pid = adopted.connection("app").await.unwrap().shim_pid;
+    let status = std::fs::read_to_string(format!("/proc/{shim_pid}/status")).unwrap();
+    println!(
+        "shim: {}",
+        status
+            .lines()
+            .filter(|l| l.starts_with("VmRSS")
+                || l.starts_with("RssAnon")
+                || l.starts_with("Threads"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+
+    assert!(
+        adopted
+            .delete("app", "")
+            .await
+            .unwrap_err()
+            .is_failed_precondition()
+    );
+    assert!(
+        adopted
+            .state("nobody", "")
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
+    adopted.kill("app", "", 15, false).await.unwrap();
+    assert_eq!(shim.wait("app", "").await.unwrap().code, 6);
+    assert_eq!(shim.delete("app", "").await.unwrap().code, 6);
+    assert_eq!(reading.join().unwrap(), "to stdout\nto stderr\n");
+    shim.kill("sb", "", 15, false).await.unwrap();
+    assert_eq!(
+        shim.wait("sb", "").await.unwrap().code,
+        0,
+        "hpk-pause ends on SIGTERM"
+    );
+    shim.delete("sb", "").await.unwrap();
+    shim.shutdown("sb").await.unwrap();
+    for _ in 0..100 {
+        if !Path::new(&format!("/proc/{shim_pid}/exe")).exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(Shim::connect(&address).await.unwrap_err().is_gone());
+
+    let mut seen = Vec::new();
+    while let Ok(Some(event)) =
+        tokio::time::timeout(Duration::from_millis(300), events.recv()).await
+    {
+        seen.push(describe(&event));
+    }
+    let app: Vec<&str> = seen
+        .iter()
+        .map(String::as_str)
+        .filter(|e| e.contains("app") && !e.contains("exec"))
+        .collect();
+    let app: Vec<&str> = app
+        .into_iter()
+        .filter(|e| !e.starts_with("exit appe") && !e.starts_with("exit appt"))
+        .collect();
+    assert_eq!(
+        app,
+        ["create app", "start app", "exit app 6", "delete app"],
+        "{seen:?}"
+    );
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn stdin_terminal_and_close_io() {
+    let scene = scene("tty");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let shim = scene.sandbox("sb").await;
+    let sandbox_pid = shim.state("sb", "").await.unwrap().pid;
+    let bundle = scene.bundle(
+        "app",
+        &scene.app_spec(&["sleep", "1000"], "sb", sandbox_pid),
+    );
+    let rootfs = scene.overlay("app");
+    shim.create(CreateRequest {
+        id: "app".into(),
+        bundle,
+        rootfs,
+        stdio: Stdio::default(),
+    })
+    .await
+    .unwrap();
+    shim.start_task("app", "").await.unwrap();
+
+    let (input, output) = (fifo(&scene.dir.join("in")), fifo(&scene.dir.join("out")));
+    let reading = reader(&output);
+    let stdio = Stdio {
+        stdin: input.clone(),
+        stdout: output,
+        ..Stdio::default()
+    };
+    shim.exec(ExecRequest {
+        id: "app".into(),
+        exec_id: "cat".into(),
+        process: process(&["cat"]),
+        stdio,
+    })
+    .await
+    .unwrap();
+    shim.start_task("app", "cat").await.unwrap();
+    let mut writer = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&input)
+        .unwrap();
+    writer.write_all(b"through a fifo\n").unwrap();
+    drop(writer);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(
+        shim.state("app", "cat").await.unwrap().status,
+        TaskStatus::Running,
+        "the writer's going is no end"
+    );
+    shim.close_io("app", "cat").await.unwrap();
+    assert_eq!(shim.wait("app", "cat").await.unwrap().code, 0);
+    shim.delete("app", "cat").await.unwrap();
+    assert_eq!(reading.join().unwrap(), "through a fifo\n");
+
+    let (input, output) = (fifo(&scene.dir.join("tin")), fifo(&scene.dir.join("tout")));
+    let reading = reader(&output);
+    let stdio = Stdio {
+        stdin: input.clone(),
+        stdout: output,
+        terminal: true,
+        ..Stdio::default()
+    };
+    let mut sh = process(&["sh"]);
+    sh["terminal"] = json!(true);
+    shim.exec(ExecRequest {
+        id: "app".into(),
+        exec_id: "tty".into(),
+        process: sh,
+        stdio,
+    })
+    .await
+    .unwrap();
+    shim.start_task("app", "tty").await.unwrap();
+    shim.resize_pty("app", "tty", 91, 37).await.unwrap();
+    let mut writer = std::fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(0)
+        .open(&input)
+        .unwrap();
+    writer.write_all(b"tty; stty size; exit 4\n").unwrap();
+    assert_eq!(shim.wait("app", "tty").await.unwrap().code, 4);
+    shim.delete("app", "tty").await.unwrap();
+    let text = reading.join().unwrap();
+    assert!(
+        text.contains("/dev/pts/0") && text.contains("37 91"),
+        "{text:?}"
+    );
+
+    let request = ExecRequest {
+        id: "app".into(),
+        exec_id: "no".into(),
+        process: process(&["no-such-thing"]),
+        stdio: Stdio::default(),
+    };
+    shim.exec(request).await.unwrap();
+    let error = shim.start_task("app", "no").await.unwrap_err();
+    assert!(
+        error.shim_message().unwrap().contains("no-such-thing"),
+        "{error:?}"
+    );
+    shim.delete("app", "no").await.unwrap();
+
+    remove(&shim, "app").await;
+    remove(&shim, "sb").await;
+    shim.shutdown("sb").await.unwrap();
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn a_logger_gets_every_line() {
+    let scene = scene("log");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let shim = scene.sandbox("sb").await;
+    let sandbox_pid = shim.state("sb", "").await.unwrap().pid;
+    let script = scene.dir.join("logger.sh");
+    // Reads one line, dies; the next one goes on where it stopped. `read` of a shell takes byte by byte.
+    std::fs::write(
+        &script,
+        "#!/bin/sh\nexec 5>&-\nfile=$2\nn=0\nwhile IFS= read -r line <&3; do echo \"$CONTAINER_ID $line\" >>\"$file\"; n=$((n+1)); [ $n = 3 ] && [ ! -e \"$file.died\" ] && { : >\"$file.died\"; kill -9 $$; }; done\nexit 0\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let log = scene.dir.join("app.log");
+    let uri = format!("binary://{}?path={}", script.display(), log.display());
+    let bundle = scene.bundle(
+        "app",
+        &scene.app_spec(
+            &[
+                "sh",
+                "-c",
+                "for i in 1 2 3 4 5 6; do echo line $i; sleep 0.1; done",
+            ],
+            "sb",
+            sandbox_pid,
+        ),
+    );
+    let stdio = Stdio {
+        stdout: uri.clone(),
+        stderr: uri,
+        ..Stdio::default()
+    };
+    let rootfs = scene.overlay("app");
+    shim.create(CreateRequest {
+        id: "app".into(),
+        bundle,
+        rootfs,
+        stdio,
+    })
+    .await
+    .unwrap();
+    shim.start_task("app", "").await.unwrap();
+    assert_eq!(shim.wait("app", "").await.unwrap().code, 0);
+    shim.delete("app", "").await.unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    let want: String = (1..=6).map(|n| format!("app line {n}\n")).collect();
+    assert_eq!(text, want);
+    remove(&shim, "sb").await;
+    shim.shutdown("sb").await.unwrap();
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn delete_cleans_up_after_a_killed_shim() {
+    let scene = scene("kill");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let shim = scene.sandbox("sb").await;
+    let sandbox_pid = shim.state("sb", "").await.unwrap().pid;
+    let bundle = scene.bundle(
+        "app",
+        &scene.app_spec(&["sh", "-c", "sleep 1000 & wait"], "sb", sandbox_pid),
+    );
+    let rootfs = scene.overlay("app");
+    let pid = shim
+        .create(CreateRequest {
+            id: "app".into(),
+            bundle: bundle.clone(),
+            rootfs,
+            stdio: Stdio::default(),
+        })
+        .await
+        .unwrap();
+    shim.start_task("app", "").await.unwrap();
+    let shim_pid = shim.connection("app").await.unwrap().shim_pid;
+    let killed = std::process::Command::new("kill")
+        .args(["-9", &shim_pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    let error = shim.wait("app", "").await.unwrap_err();
+    assert!(error.is_gone(), "{error:?}");
+    for (id, bundle) in [("app", bundle), ("sb", scene.dir.join("sb"))] {
+        let exit = delete_binary(&scene.bootstrap, id, &bundle).await.unwrap();
+        assert_eq!(exit.code, 137);
+        delete_binary(&scene.bootstrap, id, &bundle).await.unwrap();
+        assert!(!bundle.join("hpk.json").exists());
+    }
+    for pid in [pid, sandbox_pid] {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    }
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
