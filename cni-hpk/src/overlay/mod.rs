@@ -1,1 +1,171 @@
-//! (to come)
+//! The overlay between bubbles: VXLAN on the wire, built from what each
+//! bubble publishes of itself in etcd.
+//!
+//! Expected flow: Flannel's lease is waited for; the device made and given the
+//! node's address; the state file written; the own record published under a
+//! lease; and from then on the device follows the others' records.
+//!
+//! Guarantees: what the kernel has been told outlives this process and etcd's
+//! absence. A restart finds what there is and changes only what differs.
+//!
+//! Assumptions: one overlay of a name per network namespace; every bubble's
+//! Flannel lease is its own.
+//!
+//! Layout:
+//! - [`config`]: the command line
+//! - [`peer`]: a bubble's record
+//! - [`plan`]: what device, neighbours and routes are missing or too many
+//! - [`device`]: observes and applies
+//! - [`registry`]: etcd
+//! - [`error`]
+
+pub mod config;
+pub mod device;
+pub mod error;
+pub mod peer;
+pub mod plan;
+pub mod registry;
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::netlink::Netlink;
+use crate::subnet::{self, OverlayState, SubnetEnv};
+use config::{Config, Mode};
+use error::Error;
+use peer::{Own, Peers};
+use plan::Wanted;
+
+/// How often Flannel's lease is looked for at the start.
+const LEASE_POLL: Duration = Duration::from_millis(100);
+/// How often the kernel's state is compared without anybody asking.
+const RECONCILE: Duration = Duration::from_secs(30);
+/// The least an IPv4 host must take, bytes (RFC 791).
+const LEAST_MTU: u32 = 576;
+/// After a failed change.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Runs the overlay; returns only with an error that a restart may mend.
+pub async fn run(config: Config) -> Result<(), Error> {
+    if config.mode == Mode::Host {
+        return Err(Error::ModeNotThere);
+    }
+    if config.mtu < LEAST_MTU + peer::OVERHEAD {
+        return Err(Error::Mtu(config.mtu));
+    }
+    let lease = wait_for_lease(&config.subnet_file).await?;
+    let own = Own::new(&config, &lease);
+    let netlink = Netlink::open()?;
+    let (sender, mut peers) = watch::channel(Peers::default());
+
+    // The device needs nobody: pods of this bubble can start without etcd.
+    device::ensure(&netlink, &own.wanted_device()).await?;
+    let state = OverlayState {
+        mode: config.mode.as_str().to_owned(),
+        mtu: own.record.mtu,
+        node_ip: own.record.node_ip,
+        device: config.device.clone(),
+    };
+    state
+        .store(&config.state_file)
+        .map_err(|source| Error::StateFile {
+            path: config.state_file.clone(),
+            source,
+        })?;
+    info!(
+        device = config.device,
+        node_ip = %state.node_ip,
+        mtu = state.mtu,
+        vni = config.vni,
+        "overlay is up"
+    );
+
+    let publish = registry::run(&config.etcd, &own, sender);
+    tokio::pin!(publish);
+    let mut known = false;
+    loop {
+        let delay = match reconcile(&netlink, &own, &peers.borrow().clone(), known).await {
+            Ok(()) => RECONCILE,
+            Err(error) => {
+                warn!(error = error::chain(&error), "could not set up the overlay");
+                RETRY
+            }
+        };
+        tokio::select! {
+            never = &mut publish => match never {},
+            changed = peers.changed() => {
+                // The sender lives as long as `publish`.
+                known |= changed.is_ok();
+            }
+            () = tokio::time::sleep(delay) => {
+                same_lease(&config.subnet_file, &lease)?;
+            }
+        }
+    }
+}
+
+/// Before the first list of peers has come, those the kernel knows from
+/// before a restart stay.
+async fn reconcile(netlink: &Netlink, own: &Own, peers: &Peers, known: bool) -> Result<(), Error> {
+    let wanted = match known {
+        true => own.wanted(peers),
+        false => own.wanted_device(),
+    };
+    let steps = device::ensure(netlink, &wanted).await?;
+    if steps > 0 {
+        debug!(steps, peers = peers.len(), "overlay changed");
+    }
+    Ok(())
+}
+
+impl Own {
+    /// The device alone; peers left as they are.
+    fn wanted_device(&self) -> Wanted {
+        Wanted {
+            device: self.device.clone(),
+            peers: None,
+        }
+    }
+
+    fn wanted(&self, peers: &Peers) -> Wanted {
+        Wanted {
+            device: self.device.clone(),
+            peers: Some(peers.clone()),
+        }
+    }
+}
+
+async fn wait_for_lease(path: &Path) -> Result<SubnetEnv, Error> {
+    let mut waited = false;
+    loop {
+        match SubnetEnv::load(path) {
+            Ok(lease) => return Ok(lease),
+            Err(subnet::Error::Read { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                if !waited {
+                    info!(path = %path.display(), "waiting for Flannel's lease");
+                    waited = true;
+                }
+            }
+            Err(error) => return Err(Error::Lease(error)),
+        }
+        tokio::time::sleep(LEASE_POLL).await;
+    }
+}
+
+/// A bubble that has got another lease needs another device address, and
+/// pods of the former are lost anyway: start afresh.
+fn same_lease(path: &Path, lease: &SubnetEnv) -> Result<(), Error> {
+    match SubnetEnv::load(path) {
+        Ok(now) if now.subnet != lease.subnet => Err(Error::LeaseChanged {
+            before: lease.subnet,
+            now: now.subnet,
+        }),
+        // Being rewritten, or gone for a moment: flanneld's business.
+        _ => Ok(()),
+    }
+}

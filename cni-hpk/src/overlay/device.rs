@@ -1,0 +1,70 @@
+//! Observes and applies: the device, its neighbours and routes.
+
+use std::path::Path;
+
+use tracing::debug;
+
+use super::error::Error;
+use super::plan::{Device, Observed, Step, Wanted, plan};
+use crate::netlink::{self, Netlink};
+
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Brings the kernel to what is wanted; returns how many changes that took.
+/// Goes on after a failed one, so that one bad peer doesn't cut off the
+/// others, and returns the first failure.
+pub async fn ensure(netlink: &Netlink, wanted: &Wanted) -> Result<usize, Error> {
+    let observed = observe(netlink, &wanted.device).await?;
+    let steps = plan(wanted, &observed);
+    let mut failure = None;
+    for step in &steps {
+        debug!(?step);
+        if let Err(error) = apply(netlink, &wanted.device, step).await {
+            failure = failure.or(Some(error));
+        }
+    }
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(steps.len()),
+    }
+}
+
+async fn observe(netlink: &Netlink, device: &Device) -> Result<Observed, Error> {
+    let path = Path::new(FORWARDING);
+    let forwarding = std::fs::read_to_string(path)
+        .map_err(|source| netlink::Error::new("read", path.display(), source))?;
+    let mut observed = Observed {
+        link: netlink.link(&device.name).await?,
+        forwarding: forwarding.trim() == "1",
+        ..Observed::default()
+    };
+    if let Some(link) = &observed.link {
+        observed.addresses = netlink.addresses(link.index).await?;
+        observed.neighbours = netlink.neighbours(link.index, device.vxlan.port).await?;
+        observed.routes = netlink.routes(link.index).await?;
+    }
+    Ok(observed)
+}
+
+async fn apply(netlink: &Netlink, device: &Device, step: &Step) -> Result<(), netlink::Error> {
+    let name = device.name.as_str();
+    match step {
+        Step::RemoveDevice => netlink.remove_link(name).await,
+        Step::AddDevice => {
+            netlink
+                .add_vxlan(name, &device.vxlan, device.mac, device.mtu)
+                .await
+        }
+        Step::SetMtu(mtu) => netlink.set_mtu(name, *mtu).await,
+        Step::SetMac(mac) => netlink.set_mac(name, *mac).await,
+        Step::SetUp => netlink.set_up(name).await,
+        Step::AddAddress(address) => netlink.add_address(name, *address, true).await,
+        Step::RemoveAddress(address) => netlink.remove_address(name, *address).await,
+        Step::SetForwarding => std::fs::write(FORWARDING, "1")
+            .map_err(|source| netlink::Error::new("write", FORWARDING, source)),
+        Step::RemoveRoute(route) => netlink.remove_route(name, route).await,
+        Step::RemoveNeighbour(neighbour) => netlink.remove_neighbour(name, neighbour).await,
+        Step::SetNeighbour(neighbour) => netlink.set_neighbour(name, neighbour).await,
+        Step::SetRoute(route) => netlink.set_route(name, route).await,
+    }
+}
