@@ -18,7 +18,8 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// Where a process's standard streams go. Empty means /dev/null.
+/// Where a process's standard streams go. Empty means /dev/null; but give stderr along with stdout
+/// where there is no terminal (the same path will do), or the stock runc shim fails.
 ///
 /// A plain path is a FIFO; the shim holds both its ends until the process is deleted. Open the
 /// reading end of an output before the process starts (in the background: it waits for the shim),

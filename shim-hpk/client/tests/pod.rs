@@ -3,12 +3,14 @@
 //!
 //! Needs root in a user namespace or for real, and by environment: HPK_TEST_SHIM (a shim's binary),
 //! HPK_TEST_ROOTFS (a directory with a busybox in it, copied), HPK_TEST_PAUSE (hpk-pause),
-//! HPK_TEST_DIR (scratch space not on an overlay). Run with `--ignored --test-threads 1 --nocapture`.
+//! HPK_TEST_DIR (scratch space not on an overlay). With a shim named …runc… what only ours promises
+//! (a logger started again, metrics without cgroups) is not asked for. Run with `--ignored --test-threads 1 --nocapture`.
 
 use std::{
     io::{Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -17,6 +19,8 @@ use hpk_shim_client::{
     delete_binary, read_address, serve_events,
 };
 use serde_json::{Value, json};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
 
 struct Scene {
     bootstrap: Bootstrap,
@@ -37,7 +41,7 @@ fn scene(test: &str) -> Scene {
     Scene {
         bootstrap: Bootstrap::new(
             variable("HPK_TEST_SHIM"),
-            "hpk-test",
+            format!("hpk-test-{test}-{}", std::process::id()),
             dir.join("events.sock"),
         ),
         rootfs: variable("HPK_TEST_ROOTFS"),
@@ -75,6 +79,8 @@ fn spec(args: &[&str], namespaces: Value, annotations: Value) -> Value {
             {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
         ],
         "linux": {
+            // runc would else name it by the container's id alone.
+            "cgroupsPath": format!("/hpk-test/{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
             "namespaces": namespaces,
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware"],
             "readonlyPaths": ["/proc/sys", "/proc/irq"],
@@ -112,6 +118,10 @@ impl Scene {
             source: "overlay".into(),
             options,
         }]
+    }
+
+    fn is_ours(&self) -> bool {
+        !self.bootstrap.binary.to_string_lossy().contains("runc")
     }
 
     async fn sandbox(&self, id: &str) -> Shim {
@@ -303,8 +313,10 @@ async fn a_pod_lives_and_dies_through_one_shim() {
 
     let pids = shim.pids("app").await.unwrap();
     assert!(pids.contains(&pid), "{pids:?}");
-    let stats = shim.stats("app").await.unwrap();
-    assert!(stats.memory_bytes > 0, "{stats:?}");
+    if scene.is_ours() {
+        let stats = shim.stats("app").await.unwrap();
+        assert!(stats.memory_bytes > 0, "{stats:?}");
+    }
 
     // Adoption: another connection from what the bundle remembers.
     let address = read_address(&bundle).unwrap().unwrap();
@@ -326,12 +338,10 @@ async fn a_pod_lives_and_dies_through_one_shim() {
             .join(", ")
     );
 
+    let refused = adopted.delete("app", "").await.unwrap_err();
     assert!(
-        adopted
-            .delete("app", "")
-            .await
-            .unwrap_err()
-            .is_failed_precondition()
+        refused.is_failed_precondition() || !scene.is_ours(),
+        "{refused:?}"
     );
     assert!(
         adopted
@@ -409,7 +419,8 @@ async fn stdin_terminal_and_close_io() {
     let reading = reader(&output);
     let stdio = Stdio {
         stdin: input.clone(),
-        stdout: output,
+        stdout: output.clone(),
+        stderr: output,
         ..Stdio::default()
     };
     shim.exec(ExecRequest {
@@ -508,6 +519,9 @@ async fn a_logger_gets_every_line() {
     .unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let log = scene.dir.join("app.log");
+    if !scene.is_ours() {
+        std::fs::write(scene.dir.join("app.log.died"), "").unwrap();
+    }
     let uri = format!("binary://{}?path={}", script.display(), log.display());
     let bundle = scene.bundle(
         "app",
