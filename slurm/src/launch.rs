@@ -19,6 +19,9 @@ use crate::ports::{self, Held};
 use crate::settings::{self, Network};
 use crate::{doctor, own_path};
 
+/// How long cleaning the hosts may take.
+const CLEAN: Duration = Duration::from_secs(15);
+
 /// Everything, from a batch script.
 pub async fn launch() -> Result<ExitCode> {
     let job = Job::current(&variables())?;
@@ -31,6 +34,9 @@ pub async fn launch() -> Result<ExitCode> {
     held.serve(&job.id)?;
 
     let status = run_step(&job, &cluster).await;
+    if matches!(status, Ok(Ended::Itself(_))) {
+        clean_hosts(&job).await;
+    }
     // Each part of the end is tried whatever the others do.
     let ends = [
         kubeconfig::unregister(&home, &job.id),
@@ -52,7 +58,7 @@ pub async fn launch() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         (None, Ended::Itself(text)) => {
-            println!("hpk: srun ended by itself: {text}");
+            println!("hpk: a host's part was killed or lost; srun ended with {text}");
             Ok(ExitCode::FAILURE)
         }
     }
@@ -108,6 +114,32 @@ async fn run_step(job: &Job, cluster: &Cluster) -> Result<Ended> {
     drop(stdin);
     srun.wait().await.context("awaiting srun")?;
     Ok(Ended::Asked(why))
+}
+
+/// A host's part that was killed can't have removed its folder.
+async fn clean_hosts(job: &Job) {
+    let clean = async {
+        let own = own_path()?;
+        tokio::process::Command::new("srun")
+            .args(srun_arguments(job.nodes.len(), None))
+            .arg("--overlap")
+            .arg(own)
+            .args([job.id.as_str(), "clean"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .status()
+            .await
+            .context("running srun")
+    };
+    match tokio::time::timeout(CLEAN, clean).await {
+        Ok(Ok(status)) if status.success() => {}
+        Ok(Ok(status)) => eprintln!("hpk: cleaning the hosts: srun ended with {status}"),
+        Ok(Err(error)) => eprintln!("hpk: cleaning the hosts: {error:#}"),
+        Err(_) => eprintln!(
+            "hpk: cleaning the hosts took more than {} s",
+            CLEAN.as_secs()
+        ),
+    }
 }
 
 fn srun_arguments(nodes: usize, cpus_per_task: Option<&String>) -> Vec<String> {

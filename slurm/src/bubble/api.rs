@@ -1,7 +1,7 @@
 //! The bubble's own use of the API server: is it ready, are the nodes, and cluster DNS's objects.
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{ListParams, Patch, PatchParams};
@@ -67,6 +67,15 @@ fn is_node_ready(node: &Node) -> bool {
         .into_iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Whether pods are admitted: each needs its namespace's service account.
+pub async fn admits_pods(client: &Client) -> Result<()> {
+    Api::<ServiceAccount>::namespaced(client.clone(), "default")
+        .get("default")
+        .await
+        .map(drop)
+        .context("asking for the service account of the namespace default")
 }
 
 /// What CoreDNS needs: its Service with the node's address behind it, and leave to watch.

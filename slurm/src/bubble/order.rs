@@ -78,6 +78,7 @@ impl Order<'_> {
             .keep(daemons::kube_proxy(self.spec, &kernel));
         if self.spec.controller {
             self.start_dns(&client).await?;
+            until("pods to be admitted", || api::admits_pods(&client)).await?;
             until("all nodes to be Ready", || self.all_ready(&client)).await?;
             self.send(Report::Ready {
                 nodes: self.spec.nodes.len(),

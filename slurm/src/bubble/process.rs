@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
@@ -105,7 +106,7 @@ impl Supervisor {
         loop {
             let end = match self.spawn(&daemon) {
                 Ok(Some(end)) => match end.await {
-                    Ok(status) => describe(&status),
+                    Ok(status) => self.describe(daemon.name, &status),
                     Err(_) => return, // the reaper has gone, and the bubble with it
                 },
                 Ok(None) => return,
@@ -115,19 +116,15 @@ impl Supervisor {
             if self.lock().stopping {
                 return;
             }
-            let last = self.last_line(daemon.name);
             let event = match failures.add(Instant::now()) {
                 None => Event::Fatal(format!(
-                    "{} ended {TRIES} times within {} s, last with {end}: {last}",
+                    "{} ended {TRIES} times within {} s, last with {end}",
                     daemon.name,
                     WINDOW.as_secs()
                 )),
                 Some(pause) => {
                     tokio::time::sleep(pause).await;
-                    Event::Restarted(format!(
-                        "{} ended ({end}: {last}); started again",
-                        daemon.name
-                    ))
+                    Event::Restarted(format!("{} ended ({end}); started again", daemon.name))
                 }
             };
             let fatal = matches!(event, Event::Fatal(_));
@@ -140,10 +137,7 @@ impl Supervisor {
     }
 
     /// None when the bubble is ending.
-    fn spawn(
-        &self,
-        daemon: &Daemon,
-    ) -> Result<Option<tokio::sync::oneshot::Receiver<nix::sys::wait::WaitStatus>>> {
+    fn spawn(&self, daemon: &Daemon) -> Result<Option<tokio::sync::oneshot::Receiver<WaitStatus>>> {
         if self.lock().stopping {
             return Ok(None);
         }
@@ -171,14 +165,21 @@ impl Supervisor {
         Ok(Some(end))
     }
 
-    /// The last thing a daemon said.
+    /// How it ended; if by itself, with the last thing that it said.
+    fn describe(&self, name: &str, status: &WaitStatus) -> String {
+        match status {
+            WaitStatus::Exited(..) => format!("{}: {}", describe(status), self.last_line(name)),
+            _ => describe(status),
+        }
+    }
+
     fn last_line(&self, name: &str) -> String {
         let text = tail(&self.log_of(name), 4096);
         let line = text.lines().rev().find(|line| !line.trim().is_empty());
         line.unwrap_or("it said nothing")
             .trim()
             .chars()
-            .take(400)
+            .take(300)
             .collect()
     }
 

@@ -81,7 +81,7 @@ impl Watch<'_> {
         let stream = tokio::select! {
             stream = listener.accept() => stream.context("accepting the bubble's link")?.0,
             () = stop.wait() => return Ok(()),
-            () = tokio::time::sleep(FIRST_WORD) => bail!("{}", self.silence()),
+            () = tokio::time::sleep(FIRST_WORD) => bail!("{}", self.last_words("has not begun in 30 s")),
         };
         let (mut receiver, mut sender) = link::split(stream);
         self.say(&format!("{} runs", self.instance.name));
@@ -89,7 +89,7 @@ impl Watch<'_> {
         loop {
             tokio::select! {
                 report = receiver.next::<Report>() => match report? {
-                    None => bail!("the bubble ended without a word; {}", self.silence()),
+                    None => bail!("{}", self.last_words("was killed from outside, or for want of memory")),
                     Some(Report::Failed { cause }) => {
                         // It ends by itself now.
                         await_end(&mut receiver).await;
@@ -155,11 +155,12 @@ impl Watch<'_> {
         );
     }
 
-    fn silence(&self) -> String {
+    /// What the supervisor left as its last words, or what must have happened instead.
+    fn last_words(&self, instead: &str) -> String {
         let log = std::fs::read_to_string(self.uplink.local.join("logs/supervise.log"));
         match log {
             Ok(text) if !text.trim().is_empty() => last_lines(&text, 3),
-            _ => format!("instance {} said nothing", self.instance.name),
+            _ => format!("{} {instead}", self.instance.name),
         }
     }
 
