@@ -13,6 +13,7 @@
 #   CONTROL_PLANE hpk-control-plane (default: $HPK_BIN/hpk-control-plane)
 #   RUNTIME       shim binary (default: containerd-shim-runc-v2 on PATH)
 #   CNI_BIN       plugins (default: /usr/lib/cni or /opt/cni/bin)
+#   ROOTFS        a root file system to run the kubelet in (with the shim's own tools, e.g. apptainer)
 #   TEST_IMAGES   OCI layouts, one folder per image (default: the build cache's)
 set -euo pipefail
 
@@ -72,8 +73,31 @@ daemon() { # NAME CMD…
   echo $! >"$DIR/pid/$name"
 }
 
+# With ROOTFS: the command in a mount namespace with that root, which sees the same state. (Apptainer
+# refuses to work in a mere chroot.)
+rooted() {
+  if [ -z "${ROOTFS:-}" ]; then echo env; else
+    echo "nsenter -t $(cat "$DIR/pid/root") -m -- env PATH=/usr/local/bin:/usr/bin:/usr/sbin"
+  fi
+}
+
+prepare_rootfs() {
+  local dir
+  mount --bind "$ROOTFS" "$ROOTFS" # so that it is a mount point
+  for dir in dev proc sys run var/lib/hpk; do
+    mkdir -p "$ROOTFS/$dir"; mount --rbind "/$dir" "$ROOTFS/$dir"
+  done
+  for dir in "$DIR" "$HPK_BIN" ${BIND_DIRS:-}; do
+    mkdir -p "$ROOTFS/$dir"; mount --rbind "$dir" "$ROOTFS/$dir"
+  done
+  daemon root unshare --mount sh -c \
+    "cd $ROOTFS && mkdir -p .old && pivot_root . .old && umount -l .old && exec sleep infinity"
+  sleep 0.5
+}
+
 start_kubelet() {
-  daemon kubelet env RUST_LOG="${RUST_LOG:-info,hpk_kubelet=debug}" "$HPK_BIN/hpk-kubelet" \
+  # shellcheck disable=SC2046 # words are meant
+  daemon kubelet $(rooted) RUST_LOG="${RUST_LOG:-info,hpk_kubelet=debug}" "$HPK_BIN/hpk-kubelet" \
     --kubeconfig "$DIR/pki/node.conf" --node-name node1 --node-ip $node_ip \
     --root-dir /var/lib/hpk/kubelet --run-dir /run/hpk --cni-conf-dir "$DIR/net.d" \
     --cni-bin-dir "$CNI_BIN" --cni-cache-dir /var/lib/hpk/cni/cache --runtime "$RUNTIME" \
@@ -86,6 +110,7 @@ start_kubelet() {
 inside() {
   mount -t tmpfs run /run
   mount --bind "$DIR/lib" /var/lib/hpk
+  [ -z "${ROOTFS:-}" ] || prepare_rootfs
   ip link set lo up
   ip link add uplink0 type bridge
   ip addr add $node_ip/24 dev uplink0
@@ -149,7 +174,7 @@ YAML
  {"type":"portmap","capabilities":{"portMappings":true}}]}
 JSON
   rm -f "$DIR/up"
-  export DIR HPK_BIN CONTROL_PLANE RUNTIME CNI_BIN TEST_IMAGES
+  export DIR HPK_BIN CONTROL_PLANE RUNTIME CNI_BIN TEST_IMAGES ROOTFS=${ROOTFS:-} BIND_DIRS=${BIND_DIRS:-}
   setsid unshare --net --mount --pid --fork --kill-child --mount-proc \
     "$here/swap.sh" inside >"$DIR/log/inside.log" 2>&1 </dev/null &
   echo $! >"$DIR/unshare.pid"
@@ -171,7 +196,8 @@ down() {
 
 kubelet() {
   case $1 in
-    start) in_ns env DIR="$DIR" HPK_BIN="$HPK_BIN" "$here/swap.sh" start-kubelet ;;
+    start) in_ns env DIR="$DIR" HPK_BIN="$HPK_BIN" ROOTFS="${ROOTFS:-}" RUNTIME="$RUNTIME" CNI_BIN="$CNI_BIN" \
+      "$here/swap.sh" start-kubelet ;;
     stop) in_ns kill "$(cat "$DIR/pid/kubelet")" ;;
     kill9) in_ns kill -9 "$(cat "$DIR/pid/kubelet")" ;;
   esac

@@ -41,15 +41,15 @@ pub enum Error {
     },
     #[error(transparent)]
     Bundle(#[from] super::sandbox::Error),
-    #[error("failed to create container {container:?}: {}", text::of_shim(.source))]
+    #[error("failed to create container {container:?}: {}", text::of_shim(.error))]
     Create {
         container: String,
-        source: Box<hpk_shim_client::Error>,
+        error: Box<hpk_shim_client::Error>,
     },
-    #[error("failed to start container {container:?}: {}", text::of_shim(.source))]
+    #[error("failed to start container {container:?}: {}", text::of_shim(.error))]
     Start {
         container: String,
-        source: Box<hpk_shim_client::Error>,
+        error: Box<hpk_shim_client::Error>,
     },
 }
 
@@ -112,17 +112,17 @@ pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Er
         },
     };
     let container = &wanted.container.name;
-    let failed = |source| Error::Create {
+    let failed = |error| Error::Create {
         container: container.clone(),
-        source: Box::new(source),
+        error: Box::new(error),
     };
     let pid = shim.create(request).await.map_err(failed)?;
-    if let Err(source) = shim.start_task(&wanted.id, "").await {
+    if let Err(error) = shim.start_task(&wanted.id, "").await {
         // Created but not started: deleted, so that its mounts go.
         super::sandbox::end_container(shim, &wanted.id).await;
         return Err(Error::Start {
             container: container.clone(),
-            source: Box::new(source),
+            error: Box::new(error),
         });
     }
     Ok(pid)

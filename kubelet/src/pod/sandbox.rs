@@ -36,10 +36,10 @@ pub enum Error {
         #[source]
         source: network::Error,
     },
-    #[error("failed to start sandbox {sandbox:?}: {}", text::of_shim(.source))]
+    #[error("failed to start sandbox {sandbox:?}: {}", text::of_shim(.error))]
     Shim {
         sandbox: String,
-        source: Box<hpk_shim_client::Error>,
+        error: Box<hpk_shim_client::Error>,
     },
 }
 
@@ -120,9 +120,9 @@ async fn attach(agent: &Agent, pod: &Pod, record: &SandboxRecord) -> Result<Vec<
 }
 
 async fn start(agent: &Agent, record: &SandboxRecord) -> Result<(Shim, u32), Error> {
-    let failed = |source| Error::Shim {
+    let failed = |error| Error::Shim {
         sandbox: record.id.clone(),
-        source: Box::new(source),
+        error: Box::new(error),
     };
     let shim = Shim::start(&agent.bootstrap, &record.id, &record.bundle)
         .await
