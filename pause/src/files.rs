@@ -4,7 +4,7 @@
 //! container's, so no symbolic link in it can lead out.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd},
@@ -20,20 +20,16 @@ use hpk_pause::{
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
-    sys::{
-        stat::{Mode, SFlag, makedev, mknod},
-        statfs::{FsType, statfs},
-    },
+    sys::stat::{Mode, SFlag, makedev, mknod},
     unistd::{Gid, Uid, chown},
 };
 
 use crate::{
     error::{Context, Error},
     first::{Descriptors, Shim},
-    process::{Program, open_path},
+    process::Program,
 };
 
-const PROC_MAGIC: FsType = FsType(0x9fa0);
 /// Links every container has.
 const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd", "/dev/fd"),
@@ -43,8 +39,8 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "/dev/ptmx"),
 ];
 
-/// Does it all, in the order runc does.
-pub fn set_up(setup: &Setup, fds: &Descriptors, shim: &Shim) -> Result<(), Error> {
+/// Does it all, in the order runc does; makes the working directory while the root is writable.
+pub fn set_up(setup: &Setup, cwd: &str, fds: &Descriptors, shim: &Shim) -> Result<(), Error> {
     if setup.new_cgroup_namespace {
         unshare(CloneFlags::CLONE_NEWCGROUP).context(|| "make a cgroup namespace".into())?;
     }
@@ -85,6 +81,9 @@ pub fn set_up(setup: &Setup, fds: &Descriptors, shim: &Shim) -> Result<(), Error
     }
     for path in &setup.masked_paths {
         mask(path)?;
+    }
+    if !cwd.is_empty() {
+        fs::create_dir_all(cwd).context(|| format!("make working directory {cwd}"))?;
     }
     if !setup.keep_sys {
         detach("/sys")?;
@@ -133,24 +132,11 @@ fn root_flags() -> Result<MsFlags, Error> {
 }
 
 fn attach(m: &Mount, fds: &Descriptors) -> Result<(), Error> {
-    let step = || format!("mount {} on {}", m.kind, m.destination);
     match m.tree {
         Some(index) => attach_tree(m, fds.get(index)?)?,
         None => match m.kind.as_str() {
-            "proc" if is_proc(&m.destination) => {
-                // Apptainer's own, of this PID namespace: only its options may differ.
-                let tree = open_path(&m.destination).context(step)?;
-                sys::set_mount_attributes(tree.as_fd(), attributes(m.flags), 0, 0, false)
-                    .or_else(|e| {
-                        if m.flags == 0 || is_unsupported(&e) {
-                            Ok(())
-                        } else {
-                            Err(e)
-                        }
-                    })
-                    .context(step)?;
-            }
-            "sysfs" => attach_sysfs(m)?,
+            "proc" if m.data.is_empty() => attach_kernel_view(m, c"proc")?,
+            "sysfs" => attach_kernel_view(m, c"sysfs")?,
             _ => new_filesystem(m)?,
         },
     }
@@ -166,10 +152,6 @@ fn attach(m: &Mount, fds: &Descriptors) -> Result<(), Error> {
         .context(|| format!("set propagation of {}", m.destination))?;
     }
     Ok(())
-}
-
-fn is_proc(path: &str) -> bool {
-    statfs(path).is_ok_and(|s| s.filesystem_type() == PROC_MAGIC)
 }
 
 fn is_unsupported(e: &io::Error) -> bool {
@@ -212,12 +194,12 @@ fn attach_tree(m: &Mount, tree: BorrowedFd<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A fresh sysfs, of this network namespace, in place of Apptainer's (which in a user namespace is
+/// A fresh proc or sysfs, of this PID or network namespace, in place of Apptainer's (which may be
 /// the bubble's). Order matters: a user namespace may mount one only while it sees another.
-fn attach_sysfs(m: &Mount) -> Result<(), Error> {
-    let step = || format!("mount sysfs on {}", m.destination);
+fn attach_kernel_view(m: &Mount, kind: &CStr) -> Result<(), Error> {
+    let step = || format!("mount {} on {}", m.kind, m.destination);
     ensure_dir(&m.destination)?;
-    let fresh = sys::new_mount(c"sysfs", attributes(m.flags)).context(step)?;
+    let fresh = sys::new_mount(kind, attributes(m.flags)).context(step)?;
     detach(&m.destination)?;
     sys::move_mount(fresh.as_fd(), &c_string(&m.destination)?).context(step)
 }

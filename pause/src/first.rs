@@ -114,7 +114,7 @@ fn run_with(mode: Mode, shim: &Shim) -> Result<std::convert::Infallible, Error> 
     }
     join(&config, &fds)?;
     if let Some(setup) = &config.setup {
-        files::set_up(setup, &fds, shim)?;
+        files::set_up(setup, &config.process.cwd, &fds, shim)?;
     }
     let mut program = process::prepare(&config.process, &fds, shim)?;
     if mode == Mode::Init && config.process.terminal {

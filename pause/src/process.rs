@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         unix::{ffi::OsStrExt, fs::PermissionsExt},
     },
     path::{Path, PathBuf},
@@ -72,7 +72,6 @@ impl Program {
         } else {
             &process.cwd
         };
-        std::fs::create_dir_all(cwd).context(|| format!("make working directory {cwd}"))?;
         // As root first (a directory closed to the user), else as the user (NFS with root squash).
         let entered = std::env::set_current_dir(cwd);
         become_user(process, shim)?;
@@ -328,11 +327,6 @@ fn is_executable_file(path: &Path) -> bool {
     let plain = std::fs::metadata(path)
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     plain && nix::unistd::access(OsStr::new(path), nix::unistd::AccessFlags::X_OK).is_ok()
-}
-
-/// For [`crate::files`]: keeps the fd type in one place.
-pub fn open_path(path: &str) -> nix::Result<OwnedFd> {
-    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 #[cfg(test)]

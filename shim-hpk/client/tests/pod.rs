@@ -602,3 +602,315 @@ async fn delete_cleans_up_after_a_killed_shim() {
     }
     std::fs::remove_dir_all(&scene.dir).unwrap();
 }
+
+/// Creates and starts a container of the sandbox from `spec`.
+async fn run_app(
+    shim: &Shim,
+    scene: &Scene,
+    id: &str,
+    spec: &Value,
+) -> Result<u32, hpk_shim_client::Error> {
+    let bundle = scene.bundle(id, spec);
+    Shim::start(&scene.bootstrap, id, &bundle).await.unwrap();
+    let rootfs = scene.overlay(id);
+    shim.create(CreateRequest {
+        id: id.into(),
+        bundle,
+        rootfs,
+        stdio: Stdio::default(),
+    })
+    .await?;
+    shim.start_task(id, "").await
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn a_container_is_what_its_spec_says() {
+    let scene = scene("spec");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let shim = scene.sandbox("sb").await;
+    let sandbox_pid = shim.state("sb", "").await.unwrap().pid;
+    let volume = scene.dir.join("volume");
+    std::fs::create_dir_all(volume.join("deep")).unwrap();
+    std::fs::write(volume.join("file"), "data").unwrap();
+    let mut spec = scene.app_spec(&["sleep", "1000"], "sb", sandbox_pid);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/vol/ro", "type": "bind", "source": volume, "options": ["rbind", "ro"]}));
+    mounts.push(json!({"destination": "/vol/rw", "type": "bind", "source": volume, "options": ["rbind", "rw"]}));
+    mounts.push(json!({"destination": "/etc/hosts", "type": "bind", "source": volume.join("file"), "options": ["bind", "ro"]}));
+    mounts.push(json!({"destination": "/mem", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m", "mode=1777"]}));
+    spec["root"]["readonly"] = json!(true);
+    spec["process"]["user"] =
+        json!({"uid": 1234, "gid": 2345, "additionalGids": [3456], "umask": 0o077});
+    spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]);
+    spec["process"]["noNewPrivileges"] = json!(true);
+    spec["process"]["oomScoreAdj"] = json!(500);
+    spec["process"]["cwd"] = json!("/made/by/runtime");
+    spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "81"});
+    run_app(&shim, &scene, "app", &spec).await.unwrap();
+
+    let script = "
+        grep -E '^(Uid|Gid|Groups|NoNewPrivs|CapEff|CapBnd):' /proc/1/status | tr '\\t' ' '
+        cat /proc/1/oom_score_adj; grep 'open files' /proc/1/limits | tr -s ' '
+        cat /vol/ro/file /etc/hosts; echo
+        touch /vol/ro/x 2>/dev/null && echo written; touch /vol/ro/deep/x 2>/dev/null && echo written
+        touch /vol/rw/new && echo ok; touch /root-is-writable 2>/dev/null && echo written
+        touch /mem/x && echo mem; touch /dev/shm/x && echo shm
+        cat /proc/sys/net/ipv4/ip_unprivileged_port_start
+        echo 1 2>/dev/null >/proc/sys/net/ipv4/ip_forward && echo sysctl-writable
+        ls /proc/keys; cat /proc/keys | wc -c; ls -d /.singularity.d /environment 2>/dev/null
+        ls -1 /dev | tr '\\n' ' '";
+    let (code, text) = exec(&shim, &scene, "app", "look", &["sh", "-c", script]).await;
+    assert_eq!(code, 0, "{text}");
+    let want = "Uid: 1234 1234 1234 1234\nGid: 2345 2345 2345 2345\nGroups: 3456 \n";
+    assert!(text.starts_with(want), "{text}");
+    for line in [
+        "CapEff: 0000000000000000",
+        "CapBnd: 00000000000004e1",
+        "NoNewPrivs: 1",
+        "500",
+        "Max open files 100 200 files ",
+        "datadata",
+        "ok",
+        "mem",
+        "shm",
+        "81",
+        "/proc/keys",
+        "0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line:?} in {text}");
+    }
+    for line in [
+        "written",
+        "sysctl-writable",
+        "/.singularity.d",
+        "/environment",
+    ] {
+        assert!(!text.lines().any(|l| l == line), "{line:?} in {text}");
+    }
+    assert!(text.contains("core") || text.contains("fd "), "{text}");
+    println!("{}", text.lines().last().unwrap_or_default());
+
+    // What only its own user may see: nothing but the three streams is open.
+    let (mut own, out) = (
+        process(&["sh", "-c", "readlink /proc/1/cwd; ls /proc/1/fd | wc -w"]),
+        fifo(&scene.dir.join("own.out")),
+    );
+    own["user"] = json!({"uid": 1234, "gid": 2345});
+    let reading = reader(&out);
+    let stdio = Stdio {
+        stdout: out.clone(),
+        stderr: out,
+        ..Stdio::default()
+    };
+    shim.exec(ExecRequest {
+        id: "app".into(),
+        exec_id: "own".into(),
+        process: own,
+        stdio,
+    })
+    .await
+    .unwrap();
+    shim.start_task("app", "own").await.unwrap();
+    assert_eq!(shim.wait("app", "own").await.unwrap().code, 0);
+    shim.delete("app", "own").await.unwrap();
+    assert_eq!(reading.join().unwrap(), "/made/by/runtime\n3\n");
+
+    // An exec is as its own process says.
+    let mut process = process(&["sh", "-c", "id -u; pwd; ulimit -n; exit 3"]);
+    process["user"] = json!({"uid": 77, "gid": 78});
+    process["cwd"] = json!("/vol");
+    let out = fifo(&scene.dir.join("as77.out"));
+    let reading = reader(&out);
+    let stdio = Stdio {
+        stdout: out.clone(),
+        stderr: out,
+        ..Stdio::default()
+    };
+    shim.exec(ExecRequest {
+        id: "app".into(),
+        exec_id: "as77".into(),
+        process,
+        stdio,
+    })
+    .await
+    .unwrap();
+    shim.start_task("app", "as77").await.unwrap();
+    assert_eq!(shim.wait("app", "as77").await.unwrap().code, 3);
+    shim.delete("app", "as77").await.unwrap();
+    assert!(reading.join().unwrap().starts_with("77\n/vol\n"));
+
+    remove(&shim, "app").await;
+    remove(&shim, "sb").await;
+    shim.shutdown("sb").await.unwrap();
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn a_shared_pid_namespace_is_joined() {
+    let scene = scene("pid");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let shim = scene.sandbox("sb").await;
+    let sandbox_pid = shim.state("sb", "").await.unwrap().pid;
+    let mut spec = scene.app_spec(&["sh", "-c", "sleep 1000 & wait"], "sb", sandbox_pid);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces[0]["path"] = json!(format!("/proc/{sandbox_pid}/ns/pid"));
+    let pid = run_app(&shim, &scene, "app", &spec).await.unwrap();
+    let of = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    assert_eq!(of(pid), of(sandbox_pid));
+    let (code, text) = exec(
+        &shim,
+        &scene,
+        "app",
+        "ps",
+        &["sh", "-c", "cat /proc/1/comm; ps | grep -c '[s]leep 1000'"],
+    )
+    .await;
+    assert_eq!(
+        (code, text.trim()),
+        (0, "hpk-pause\n2"),
+        "the shell and its child"
+    );
+    let before = shim.pids("app").await.unwrap();
+    assert_eq!(before.len(), 2, "{before:?}");
+    shim.kill("app", "", 9, false).await.unwrap();
+    assert_eq!(shim.wait("app", "").await.unwrap().code, 137);
+    shim.delete("app", "").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for pid in before {
+        assert!(
+            !Path::new(&format!("/proc/{pid}/root/bin")).exists(),
+            "{pid} lives"
+        );
+    }
+    assert_eq!(
+        shim.state("sb", "").await.unwrap().status,
+        TaskStatus::Running
+    );
+    remove(&shim, "sb").await;
+    shim.shutdown("sb").await.unwrap();
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn what_fails_is_named_and_leaves_nothing() {
+    let scene = scene("fail");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let shim = scene.sandbox("sb").await;
+    let sandbox_pid = shim.state("sb", "").await.unwrap().pid;
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut spec = scene.app_spec(&["sleep", "1000"], "sb", sandbox_pid);
+        change(&mut spec);
+        spec
+    };
+    let cases: [(&str, Value, &str); 5] = [
+        (
+            "no-source",
+            with(&|s| {
+                s["mounts"].as_array_mut().unwrap().push(json!({"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}))
+            }),
+            "/no/such/source",
+        ),
+        (
+            "no-program",
+            with(&|s| s["process"]["args"] = json!(["no-such-program"])),
+            "no-such-program",
+        ),
+        (
+            "no-netns",
+            with(&|s| s["linux"]["namespaces"][2]["path"] = json!("/no/such/netns")),
+            "/no/such/netns",
+        ),
+        (
+            "bad-user",
+            with(&|s| s["process"]["user"]["uid"] = json!(4_000_000_000u32)),
+            "4000000000",
+        ),
+        (
+            "hook",
+            with(&|s| s["hooks"] = json!({"createRuntime": [{"path": "/no/such/hook"}]})),
+            if scene.is_ours() {
+                "hooks.createRuntime"
+            } else {
+                "hook"
+            },
+        ),
+    ];
+    for (id, spec, word) in cases {
+        if id == "bad-user"
+            && (!scene.is_ours()
+                || std::fs::read_to_string("/proc/self/uid_map")
+                    .unwrap()
+                    .contains("4294967295"))
+        {
+            continue; // Every user is there.
+        }
+        let bundle = scene.bundle(id, &spec);
+        Shim::start(&scene.bootstrap, id, &bundle).await.unwrap();
+        let rootfs = scene.overlay(id);
+        let create = shim
+            .create(CreateRequest {
+                id: id.into(),
+                bundle: bundle.clone(),
+                rootfs,
+                stdio: Stdio::default(),
+            })
+            .await;
+        let error = create.unwrap_err();
+        let text = error.shim_message().unwrap_or_default();
+        println!("{id}: {text}");
+        assert!(text.contains(word), "{id}: {error:?}");
+        assert!(shim.state(id, "").await.unwrap_err().is_not_found(), "{id}");
+        if scene.is_ours() {
+            assert!(!bundle.join("hpk.json").exists(), "{id}");
+        }
+    }
+    // Twenty at once neither mix up nor hold each other up.
+    let from = Instant::now();
+    let ids: Vec<String> = (0..10).map(|n| format!("many{n}")).collect();
+    let all = ids.iter().enumerate().map(|(n, id)| {
+        let (shim, scene, spec) = (
+            shim.clone(),
+            &scene,
+            scene.app_spec(&["sh", "-c", &format!("exit {n}")], "sb", sandbox_pid),
+        );
+        async move {
+            run_app(&shim, scene, id, &spec).await.unwrap();
+            let code = shim.wait(id, "").await.unwrap().code;
+            shim.delete(id, "").await.unwrap();
+            code
+        }
+    });
+    let codes = join_all(all).await;
+    assert_eq!(codes, (0..10).collect::<Vec<u32>>());
+    println!("ten containers at once {:?}", from.elapsed());
+    remove(&shim, "sb").await;
+    shim.shutdown("sb").await.unwrap();
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
+
+/// Runs futures together.
+async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut pending = false;
+        for (future, output) in running.iter_mut().filter(|(_, output)| output.is_none()) {
+            match future.as_mut().poll(context) {
+                std::task::Poll::Ready(value) => *output = Some(value),
+                std::task::Poll::Pending => pending = true,
+            }
+        }
+        if pending {
+            std::task::Poll::Pending
+        } else {
+            std::task::Poll::Ready(())
+        }
+    })
+    .await;
+    running
+        .into_iter()
+        .filter_map(|(_, output)| output)
+        .collect()
+}
