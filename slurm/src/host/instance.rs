@@ -1,5 +1,7 @@
 //! The bubble's Apptainer instance: its command line, its start, its end.
 
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -189,6 +191,7 @@ impl Instance {
         start: impl Fn(&str) -> Result<Vec<String>>,
         pid_file: &Path,
     ) -> Result<Self> {
+        let _turn = Turn::take()?;
         let mut refused = String::new();
         for name in names {
             if is_taken(apptainer, name)? {
@@ -203,10 +206,7 @@ impl Instance {
                 return Self::adopt(apptainer, name, pid_file);
             }
             refused = last_lines(&String::from_utf8_lossy(&output.stderr), 3);
-            // Two jobs at once may both find the name free: the later one takes the next.
-            if !refused.contains("already exists") {
-                break;
-            }
+            break;
         }
         bail!("apptainer instance start: {refused}")
     }
@@ -247,6 +247,29 @@ impl Instance {
         }
         // Listing removes the records of instances that have gone.
         let _ = is_taken(&self.apptainer, &self.name);
+    }
+}
+
+/// One start at a time for a user on a host: Apptainer's failed start of a name that another start
+/// takes at that moment removes the other's record. Held by an abstract socket, which goes with
+/// its holder.
+#[derive(Debug)]
+struct Turn(#[allow(dead_code)] UnixListener);
+
+impl Turn {
+    fn take() -> Result<Self> {
+        let name = format!("hpk-instance-{}", nix::unistd::getuid());
+        let address = SocketAddr::from_abstract_name(name).context("naming the lock")?;
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            match UnixListener::bind_addr(&address) {
+                Ok(listener) => return Ok(Self(listener)),
+                Err(error) if Instant::now() > limit => {
+                    return Err(error).context("waiting for another cluster's start on this host");
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 }
 
