@@ -133,7 +133,7 @@ terminal() {
     command -v script >/dev/null || { echo 'needs script(1)'; return 1; }
     local text
     text=$(script -qec "stty rows 33 cols 77; timeout --foreground 30 ctr -a $ADDRESS -n $PREFIX run --rm -t --runtime $RUNTIME $IMAGE $PREFIX-tty sh -c 'tty; sleep 0.3; stty size'" /dev/null </dev/null | tr -d '\r')
-    echo "$text" | grep -q '/dev/pts/0$' && echo "$text" | grep -q '^33 77$' || { echo "$text"; return 1; }
+    echo "$text" | grep -q '/dev/pts/0$' && echo "$text" | grep -q '33 77$' || { echo "$text"; return 1; }
 }
 exec_and_exit_codes() {
     daemon ex sleep 1000 || return 1
@@ -150,7 +150,7 @@ exec_terminal() {
     local text
     text=$(script -qec "stty rows 30 cols 90; timeout --foreground 30 ctr -a $ADDRESS -n $PREFIX task exec -t --exec-id t1 $PREFIX-ext sh -c 'tty; sleep 0.3; stty size; exit 5'; echo rc=\$?" /dev/null </dev/null | tr -d '\r')
     gone ext
-    echo "$text" | grep -q '/dev/pts/0$' && echo "$text" | grep -q '^30 90$' && echo "$text" | grep -q 'rc=5' || { echo "$text"; return 1; }
+    echo "$text" | grep -q '/dev/pts/0$' && echo "$text" | grep -q '30 90$' && echo "$text" | grep -q 'rc=5' || { echo "$text"; return 1; }
 }
 kill_and_state() {
     daemon k sh -c 'trap "exit 3" TERM; while :; do sleep 0.1; done' || return 1
