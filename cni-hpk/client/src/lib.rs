@@ -23,6 +23,8 @@
 //! - [`netns`]: pinned network namespaces
 //! - [`error`]
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod cache;
 pub mod client;
 pub mod error;

@@ -186,16 +186,16 @@ fn loopback_up() -> io::Result<()> {
     }
 }
 
-/// New namespaces let nobody ping (`1 0`). The range's ends must be groups
-/// that this user namespace knows (icmp(7)), so it ends with the first
-/// extent of the group map. Where /proc/sys is read-only it stays as it is:
-/// a program with CAP_NET_RAW can ping all the same.
+/// New namespaces let nobody ping. The range's ends must be groups that this
+/// user namespace knows (icmp(7)). Where /proc/sys is read-only it stays as it
+/// is: a program with CAP_NET_RAW can ping all the same.
 fn allow_ping() -> io::Result<()> {
     let map = fs::read_to_string("/proc/self/gid_map")?;
-    let Some(last) = last_group(&map) else {
+    let Some((first, last)) = ping_groups(&map) else {
         return Ok(());
     };
-    match fs::write("/proc/sys/net/ipv4/ping_group_range", format!("0 {last}")) {
+    let range = format!("{first} {last}");
+    match fs::write("/proc/sys/net/ipv4/ping_group_range", range) {
         Err(error)
             if matches!(
                 error.kind(),
@@ -210,19 +210,38 @@ fn allow_ping() -> io::Result<()> {
     }
 }
 
-/// The last group of the extent that begins with group 0.
-fn last_group(map: &str) -> Option<u32> {
+/// The longest run of groups, from 0 or 1, that the map has. The kernel
+/// compares groups as the initial namespace numbers them, so these have to
+/// ascend along the run.
+fn ping_groups(map: &str) -> Option<(u64, u64)> {
     /// The kernel's limit for the range (GID_T_MAX).
     const MAX: u64 = i32::MAX as u64;
-    map.lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-        match (numbers.next(), numbers.next(), numbers.next()) {
-            (Some(Ok(0)), Some(Ok(_)), Some(Ok(count))) if count > 0 => {
-                u32::try_from((count - 1).min(MAX)).ok()
+    let mut extents: Vec<[u64; 3]> = map
+        .lines()
+        .filter_map(|line| {
+            let numbers = line.split_whitespace().map(|word| word.parse().ok());
+            numbers.collect::<Option<Vec<u64>>>()?.try_into().ok()
+        })
+        .collect();
+    extents.sort_unstable();
+    let run_from = |start: usize| {
+        let first = extents.get(start).filter(|extent| extent[0] <= 1)?;
+        let mut last = first;
+        for next in &extents[start + 1..] {
+            if next[0] != last[0] + last[2] || next[1] < last[1] {
+                break;
             }
-            _ => None,
+            last = next;
         }
-    })
+        Some((first[0], (last[0] + last[2] - 1).min(MAX)))
+    };
+    // From group 0, unless that is one lonely extent out of order.
+    let runs = [run_from(0), run_from(1)];
+    let longest = runs
+        .into_iter()
+        .flatten()
+        .max_by_key(|(first, last)| last - first);
+    longest.filter(|(first, last)| first <= last)
 }
 
 #[cfg(test)]
@@ -230,12 +249,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ping_range_ends_with_the_groups_that_are_mapped() {
+    fn the_ping_range_is_the_groups_that_are_mapped() {
+        assert_eq!(ping_groups("0 0 4294967295\n"), Some((0, 2147483647)));
+        assert_eq!(ping_groups("0 1000 1\n1 100000 65536\n"), Some((0, 65536)));
+        assert_eq!(ping_groups("0 1000 1\n"), Some((0, 0)));
+        assert_eq!(ping_groups("5 100000 65536\n"), None);
+    }
+
+    #[test]
+    fn the_ping_range_leaves_out_a_root_group_above_the_others() {
         assert_eq!(
-            last_group("         0          0 4294967295\n"),
-            Some(2147483647)
+            ping_groups("0 300000 1\n1 100000 65536\n"),
+            Some((1, 65536))
         );
-        assert_eq!(last_group("0 1000 1\n1 100000 65536\n"), Some(0));
-        assert_eq!(last_group("5 100000 65536\n"), None);
     }
 }

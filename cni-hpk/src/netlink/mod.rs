@@ -5,7 +5,7 @@
 //! a pod is opened by a thread that enters the pod's namespace and ends.
 //!
 //! Layout:
-//! - [`link`]: devices
+//! - [`link`]: the devices
 //! - [`address`]: addresses, routes and neighbours
 //! - [`nat`]: the nftables table `hpk`
 //! - [`error`]

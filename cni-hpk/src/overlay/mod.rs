@@ -16,7 +16,7 @@
 //! - [`peer`]: a bubble's record
 //! - [`plan`]: what device, neighbours and routes are missing or too many
 //! - [`device`]: observes and applies
-//! - [`registry`]: etcd
+//! - [`registry`]: publishing and following in etcd
 //! - [`error`]
 
 pub mod config;

@@ -11,6 +11,8 @@
 //! - [`error`]: the error JSON and its codes
 //! - [`env`]: the `CNI_*` variables and `CNI_ARGS`
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod conf;
 pub mod env;
 pub mod error;

@@ -1,0 +1,199 @@
+//! The overlay between three bubbles' namespaces on one switch, with a real
+//! etcd over mutual TLS. `cargo test -p cni-hpk -- --ignored`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use support::{Running, inside, json_of, sh, succeeds, wait_for};
+
+/// Three hosts on a switch at which etcd listens.
+struct Site {
+    etcd: Running,
+    daemons: Vec<Running>,
+}
+
+/// UDP port of each host, and the one it is forwarded to.
+const PORTS: [(u16, u16); 3] = [(8472, 8472), (9472, 9472), (12000, 10472)];
+
+impl Site {
+    fn new() -> Self {
+        std::env::set_current_dir("/run").unwrap();
+        sh("ip link add sw type bridge; ip address add 192.0.2.254/24 dev sw; ip link set sw up");
+        for host in 1..=3 {
+            sh(&format!(
+                "ip netns add n{host}
+                 ip link add v{host} type veth peer name ul netns n{host}
+                 ip link set v{host} master sw up; ip -n n{host} link set lo up
+                 ip -n n{host} address add 192.0.2.{host}/24 dev ul; ip -n n{host} link set ul up"
+            ));
+        }
+        // What an uplink does: a port of the host is another in the bubble.
+        std::fs::write(
+            "/run/forward",
+            "table ip uplink { chain pre { type nat hook prerouting priority -100; udp dport 12000 redirect to :10472; }; }",
+        )
+        .unwrap();
+        sh("ip netns exec n3 nft -f /run/forward");
+        sh("
+            new='openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
+            $new -x509 -keyout ca.key -out ca.pem -subj /CN=ca -days 2 2>/dev/null
+            echo subjectAltName=IP:192.0.2.254 > ext
+            for n in server client; do
+              $new -keyout $n.key -out $n.csr -subj /CN=$n 2>/dev/null
+              openssl x509 -req -in $n.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $n.pem 2>/dev/null
+            done
+        ");
+        let mut site = Self {
+            etcd: start_etcd(),
+            daemons: Vec::new(),
+        };
+        for host in 1..=3 {
+            let daemon = start_daemon(host, PORTS[host - 1].0, PORTS[host - 1].1);
+            site.daemons.push(daemon);
+        }
+        for host in 1..=3 {
+            lease(host, host);
+        }
+        site
+    }
+
+    fn restart(&mut self, host: usize, port: u16, listen: u16) {
+        self.daemons[host - 1].kill();
+        self.daemons[host - 1] = start_daemon(host, port, listen);
+    }
+}
+
+fn lease(host: usize, subnet: usize) {
+    let text = format!(
+        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{subnet}.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+    );
+    std::fs::write(format!("/run/subnet{host}.part"), text).unwrap();
+    std::fs::rename(
+        format!("/run/subnet{host}.part"),
+        format!("/run/subnet{host}.env"),
+    )
+    .unwrap();
+}
+
+fn start_etcd() -> Running {
+    Running::start(
+        "etcd --data-dir /run/etcd --listen-client-urls https://192.0.2.254:2379 \
+         --advertise-client-urls https://192.0.2.254:2379 --listen-peer-urls http://127.0.0.1:2380 \
+         --cert-file server.pem --key-file server.key --client-cert-auth --trusted-ca-file ca.pem \
+         >>etcd.log 2>&1",
+    )
+}
+
+fn start_daemon(host: usize, port: u16, listen: u16) -> Running {
+    // `ip netns exec` execs: the process is the daemon itself.
+    Running::start(&format!(
+        "ip netns exec n{host} {daemon} overlay --etcd-endpoints https://192.0.2.254:2379 \
+         --etcd-cacert ca.pem --etcd-cert client.pem --etcd-key client.key --node node{host} \
+         --host-ip 192.0.2.{host} --subnet-file subnet{host}.env --state-file state{host}.json \
+         --mode kernel --vni 4242 --mtu 1500 --udp-port {port} --listen-port {listen} \
+         >>daemon{host}.log 2>&1",
+        daemon = env!("CARGO_BIN_EXE_hpk-net-daemon"),
+    ))
+}
+
+fn reaches(from: usize, to: usize) -> bool {
+    succeeds(&format!(
+        "ip netns exec n{from} ping -q -c1 -W1 10.244.{to}.0"
+    ))
+}
+
+fn all_reach_all() -> bool {
+    (1..=3).all(|from| (1..=3).all(|to| reaches(from, to)))
+}
+
+fn routes(host: usize) -> usize {
+    let routes = json_of(&format!("ip -n n{host} -j route show dev hpk-vxlan"));
+    routes.as_array().unwrap().len()
+}
+
+fn device(host: usize) -> serde_json::Value {
+    json_of(&format!("ip -n n{host} -d -j link show dev hpk-vxlan"))[0].clone()
+}
+
+#[test]
+#[ignore = "needs user namespaces, iproute2, nft, openssl, etcd and etcdctl"]
+fn bubbles_behind_different_udp_ports_reach_each_other() {
+    inside(
+        "bubbles_behind_different_udp_ports_reach_each_other",
+        || {
+            let _site = Site::new();
+            wait_for("all reach all", all_reach_all);
+            let device = device(1);
+            assert_eq!(device["mtu"], 1450);
+            assert_eq!(device["linkinfo"]["info_data"]["id"], 4242);
+            assert_eq!(device["linkinfo"]["info_data"]["learning"], false);
+            let state = std::fs::read_to_string("/run/state3.json").unwrap();
+            let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+            assert_eq!(state["node_ip"], "10.244.3.0");
+            // A whole frame fits, and one byte more does not.
+            assert!(succeeds(
+                "ip netns exec n1 ping -q -c1 -W1 -M do -s 1422 10.244.2.0"
+            ));
+            assert!(!succeeds(
+                "ip netns exec n1 ping -q -c1 -W1 -M do -s 1423 10.244.2.0"
+            ));
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs user namespaces, iproute2, nft, openssl, etcd and etcdctl"]
+fn the_overlay_outlives_its_daemons_and_etcd() {
+    inside("the_overlay_outlives_its_daemons_and_etcd", || {
+        let mut site = Site::new();
+        wait_for("all reach all", all_reach_all);
+        let before = device(1)["ifindex"].clone();
+        site.daemons[0].kill();
+        site.etcd.kill();
+        assert!(all_reach_all(), "without daemon and etcd");
+
+        // One comes back before etcd does, and from another port.
+        site.restart(2, 9999, 9999);
+        site.daemons[0] = start_daemon(1, 8472, 8472);
+        site.etcd = start_etcd();
+        wait_for("the new port", || {
+            sh("bridge -n n1 fdb show dev hpk-vxlan").contains("192.0.2.2 port 9999")
+        });
+        wait_for("all reach all again", all_reach_all);
+        assert_eq!(device(1)["ifindex"], before, "the device was kept");
+        assert_eq!(routes(1), 2);
+    });
+}
+
+#[test]
+#[ignore = "needs user namespaces, iproute2, nft, openssl, etcd and etcdctl"]
+fn a_peer_that_leaves_is_forgotten_and_a_lost_device_is_made_anew() {
+    inside(
+        "a_peer_that_leaves_is_forgotten_and_a_lost_device_is_made_anew",
+        || {
+            let mut site = Site::new();
+            wait_for("all reach all", all_reach_all);
+            site.daemons[2].kill();
+            let etcdctl = "ETCDCTL_API=3 etcdctl --endpoints https://192.0.2.254:2379 \
+                           --cacert ca.pem --cert client.pem --key client.key";
+            sh(&format!("{etcdctl} del /hpk/overlay/peers/10.244.3.0-24"));
+            wait_for("the route to go", || routes(1) == 1 && routes(2) == 1);
+            let left = sh("ip -n n1 neigh show dev hpk-vxlan; bridge -n n1 fdb show dev hpk-vxlan");
+            assert!(!left.contains("0a:58:0a:f4:03:00"), "{left}");
+
+            // Rubbish in a record cuts off nobody else.
+            sh(&format!(
+                "{etcdctl} put /hpk/overlay/peers/10.244.9.0-24 rubbish"
+            ));
+            sh("ip -n n1 link del hpk-vxlan");
+            site.restart(1, 8472, 8472);
+            wait_for("the device", || reaches(1, 2));
+
+            // Another lease: the daemon ends, and the next one moves.
+            lease(2, 7);
+            site.restart(2, 9472, 9472);
+            wait_for("the moved peer", || reaches(1, 7));
+        },
+    );
+}
