@@ -63,11 +63,7 @@ impl Progress for Bars {
                     .suspend(|| eprintln!("hpktainer: trying {digest} again: {cause}"));
             }
             Event::Packing { bytes } => self.stage("packing".to_owned(), bytes),
-            Event::Stored { bytes } => {
-                if self.lines {
-                    eprintln!("stored, {bytes} bytes");
-                }
-            }
+            Event::Stored { bytes } if self.lines => eprintln!("stored, {bytes} bytes"),
             _ => {}
         }
     }

@@ -61,8 +61,10 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
             process: serde_json::to_value(&process)?,
             stdio: pipes.stdio.clone(),
         };
-        shim.exec(request).await.context("adding the process")?;
-        let started = shim.start_task(&record.id, &exec_id).await;
+        shim.exec(request)
+            .await
+            .map_err(|e| task::in_its_words(e, "adding the process"))?;
+        let started = task::start(&shim, &record.id, &exec_id).await;
         let code = match started {
             Ok(_) => {
                 serve(
@@ -75,7 +77,7 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
                 )
                 .await
             }
-            Err(e) => Err(anyhow::Error::new(e).context("starting the program")),
+            Err(e) => Err(e),
         };
         // Gone with the container, perhaps.
         let _ = shim.delete(&record.id, &exec_id).await;

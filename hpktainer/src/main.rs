@@ -16,6 +16,8 @@
 //! - [`stdio`]: terminal, pipes, signals between the caller and the container
 //! - [`bars`]: progress on a terminal
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod bars;
 mod config;
 mod container;

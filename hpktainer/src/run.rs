@@ -218,18 +218,14 @@ async fn run(
             ..Stdio::default()
         };
         let shim = task::create(config, places, &record.id, &lower, stdio).await?;
-        shim.start_task(&record.id, "")
-            .await
-            .context("starting the program")?;
+        task::start(&shim, &record.id, "").await?;
         detach::tell_started(&record.id)?;
         return wait_detached(&shim, record, signals).await;
     }
     let pipes = Pipes::make(&places.run, "main", args.interactive, args.tty)?;
     let mut copying = pipes.connect()?;
     let shim = task::create(config, places, &record.id, &lower, pipes.stdio.clone()).await?;
-    shim.start_task(&record.id, "")
-        .await
-        .context("starting the program")?;
+    task::start(&shim, &record.id, "").await?;
     let code = serve(&shim, &record.id, "", args.tty, &mut copying, signals).await;
     // The shim lets go of the pipes, so that their end can be seen.
     let _ = shim.delete(&record.id, "").await;

@@ -38,10 +38,26 @@ pub async fn create(
         rootfs: rootfs.into_iter().map(to_shim).collect(),
         stdio,
     };
-    shim.create(request)
-        .await
-        .context("creating the container")?;
-    Ok(shim)
+    match shim.create(request).await {
+        Ok(_) => Ok(shim),
+        Err(e) => Err(in_its_words(e, "creating the container")),
+    }
+}
+
+/// Lets the program (or, with an exec id, the further one) go.
+pub async fn start(shim: &Shim, id: &str, exec_id: &str) -> anyhow::Result<()> {
+    match shim.start_task(id, exec_id).await {
+        Ok(_) => Ok(()),
+        Err(e) => Err(in_its_words(e, "starting the program")),
+    }
+}
+
+/// A call's failure as the shim words it, without the protocol around it.
+pub fn in_its_words(error: Error, attempted: &'static str) -> anyhow::Error {
+    match error.shim_message() {
+        Some(words) => anyhow::anyhow!("{attempted}: {words}"),
+        None => anyhow::Error::new(error).context(attempted),
+    }
 }
 
 fn to_shim(mount: hpk_images::Mount) -> Mount {
@@ -181,7 +197,11 @@ async fn remove_task(config: &Config, places: &Places, id: &str) -> anyhow::Resu
             }
             _ => {}
         }
-        return shim.shutdown(id).await.context("ending the shim");
+        // Another hpktainer may end it at the same moment; what counts is that it's gone.
+        return match shim.shutdown(id).await {
+            Err(e) if reach(places).await?.is_some() => Err(e).context("ending the shim"),
+            _ => Ok(()),
+        };
     }
     if places.bundle().join("config.json").exists() && config.shim.exists() {
         let done = delete_binary(&bootstrap(config, places), id, &places.bundle()).await;

@@ -45,6 +45,8 @@
 //! - [`overlay`]: the mounts of a container's root file system
 //! - [`process_defaults`], [`user`]: what an image's config says of the process to run
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod credentials;
 pub mod layer;
 pub mod lease;

@@ -186,7 +186,10 @@ impl<R: Read> Members<R> {
             })
             .sum();
         match header.cksum()? == sum {
-            true => Ok(Some(header)),
+            true => {
+                fill_blanks(&mut header);
+                Ok(Some(header))
+            }
             false => Err(invalid("a tar header's checksum is wrong".to_owned())),
         }
     }
@@ -224,6 +227,28 @@ impl<R: Read> Read for Members<R> {
         }
         self.left -= n as u64;
         Ok(n)
+    }
+}
+
+/// Some writers leave numbers out; these are zero, as for GNU tar and Go.
+fn fill_blanks(header: &mut tar::Header) {
+    let fill = |field: &mut [u8]| {
+        if field.iter().all(|b| matches!(b, 0 | b' ')) {
+            field[0] = b'0';
+        }
+    };
+    let old = header.as_old_mut();
+    fill(&mut old.mode);
+    fill(&mut old.uid);
+    fill(&mut old.gid);
+    fill(&mut old.size);
+    fill(&mut old.mtime);
+    if let Some(ustar) = header.as_ustar_mut() {
+        fill(&mut ustar.dev_major);
+        fill(&mut ustar.dev_minor);
+    } else if let Some(gnu) = header.as_gnu_mut() {
+        fill(&mut gnu.dev_major);
+        fill(&mut gnu.dev_minor);
     }
 }
 
@@ -288,6 +313,22 @@ mod tests {
         members.read_to_string(&mut text).unwrap();
         assert_eq!(text, "second");
         assert!(members.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn numbers_left_out_are_zero() {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_path("x").unwrap();
+        header.set_cksum();
+        tar.append(&header, io::empty()).unwrap();
+        let bytes = tar.into_inner().unwrap();
+        let member = Members::new(bytes.as_slice()).next().unwrap().unwrap();
+        assert_eq!(
+            (member.header.uid().unwrap(), member.header.mode().unwrap()),
+            (0, 0)
+        );
     }
 
     #[test]

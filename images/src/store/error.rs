@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{Reference, lease, manifest, merge, pack, registries, source};
+use crate::{lease, manifest, merge, pack, registries, source};
 
 /// What kind of failure an [`Error`] is; for a caller's reason codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Error {
     #[error("{reference} is not in the store, and the pull policy is Never")]
     NeverPull {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
     },
     /// registries.yaml is wrong.
     #[error(transparent)]
@@ -43,7 +43,7 @@ pub enum Error {
     #[error("pulling {reference}: {}", listed(.failures))]
     Endpoints {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// What each said, in the order of asking.
         failures: Vec<source::Error>,
     },
@@ -54,7 +54,7 @@ pub enum Error {
         name: String,
         /// Why.
         #[source]
-        source: source::Error,
+        source: Box<source::Error>,
     },
     /// Its manifest can't be used.
     #[error("pulling {name}")]

@@ -155,7 +155,7 @@ impl Store {
         }
         if policy == PullPolicy::Never {
             return Err(Error::NeverPull {
-                reference: reference.clone(),
+                reference: reference.to_string(),
             });
         }
         let resolved = self.resolve(reference, credentials.as_ref()).await?;
@@ -249,7 +249,7 @@ impl Store {
             }
         }
         Err(Error::Endpoints {
-            reference: reference.clone(),
+            reference: reference.to_string(),
             failures,
         })
     }
@@ -273,7 +273,7 @@ impl Store {
                 let fetched = source.manifest(Some(&entry.digest)).await;
                 let (bytes, _) = fetched.map_err(|source| Error::Blob {
                     name: reference.to_string(),
-                    source,
+                    source: Box::new(source),
                 })?;
                 (
                     entry.digest.clone(),

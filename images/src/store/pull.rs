@@ -181,7 +181,7 @@ async fn fetch(
         }
         Err(source) => Err(Error::Blob {
             name: name.to_owned(),
-            source,
+            source: Box::new(source),
         }),
         Ok(()) => Ok(()),
     }

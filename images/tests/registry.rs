@@ -1,0 +1,422 @@
+//! Pulls from a real registry (docker-registry on loopback, filled by skopeo), and mounts by a real squashfuse.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "registry/fixtures.rs"]
+mod fixtures;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+
+use fixtures::{Entry, Image, Registry, Tls, files_below};
+use hpk_images::{
+    Credentials, ErrorKind, Event, Mounter, Progress, PullPolicy, Quiet, Reference, Store,
+    StoreConfig,
+};
+
+/// A store in a folder of its own.
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new(registries: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("registries.yaml"), registries).unwrap();
+        Self { dir }
+    }
+
+    fn config(&self) -> StoreConfig {
+        let at = |name: &str| self.dir.path().join(name);
+        StoreConfig {
+            root: at("store"),
+            registries: Some(at("registries.yaml")),
+            local_dir: at("local"),
+        }
+    }
+
+    async fn store(&self) -> Store {
+        Store::open(self.config()).await.unwrap()
+    }
+
+    /// What is half-made: nothing may be, after a pull.
+    fn leftovers(&self) -> Vec<String> {
+        let below = |name: &str| files_below(&self.dir.path().join(name));
+        [below("local"), below("store/tmp"), below("store/leases")].concat()
+    }
+}
+
+#[derive(Default)]
+struct Log(Mutex<Vec<Event>>);
+
+impl Progress for Log {
+    fn event(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+fn two_layers() -> Image {
+    let low = vec![
+        Entry::dir("etc", 0o755),
+        Entry::file(
+            "etc/passwd",
+            "root:x:0:0::/root:/bin/sh\nweb:x:7:8::/www:/bin/sh\n",
+        ),
+        Entry::file("etc/gone", "x"),
+        Entry::file("data", "low").xattr("user.mark", b"a\nb"),
+        Entry::link("second-name", "data"),
+        Entry::dir("opaque", 0o755),
+        Entry::file("opaque/old", "x"),
+    ];
+    let up = vec![
+        Entry::file("etc/.wh.gone", ""),
+        Entry::file("data", "up"),
+        Entry::file("opaque/.wh..wh..opq", ""),
+        Entry::file("opaque/new", "x"),
+        Entry::symlink("way", "etc/passwd"),
+    ];
+    Image::new(
+        [low, up],
+        r#"{"Entrypoint":["/run"],"Env":["A=1"],"User":"web"}"#,
+    )
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools, squashfuse, /dev/fuse"]
+async fn an_image_is_pulled_by_tag_and_digest_merged_and_mounted() {
+    let registry = Registry::start(None, false);
+    registry.push(&two_layers(), "team/app:1");
+    let home = Home::new("");
+    let store = home.store().await;
+    let tag: Reference = registry.name("team/app:1").parse().unwrap();
+
+    let image = store
+        .resolve_and_ensure(&tag, PullPolicy::IfNotPresent, None, &Quiet)
+        .await
+        .unwrap();
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+    let by_digest = tag.with_digest(&image.digest);
+    let again = store
+        .resolve_and_ensure(&by_digest, PullPolicy::Never, None, &Quiet)
+        .await
+        .unwrap();
+    assert_eq!(again.digest, image.digest);
+    let names: Vec<String> = store
+        .list()
+        .await
+        .unwrap()
+        .iter()
+        .map(|i| i.reference.to_string())
+        .collect();
+    assert_eq!(names, [tag.to_string()]);
+
+    let mounts = tempfile::tempdir().unwrap();
+    let mounter = Mounter::new(mounts.path());
+    let root = mounter.ensure(&image).await.unwrap();
+    assert_eq!(
+        Mounter::new(mounts.path()).ensure(&image).await.unwrap(),
+        root
+    );
+    assert_eq!(mounter.mounted().await.unwrap(), [image.digest.clone()]);
+    let have: BTreeSet<String> = files_below(&root).into_iter().collect();
+    let want = ["data", "etc/passwd", "opaque/new", "second-name", "way"];
+    assert_eq!(have, want.iter().map(|w| (*w).to_owned()).collect());
+    assert_eq!(fs::read_to_string(root.join("data")).unwrap(), "up");
+    assert_eq!(fs::read_to_string(root.join("second-name")).unwrap(), "low");
+    assert_eq!(
+        fixtures::xattr(&root.join("second-name"), "user.mark"),
+        b"a\nb"
+    );
+    let user = hpk_images::user::resolve(&root, "web").unwrap();
+    assert_eq!((user.uid, user.gid), (7, 8));
+    mounter.release(&image.digest).await.unwrap();
+    assert_eq!(mounter.mounted().await.unwrap(), Vec::<String>::new());
+    assert_eq!(files_below(mounts.path()), Vec::<String>::new());
+
+    store.remove(&image.digest).await.unwrap();
+    assert_eq!(
+        files_below(&home.dir.path().join("store")),
+        Vec::<String>::new()
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_moved_tag_is_followed_only_with_always() {
+    let registry = Registry::start(None, false);
+    registry.push(&two_layers(), "app:1");
+    let home = Home::new("");
+    let store = home.store().await;
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    let pull = async |policy| {
+        store
+            .resolve_and_ensure(&tag, policy, None, &Quiet)
+            .await
+            .unwrap()
+            .digest
+    };
+    let first = pull(PullPolicy::Always).await;
+    registry.push(&Image::new([vec![Entry::file("x", "new")]], "{}"), "app:1");
+    assert_eq!(pull(PullPolicy::IfNotPresent).await, first);
+    let second = pull(PullPolicy::Always).await;
+    assert_ne!(second, first);
+    assert_eq!(pull(PullPolicy::Never).await, second);
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn the_machines_image_is_chosen_from_an_index() {
+    let registry = Registry::start(None, false);
+    let other = Image::new([vec![Entry::file("wrong", "")]], "{}");
+    registry.push_index(
+        &[
+            ("s390x", &other),
+            ("amd64", &two_layers()),
+            ("arm64", &two_layers()),
+        ],
+        "multi:1",
+    );
+    let home = Home::new("");
+    let store = home.store().await;
+    let tag: Reference = registry.name("multi:1").parse().unwrap();
+    let image = store
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap();
+    assert_eq!(
+        image
+            .config
+            .config()
+            .as_ref()
+            .unwrap()
+            .entrypoint()
+            .clone()
+            .unwrap(),
+        ["/run"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn two_nodes_pulling_at_once_download_once() {
+    let registry = Registry::start(None, false);
+    registry.push(
+        &Image::new(
+            [vec![Entry::file(
+                "big",
+                &"0123456789abcdef".repeat(1 << 20),
+            )]],
+            "{}",
+        ),
+        "big:1",
+    );
+    let home = Home::new("");
+    let (one, mut two) = (home.config(), home.config());
+    two.local_dir = home.dir.path().join("local2");
+    let tag: Reference = registry.name("big:1").parse().unwrap();
+    let pull = async |config| {
+        let (store, log) = (Store::open(config).await.unwrap(), Log::default());
+        let image = store
+            .resolve_and_ensure(&tag, PullPolicy::Always, None, &log)
+            .await
+            .unwrap();
+        let events = log.0.into_inner().unwrap();
+        (
+            image.digest,
+            events.iter().any(|e| matches!(e, Event::Downloaded { .. })),
+        )
+    };
+    let ((digest_one, one), (digest_two, two)) = tokio::join!(pull(one), pull(two));
+    assert_eq!(digest_one, digest_two);
+    assert!(one != two, "exactly one of them downloads");
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_tampered_layer_is_refused_and_leaves_nothing() {
+    let registry = Registry::start(None, false);
+    registry.push(&two_layers(), "app:1");
+    registry.tamper_with_largest_blob();
+    let home = Home::new("");
+    let store = home.store().await;
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    let error = store
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+    assert!(store.find(&tag).await.unwrap().is_none());
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn an_image_that_does_not_exist_is_named_with_the_place_asked() {
+    let registry = Registry::start(None, false);
+    let home = Home::new("");
+    let store = home.store().await;
+    let tag: Reference = registry.name("no/such:1").parse().unwrap();
+    let error = store
+        .resolve_and_ensure(&tag, PullPolicy::IfNotPresent, None, &Quiet)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("no/such:1") && text.contains(&registry.host()),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn mirrors_stand_in_and_a_dead_one_is_passed_over() {
+    let registry = Registry::start(None, false);
+    registry.push(&two_layers(), "hub/busybox:1");
+    let home = Home::new(&format!(
+        "mirrors:\n  docker.io:\n    endpoint: [\"http://127.0.0.1:1\", \"http://{}\"]\n    \
+         rewrite: {{\"^library/(.*)\": \"hub/$1\"}}\n",
+        registry.host()
+    ));
+    let store = home.store().await;
+    let tag: Reference = "busybox:1".parse().unwrap();
+    let image = store
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap();
+    assert_eq!(image.reference.to_string(), "docker.io/library/busybox:1");
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_private_registry_wants_credentials() {
+    let registry = Registry::start(None, true);
+    registry.push(&two_layers(), "app:1");
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    let basic = |password: &str| Credentials::Basic {
+        username: "u".to_owned(),
+        password: password.to_owned(),
+    };
+    let home = Home::new("");
+    let store = home.store().await;
+    for wrong in [None, Some(basic("wrong-sekrit"))] {
+        let error = store
+            .resolve_and_ensure(&tag, PullPolicy::Always, wrong, &Quiet)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+        assert!(!format!("{error} {error:?}").contains("sekrit"));
+    }
+    store
+        .resolve_and_ensure(&tag, PullPolicy::Always, Some(basic("p")), &Quiet)
+        .await
+        .unwrap();
+
+    let configured = Home::new(&format!(
+        "configs: {{\"{}\": {{auth: {{username: u, password: p}}}}}}",
+        registry.host()
+    ));
+    let store = configured.store().await;
+    store
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_sites_own_certificate_authority_is_taken_from_registries_yaml() {
+    let tls = Tls::make();
+    let registry = Registry::start(Some(&tls), false);
+    registry.push(&two_layers(), "app:1");
+    let tag: Reference = format!("registry.localhost:{}/app:1", registry.port())
+        .parse()
+        .unwrap();
+    let mirror = |config: &str| {
+        let own = format!("https://{}", registry.host());
+        format!(
+            "mirrors: {{\"*\": {{endpoint: [\"{own}\"]}}}}\nconfigs: {{\"{}\": {{tls: {{{config}}}}}}}",
+            registry.host()
+        )
+    };
+    let ca = format!("ca_file: \"{}\"", tls.ca_file().display());
+    for (config, works) in [
+        ("", false),
+        (ca.as_str(), true),
+        ("insecure_skip_verify: true", true),
+    ] {
+        let home = Home::new(&mirror(config));
+        let pulled = home
+            .store()
+            .await
+            .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+            .await;
+        assert_eq!(pulled.is_ok(), works, "{config}: {:?}", pulled.err());
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root, docker-registry, skopeo, squashfs-tools"]
+async fn a_full_disk_is_named_and_left_clean() {
+    let registry = Registry::start(None, false);
+    let mut state = 88_172_645_463_325_252u64;
+    let noise: String = (0..3 << 20)
+        .map(|_| {
+            // xorshift64: what doesn't compress
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            char::from(b' ' + (state >> 32) as u8 % 95)
+        })
+        .collect();
+    registry.push(
+        &Image::new([vec![Entry::file("noise", &noise)]], "{}"),
+        "noise:1",
+    );
+    let tag: Reference = registry.name("noise:1").parse().unwrap();
+    for (store_kib, local_kib, full) in [
+        (512, 65_536, "store"),
+        (65_536, 3_000, "local"),
+        (65_536, 64, "local"),
+    ] {
+        let home = Home::new("");
+        let small = |name: &str, kib: u32| fixtures::Tmpfs::mount(&home.dir.path().join(name), kib);
+        let _mounts = [small("store", store_kib), small("local", local_kib)];
+        let store = home.store().await;
+        let error = store
+            .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        let dir = home.dir.path().join(full);
+        assert!(
+            error.to_string().contains(&dir.display().to_string()),
+            "{error}"
+        );
+        assert_eq!(home.leftovers(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn nothing_in_the_store_is_for_others() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let registry = Registry::start(None, false);
+    registry.push(&two_layers(), "app:1");
+    let home = Home::new("");
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    home.store()
+        .await
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let store = home.dir.path().join("store");
+    assert_eq!(mode(&store), 0o700);
+    for file in files_below(&store) {
+        assert_eq!(mode(&store.join(&file)), 0o600, "{file}");
+    }
+}
