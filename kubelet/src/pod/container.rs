@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -245,7 +246,22 @@ fn write_bundle(
     let (upper, work) = (layer.join("upper"), layer.join("work"));
     create_dir(&upper)?;
     create_dir(&work)?;
+    copy_root_mode(&image.lower, &upper)?;
     Ok(crate::images::rootfs_mounts(&image.lower, &upper, &work))
+}
+
+/// The overlay's upper is the container's `/`: its owner and mode must be those of the image's.
+fn copy_root_mode(lower: &Path, upper: &Path) -> Result<(), Error> {
+    let copy = || {
+        let root = fs::metadata(lower)?;
+        std::os::unix::fs::chown(upper, Some(root.uid()), Some(root.gid()))?;
+        fs::set_permissions(upper, root.permissions())
+    };
+    copy().map_err(|source| Error::File {
+        action: "copy the image's root mode to",
+        path: upper.to_owned(),
+        source,
+    })
 }
 
 fn create_dir(path: &Path) -> Result<(), Error> {
