@@ -82,6 +82,8 @@ impl containerd_shim::asynchronous::Shim for Shim {
     }
 
     async fn create_task_service(&self, publisher: RemotePublisher) -> Service {
+        // Out of the caller's session and process group: a signal to those isn't meant for pods.
+        let _ = nix::unistd::setsid();
         let events = Events::start(publisher, self.namespace.clone());
         let reaper = Reaper::start().unwrap_or_else(|e| {
             // Without it no end would ever be told: better no shim than that.

@@ -1,6 +1,6 @@
 //! What /proc tells of a container's processes.
 
-use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{os::unix::fs::MetadataExt, time::Duration};
 
 /// Resource use of a set of processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,6 +59,7 @@ fn namespace(pid: i32, name: &str) -> Option<u64> {
 pub struct Membership {
     namespace: &'static str,
     inode: u64,
+    own_pid_namespace: bool,
 }
 
 impl Membership {
@@ -68,19 +69,60 @@ impl Membership {
         Some(Self {
             namespace: name,
             inode: namespace(init, name)?,
+            own_pid_namespace,
         })
     }
 
-    /// The container's processes, by pid in the shim's namespace.
+    /// Whether the kernel ends all of them with the first one.
+    pub fn ends_with_init(&self) -> bool {
+        self.own_pid_namespace
+    }
+
+    fn has(&self, pid: i32) -> bool {
+        namespace(pid, self.namespace) == Some(self.inode)
+    }
+
+    /// The container's processes, by pid in the shim's namespace, whoever their parents are: looks
+    /// at every process there is.
     pub fn pids(&self) -> Vec<i32> {
-        let Ok(entries) = std::fs::read_dir(Path::new("/proc")) else {
+        let Ok(entries) = std::fs::read_dir("/proc") else {
             return Vec::new();
         };
         entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|&pid| namespace(pid, self.namespace) == Some(self.inode))
+            .filter(|&pid| self.has(pid))
             .collect()
     }
+
+    /// The same for a container of this shim, by following children from the shim down, so that it
+    /// costs what the container's processes do. May miss one that is just being orphaned.
+    pub fn descendants(&self) -> Vec<i32> {
+        // In a shared PID namespace orphans are the sandbox's children.
+        let mine = children(std::process::id() as i32).filter(|_| self.own_pid_namespace);
+        let Some(mine) = mine else {
+            return self.pids();
+        };
+        let mut found: Vec<i32> = mine.into_iter().filter(|&pid| self.has(pid)).collect();
+        let mut next = 0;
+        while let Some(&pid) = found.get(next) {
+            found.extend(children(pid).unwrap_or_default());
+            next += 1;
+        }
+        found
+    }
+}
+
+/// A process's children, of all its threads; `None` if it is gone or the kernel doesn't tell.
+fn children(pid: i32) -> Option<Vec<i32>> {
+    let mut all = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let text = std::fs::read_to_string(task.ok()?.path().join("children")).ok()?;
+        all.extend(
+            text.split_ascii_whitespace()
+                .filter_map(|n| n.parse::<i32>().ok()),
+        );
+    }
+    Some(all)
 }
 
 /// Adds up the resource use of `pids`.

@@ -201,7 +201,8 @@ impl Service {
     /// What a container's first process leaves behind in a PID namespace that isn't its own.
     fn kill_rest(&self, id: &str) {
         let membership = self.containers().get(id).and_then(|c| c.membership);
-        for pid in membership.map(|m| m.pids()).unwrap_or_default() {
+        let left = membership.filter(|m| !m.ends_with_init());
+        for pid in left.map(|m| m.pids()).unwrap_or_default() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -326,7 +327,7 @@ impl Service {
             }
         })?;
         let targets = if all && exec_id.is_empty() {
-            self.members(id)?
+            self.membership(id)?.map(|m| m.pids()).unwrap_or_default()
         } else {
             vec![pid]
         };
@@ -348,17 +349,23 @@ impl Service {
         Ok(())
     }
 
-    /// The container's processes.
-    fn members(&self, id: &str) -> Result<Vec<i32>, Error> {
+    /// What tells a living container's processes from others.
+    fn membership(&self, id: &str) -> Result<Option<Membership>, Error> {
         let all = self.containers();
         let container = all
             .get(id)
             .ok_or_else(|| Error::NotFound(format!("container {id}")))?;
-        let membership = container
+        Ok(container
             .membership
-            .filter(|_| container.init.life.is_alive());
-        drop(all);
-        Ok(membership.map(|m| m.pids()).unwrap_or_default())
+            .filter(|_| container.init.life.is_alive()))
+    }
+
+    /// The container's processes, for figures and lists.
+    fn members(&self, id: &str) -> Result<Vec<i32>, Error> {
+        Ok(self
+            .membership(id)?
+            .map(|m| m.descendants())
+            .unwrap_or_default())
     }
 
     async fn delete_process(&self, id: &str, exec_id: &str) -> Result<(u32, Exit), Error> {

@@ -5,6 +5,7 @@
 //! HPK_TEST_ROOTFS (a directory with a busybox in it, copied), HPK_TEST_PAUSE (hpk-pause),
 //! HPK_TEST_DIR (scratch space not on an overlay). With a shim named …runc… what only ours promises
 //! (a logger started again, metrics without cgroups) is not asked for. Run with `--ignored --test-threads 1 --nocapture`.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     io::{Read, Write},
