@@ -324,25 +324,29 @@ async fn end_shim(
     }
 }
 
-/// Kills a container, waits for its end and deletes it. One the shim doesn't know is fine.
-pub async fn end_container(shim: &Shim, id: &str) {
-    match shim.kill(id, "", 9, true).await {
-        Err(error) if error.is_not_found() => return,
+/// Kills a container, waits for its end and deletes it. One the shim doesn't know is fine. False if
+/// the shim is gone: then its `delete` command has to clean up, for which it needs the bundle.
+pub async fn end_container(shim: &Shim, id: &str) -> bool {
+    // A process that has ended is "not found" too, and its container is still to be deleted.
+    let ended = matches!(shim.kill(id, "", 9, true).await, Err(error) if error.is_not_found());
+    if !ended {
+        let waited = tokio::time::timeout(Duration::from_secs(5), shim.wait(id, "")).await;
+        if waited.is_err() {
+            warn!(container = id, "doesn't end after SIGKILL");
+        }
+    }
+    match shim.delete(id, "").await {
+        Err(error) if error.is_gone() => return false,
+        Err(error) if !error.is_not_found() => {
+            debug!(
+                container = id,
+                error = text::chain(&error),
+                "can't delete the container"
+            );
+        }
         _ => {}
     }
-    let waited = tokio::time::timeout(Duration::from_secs(5), shim.wait(id, "")).await;
-    if waited.is_err() {
-        warn!(container = id, "doesn't end after SIGKILL");
-    }
-    if let Err(error) = shim.delete(id, "").await
-        && !error.is_not_found()
-    {
-        debug!(
-            container = id,
-            error = text::chain(&error),
-            "can't delete the container"
-        );
-    }
+    true
 }
 
 /// For a shim that is dead: its own `delete` command cleans up what it left.

@@ -372,6 +372,7 @@ impl Worker {
         let paths = self.paths.clone();
         let now = Timestamp::now();
         let oom = self.agent.take_oom(id);
+        let is_known = status.is_some();
         let record = self.record.container(name);
         if let Some(current) = &mut record.current
             && current.exit.is_none()
@@ -400,7 +401,10 @@ impl Worker {
         live.stopping = None;
         live.ready = false;
         live.started = false;
-        self.discard(name);
+        // Whoever ended unseen ended with its shim: the sandbox's removal cleans up after both.
+        if is_known {
+            self.discard(name);
+        }
         self.tell_backoff(name);
     }
 
@@ -500,8 +504,12 @@ fn reason(code: i32, oom: bool) -> &'static str {
 
 fn discard(shim: Option<Shim>, id: String, bundle: PathBuf, layer: PathBuf) {
     tokio::spawn(async move {
-        if let Some(shim) = shim {
-            sandbox::end_container(&shim, &id).await;
+        // With a dead shim the bundle stays: the sandbox's removal cleans up by it.
+        let Some(shim) = shim else {
+            return;
+        };
+        if !sandbox::end_container(&shim, &id).await {
+            return;
         }
         for path in [bundle, layer] {
             if let Err(error) = mounts::remove_tree(&path) {
