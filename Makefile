@@ -29,6 +29,7 @@ control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in
 .PHONY: images
 images: binaries control-plane ## the bubble image, bin/hpk-bubble.sif
 	@images/bubble/build.sh
+	@images/pause/build.sh
 
 .PHONY: test-images
 test-images: binaries ## the images that the testbed's registry serves

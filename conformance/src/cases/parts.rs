@@ -23,7 +23,7 @@ pub fn the_cnitool_example_of_the_docs_works(context: &mut Context) -> Result<()
     let script = example("docs/parts.md", "cnitool")?;
     let output = context
         .testbed
-        .on("root", "node1", format!("set -eux\n{script}"))
+        .on("root", "node1", format!("set -eux; cd /hpk\n{script}"))
         .limit(60)
         .success()?;
     ensure!(
@@ -37,7 +37,7 @@ pub fn the_ctr_example_of_the_docs_works(context: &mut Context) -> Result<()> {
     let script = example("docs/parts.md", "ctr")?;
     let output = context
         .testbed
-        .on("root", "node1", format!("set -eux\n{script}"))
+        .on("root", "node1", format!("set -eux; cd /hpk\n{script}"))
         .limit(180)
         .success()?;
     ensure!(
