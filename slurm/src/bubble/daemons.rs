@@ -195,6 +195,10 @@ pub fn controller_manager(spec: &BubbleSpec) -> Daemon {
             ("cluster-signing-cert-file", pki("ca.crt")),
             ("cluster-signing-key-file", pki("ca.key")),
             ("requestheader-client-ca-file", pki("front-proxy-ca.crt")),
+            // At the default 20 a second, pods are first admitted 5 s later: each controller
+            // makes its own service account first.
+            ("kube-api-qps", "200".into()),
+            ("kube-api-burst", "400".into()),
             ("allocate-node-cidrs", "false".into()),
             ("cluster-cidr", spec.network.pods.to_string()),
             (
@@ -217,6 +221,8 @@ pub fn scheduler() -> Daemon {
             ("authorization-kubeconfig", kubeconfig),
             ("bind-address", "127.0.0.1".into()),
             ("leader-elect", "false".into()),
+            ("kube-api-qps", "200".into()),
+            ("kube-api-burst", "400".into()),
             ("profiling", "false".into()),
         ],
     )
