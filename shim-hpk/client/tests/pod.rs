@@ -915,3 +915,107 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
         .filter_map(|(_, output)| output)
         .collect()
 }
+
+/// Of /proc/meminfo, in kB.
+fn available_kb() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text
+        .lines()
+        .find(|l| l.starts_with("MemAvailable:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn twenty_pods_fit_and_go() {
+    let scene = scene("many");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    let warm = scene.sandbox("warm").await;
+    let before = available_kb();
+    let from = Instant::now();
+    let mut shims = Vec::new();
+    for n in 0..20 {
+        let (sandbox, app) = (format!("sb{n}"), format!("app{n}"));
+        let shim = scene.sandbox(&sandbox).await;
+        let sandbox_pid = shim.state(&sandbox, "").await.unwrap().pid;
+        let spec = scene.app_spec(&["sleep", "1000"], &sandbox, sandbox_pid);
+        run_app(&shim, &scene, &app, &spec).await.unwrap();
+        shims.push((shim, sandbox, app));
+    }
+    println!("20 pods after {:?}", from.elapsed());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    println!(
+        "{} kB of the machine's memory a pod",
+        (before - available_kb()) / 20
+    );
+    for (shim, sandbox, app) in &shims {
+        remove(shim, app).await;
+        remove(shim, sandbox).await;
+        shim.shutdown(sandbox).await.unwrap();
+    }
+    remove(&warm, "warm").await;
+    warm.shutdown("warm").await.unwrap();
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
+
+/// Processes that say one of `words` in their command line or name, zombies aside.
+fn processes_with(words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let path = entry.unwrap().path();
+        let read = |name: &str| std::fs::read(path.join(name)).unwrap_or_default();
+        let said =
+            String::from_utf8_lossy(&[read("cmdline"), read("comm")].concat()).replace('\0', " ");
+        let is_zombie = String::from_utf8_lossy(&read("stat")).contains(") Z ");
+        if path.join("cmdline").exists() && !is_zombie && words.iter().any(|w| said.contains(w)) {
+            found.push(said);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the file's head"]
+async fn a_shim_killed_in_the_middle_of_a_create_leaves_nothing() {
+    let scene = scene("mid");
+    let _events = serve_events(&scene.bootstrap.ttrpc_address).unwrap();
+    for n in 0..24u64 {
+        let id = format!("mid{n}");
+        let own = json!([{"type": "pid"}, {"type": "mount"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}]);
+        let bundle = scene.bundle(&id, &spec(&["sleep", "7654321"], own, json!({})));
+        let rootfs = scene.overlay(&id);
+        let shim = Shim::start(&scene.bootstrap, &id, &bundle).await.unwrap();
+        let shim_pid = shim.connection(&id).await.unwrap().shim_pid;
+        let request = CreateRequest {
+            id: id.clone(),
+            bundle: bundle.clone(),
+            rootfs,
+            stdio: Stdio::default(),
+        };
+        let creating = tokio::spawn(async move {
+            if shim.create(request).await.is_ok() {
+                let _ = shim.start_task(&id, "").await;
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(n * 5)).await;
+        assert!(
+            std::process::Command::new("kill")
+                .args(["-9", &shim_pid.to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        creating.await.unwrap();
+        delete_binary(&scene.bootstrap, &format!("mid{n}"), &bundle)
+            .await
+            .unwrap();
+    }
+    // Apptainer's last one may still be on its way to find out.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let left = processes_with(&["7654321", "hpk-init", &scene.dir.to_string_lossy()]);
+    assert!(left.is_empty(), "{left:#?}");
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&*scene.dir.to_string_lossy()), "{mounts}");
+    std::fs::remove_dir_all(&scene.dir).unwrap();
+}
