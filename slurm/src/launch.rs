@@ -17,7 +17,7 @@ use crate::kubeconfig::{self, Access};
 use crate::pki::{self, Controller, NodeNames};
 use crate::ports::{self, Held};
 use crate::settings::{self, Network};
-use crate::{doctor, own_path};
+use crate::{doctor, own_path, sweep};
 
 /// How long cleaning the hosts may take.
 const CLEAN: Duration = Duration::from_secs(15);
@@ -29,6 +29,9 @@ pub async fn launch() -> Result<ExitCode> {
     let folder = Folder::of(&home, &job.id);
     println!("{}", granted(&job, now()));
     doctor::require_essentials()?;
+    if let Err(error) = sweep::sweep_home(&home) {
+        eprintln!("hpk: what earlier jobs left: {error:#}");
+    }
     let held = ports::hold()?;
     let cluster = prepare(&job.id, &job.nodes, &held, (job.began, job.ends))?;
     held.serve(&job.id)?;

@@ -9,6 +9,7 @@
 //! - `host`: a host's part: instance, uplink, watching over both, clean-up
 //! - `bubble`: the part inside a bubble: the node's daemons, in order, supervised
 //! - `link`: what the host's and the bubble's part say to each other
+//! - `sweep`: what earlier clusters left that could not end in order
 //! - `userns`: removing what the bubble's users own; probing the kernel
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -25,6 +26,7 @@ mod link;
 mod pki;
 mod ports;
 mod settings;
+mod sweep;
 mod userns;
 
 use std::future::Future;

@@ -40,6 +40,11 @@ impl Daemon {
         }
     }
 
+    /// Go takes the machine's CPUs for its own, not the allocation's.
+    fn with_cpus(self, spec: &BubbleSpec) -> Self {
+        self.with_env("GOMAXPROCS", spec.grant.cpus.max(2).to_string())
+    }
+
     fn with_env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.push((name.into(), value.into()));
         self
@@ -83,6 +88,7 @@ pub fn etcd(spec: &BubbleSpec) -> Daemon {
             ("log-level", "warn".into()),
         ],
     )
+    .with_cpus(spec)
 }
 
 pub fn flanneld(spec: &BubbleSpec) -> Daemon {
@@ -101,6 +107,7 @@ pub fn flanneld(spec: &BubbleSpec) -> Daemon {
             ("ip-masq", "false".into()),
         ],
     )
+    .with_cpus(spec)
 }
 
 pub fn net_daemon(spec: &BubbleSpec) -> Daemon {
@@ -176,6 +183,7 @@ pub fn apiserver(spec: &BubbleSpec) -> Daemon {
             ("profiling", "false".into()),
         ],
     )
+    .with_cpus(spec)
 }
 
 pub fn controller_manager(spec: &BubbleSpec) -> Daemon {
@@ -208,9 +216,10 @@ pub fn controller_manager(spec: &BubbleSpec) -> Daemon {
             ("profiling", "false".into()),
         ],
     )
+    .with_cpus(spec)
 }
 
-pub fn scheduler() -> Daemon {
+pub fn scheduler(spec: &BubbleSpec) -> Daemon {
     let kubeconfig = own("scheduler.kubeconfig");
     Daemon::new(
         "kube-scheduler",
@@ -226,6 +235,7 @@ pub fn scheduler() -> Daemon {
             ("profiling", "false".into()),
         ],
     )
+    .with_cpus(spec)
 }
 
 /// `kernel`: the running kernel's release; kube-proxy's nftables mode wants 5.13.
@@ -252,6 +262,7 @@ pub fn kube_proxy(spec: &BubbleSpec, kernel: &str) -> Daemon {
             ("metrics-bind-address", "127.0.0.1:10249".into()),
         ],
     )
+    .with_cpus(spec)
 }
 
 fn kernel_version(release: &str) -> (u32, u32) {
@@ -261,12 +272,13 @@ fn kernel_version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-pub fn coredns() -> Daemon {
+pub fn coredns(spec: &BubbleSpec) -> Daemon {
     Daemon::new(
         "coredns",
         &[CONTROL_PLANE, "coredns"],
         &[("conf", own("Corefile"))],
     )
+    .with_cpus(spec)
 }
 
 /// CoreDNS on the node's address: Service and EndpointSlice `kube-dns` lead there.
@@ -387,9 +399,9 @@ mod tests {
             net_daemon(&spec),
             apiserver(&spec),
             controller_manager(&spec),
-            scheduler(),
+            scheduler(&spec),
             kube_proxy(&spec, "6.1.0"),
-            coredns(),
+            coredns(&spec),
             kubelet(&spec),
         ]
     }

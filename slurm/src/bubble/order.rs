@@ -70,7 +70,7 @@ impl Order<'_> {
         self.done("the API server is ready");
         if self.spec.controller {
             self.supervisor.keep(daemons::controller_manager(self.spec));
-            self.supervisor.keep(daemons::scheduler());
+            self.supervisor.keep(daemons::scheduler(self.spec));
         }
         self.supervisor.keep(daemons::kubelet(self.spec));
         let kernel = files::read(Path::new("/proc/sys/kernel/osrelease"))?;
@@ -119,7 +119,7 @@ impl Order<'_> {
             api::apply_dns(client, self.spec)
         })
         .await?;
-        self.supervisor.keep(daemons::coredns());
+        self.supervisor.keep(daemons::coredns(self.spec));
         Ok(())
     }
 

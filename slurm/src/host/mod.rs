@@ -23,7 +23,7 @@ use crate::allocation::{Grant, variables};
 use crate::bubble::spec::BubbleSpec;
 use crate::cluster::{Cluster, Folder, Node};
 use crate::settings::{API_PORT, ETCD_PORT, OVERLAY_PORT};
-use crate::{Role, doctor, files, launch, link, own_path, ports, settings, userns};
+use crate::{Role, doctor, files, launch, link, own_path, ports, settings, sweep, userns};
 use instance::{Instance, Sources};
 use uplink::{Addresses, Forward, Program, Protocol, Uplink};
 
@@ -64,6 +64,9 @@ async fn run_bubble(id: &str, role: Role, folder: &Folder) -> Result<()> {
         Role::Auto => node.index == 1,
     };
     doctor::require_essentials()?;
+    if let Err(error) = sweep::sweep_local() {
+        eprintln!("hpk: {}: what earlier jobs left: {error:#}", node.name);
+    }
     let local = settings::local_dir(id);
     stage::make_local_dir(&local)?;
     let bubble = Bubble {

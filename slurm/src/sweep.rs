@@ -1,0 +1,130 @@
+//! What clusters left that could not end in order (a host that lost power, a SIGKILL): their
+//! secrets, contexts and node-local folders go when the user's next cluster starts.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cluster::Folder;
+use crate::{kubeconfig, settings, userns};
+
+/// How many ended clusters' logs are kept.
+const KEPT: usize = 10;
+
+/// The user's jobs that Slurm knows, running or waiting.
+fn known_jobs() -> Result<HashSet<String>> {
+    let output = Command::new("squeue")
+        .args(["--me", "--noheader", "--format=%A"])
+        .output()
+        .context("running squeue")?;
+    if !output.status.success() {
+        bail!("squeue: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Names that only a job can have given: those of `prepare` are the user's to remove.
+fn is_job(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Ended jobs among these ids.
+fn ended<'a>(ids: impl Iterator<Item = &'a str>, known: &HashSet<String>) -> Vec<String> {
+    ids.filter(|id| is_job(id) && !known.contains(*id))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// In the shared home: secrets and contexts of jobs that are no more, and the oldest logs.
+pub fn sweep_home(hpk_home: &Path) -> Result<()> {
+    let clusters = hpk_home.join("clusters");
+    let ids = names(&clusters);
+    let (with_secrets, without): (Vec<_>, Vec<_>) = ids
+        .iter()
+        .map(String::as_str)
+        .filter(|id| is_job(id))
+        .partition(|id| Folder::of(hpk_home, id).pki().exists());
+    if !with_secrets.is_empty() {
+        for id in ended(with_secrets.into_iter(), &known_jobs()?) {
+            kubeconfig::unregister(hpk_home, &id)?;
+            Folder::of(hpk_home, &id).remove_secrets()?;
+        }
+    }
+    for path in oldest(without.iter().map(|id| clusters.join(id)).collect(), KEPT) {
+        fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// All but the newest of these.
+fn oldest(paths: Vec<PathBuf>, kept: usize) -> Vec<PathBuf> {
+    let mut dated: Vec<_> = paths
+        .into_iter()
+        .map(|path| {
+            let modified = path.metadata().and_then(|metadata| metadata.modified());
+            (modified.unwrap_or(SystemTime::UNIX_EPOCH), path)
+        })
+        .collect();
+    dated.sort();
+    dated.truncate(dated.len().saturating_sub(kept));
+    dated.into_iter().map(|(_, path)| path).collect()
+}
+
+/// On this host: folders of jobs that are no more.
+pub fn sweep_local() -> Result<()> {
+    let parent = settings::local_parent();
+    let prefix = format!("hpk-{}-", nix::unistd::getuid());
+    let all = names(&parent);
+    let ids: Vec<_> = all
+        .iter()
+        .filter_map(|name| name.strip_prefix(&prefix))
+        .collect();
+    let own = std::env::var("SLURM_JOB_ID").unwrap_or_default();
+    if ids.iter().all(|id| *id == own || !is_job(id)) {
+        return Ok(());
+    }
+    for id in ended(ids.into_iter(), &known_jobs()?) {
+        userns::remove_tree(&settings::local_dir(&id))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_jobs_that_slurm_has_forgotten_have_ended() {
+        let known = HashSet::from(["8".to_owned()]);
+        let ids = ["7", "8", "mine", ""];
+        assert_eq!(ended(ids.into_iter(), &known), ["7"]);
+    }
+
+    #[test]
+    fn the_newest_logs_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<_> = (0..3)
+            .map(|n| {
+                let path = dir.path().join(n.to_string());
+                fs::create_dir(&path).unwrap();
+                let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + n);
+                fs::File::open(&path).unwrap().set_modified(at).unwrap();
+                path
+            })
+            .collect();
+        assert_eq!(oldest(paths.clone(), 2), [paths[0].clone()]);
+        assert!(oldest(paths, 3).is_empty());
+    }
+}
