@@ -68,15 +68,15 @@ impl Held {
         let listener =
             UnixListener::bind_addr(&rendezvous(id)?).context("listening for the controller")?;
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let own = getsockopt(&stream, PeerCredentials)
-                    .is_ok_and(|peer| peer.uid() == nix::unistd::getuid().as_raw());
-                if own {
-                    drop(self.listeners);
-                    // The controller may have gone meanwhile: then nobody wants the answer.
-                    let _ = (&stream).write_all(b"x");
-                    return;
-                }
+            let asked = listener.incoming().flatten().find(|stream| {
+                getsockopt(stream, PeerCredentials)
+                    .is_ok_and(|peer| peer.uid() == nix::unistd::getuid().as_raw())
+            });
+            drop(self.listeners);
+            drop(listener);
+            if let Some(mut stream) = asked {
+                // The controller may have gone meanwhile: then nobody wants the answer.
+                let _ = stream.write_all(b"x");
             }
         });
         Ok(())
