@@ -197,3 +197,130 @@ fn a_peer_that_leaves_is_forgotten_and_a_lost_device_is_made_anew() {
         },
     );
 }
+
+/// A host in mode `host`: its bubble is a user and network namespace of its
+/// own behind an uplink, as Apptainer and pasta make it.
+struct HostMode {
+    bubble: Running,
+    pid: u32,
+    daemon: Running,
+}
+
+impl HostMode {
+    fn start(host: usize) -> Self {
+        let bubble = Running::start(&format!(
+            "ip netns exec n{host} unshare --user --map-root-user --net sleep 1000"
+        ));
+        let pid = bubble.0.id();
+        wait_for("the bubble", || {
+            let own = sh(&format!("ip netns exec n{host} readlink /proc/self/ns/net"));
+            sh(&format!("readlink /proc/{pid}/ns/net")) != own
+                && sh(&format!("cat /proc/{pid}/comm")).trim() == "sleep"
+        });
+        std::fs::write(
+            "/run/uplink",
+            "table ip uplink { chain post { type nat hook postrouting priority 100; ip saddr 10.0.2.0/24 masquerade; }; }",
+        )
+        .unwrap();
+        sh(&format!(
+            "ip -n n{host} link add bub type veth peer name ul netns {pid}
+             ip -n n{host} address add 10.0.2.2/24 dev bub; ip -n n{host} link set dev bub up
+             ip netns exec n{host} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; nft -f uplink'"
+        ));
+        let this = Self {
+            bubble,
+            pid,
+            daemon: Self::daemon(host, pid),
+        };
+        sh(&this.inside(
+            "ip link set lo up; ip address add 10.0.2.100/24 dev ul; ip link set dev ul up; ip route add default via 10.0.2.2",
+        ));
+        lease(host, host);
+        this
+    }
+
+    fn daemon(host: usize, pid: u32) -> Running {
+        Running::start(&format!(
+            "ip netns exec n{host} {daemon} overlay --etcd-endpoints https://192.0.2.254:2379 \
+             --etcd-cacert ca.pem --etcd-cert client.pem --etcd-key client.key --node node{host} \
+             --host-ip 192.0.2.{host} --subnet-file subnet{host}.env --state-file state{host}.json \
+             --mode host --enter-pid {pid} --vni 4242 --mtu 1500 --udp-port {port} \
+             >>daemon{host}.log 2>&1",
+            daemon = env!("CARGO_BIN_EXE_hpk-net-daemon"),
+            port = 7000 + host,
+        ))
+    }
+
+    fn inside(&self, command: &str) -> String {
+        format!(
+            "nsenter --target {} --user --preserve-credentials --net sh -c '{command}'",
+            self.pid
+        )
+    }
+
+    fn reaches(&self, to: usize) -> bool {
+        succeeds(&self.inside(&format!("ping -q -c1 -W1 10.244.{to}.0")))
+    }
+}
+
+#[test]
+#[ignore = "needs user namespaces, iproute2, nft, openssl, etcd and etcdctl"]
+fn host_mode_bubbles_reach_each_other_and_a_kernel_mode_one() {
+    inside(
+        "host_mode_bubbles_reach_each_other_and_a_kernel_mode_one",
+        || {
+            let mut site = Site::new();
+            for host in [1, 2] {
+                site.daemons[host - 1].kill();
+            }
+            for host in ["n1", "n2"] {
+                succeeds(&format!("ip -n {host} link del hpk-vxlan"));
+            }
+            let mut one = HostMode::start(1);
+            let two = HostMode::start(2);
+            wait_for("all to reach each other", || {
+                one.reaches(2)
+                    && one.reaches(3)
+                    && two.reaches(1)
+                    && two.reaches(3)
+                    && reaches(3, 1)
+                    && reaches(3, 2)
+            });
+            // Whole frames, and more of them than fit in any buffer at once.
+            sh(&one.inside("ping -q -c1 -W1 -M do -s 1422 10.244.2.0"));
+            sh(&one.inside("ping -q -f -c 2000 -s 1000 10.244.2.0 | grep -q \" 0% packet loss\""));
+            let frames = json_of(&one.inside("ip -j -s link show dev hpk-vxlan"));
+            assert!(frames[0]["stats64"]["rx"]["packets"].as_u64().unwrap() > 2000);
+
+            // The daemon's death, while etcd is away, costs no more than frames.
+            let before =
+                json_of(&one.inside("ip -j link show dev hpk-vxlan"))[0]["ifindex"].clone();
+            site.etcd.kill();
+            one.daemon.kill();
+            one.daemon = HostMode::daemon(1, one.pid);
+            wait_for("it to be back", || one.reaches(2) && two.reaches(1));
+            let after = json_of(&one.inside("ip -j link show dev hpk-vxlan"))[0]["ifindex"].clone();
+            assert_eq!(before, after, "the device was kept");
+
+            // A stranger's datagram with all the right headers.
+            let received = || {
+                let link = json_of(&two.inside("ip -j -s link show dev hpk-vxlan"));
+                link[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+            };
+            let before = received();
+            sh("ip netns exec n1 python3 -c '
+import socket
+h = bytes([8,0,0,0]) + (4242).to_bytes(3, \"big\") + bytes([0])
+f = bytes.fromhex(\"0a580af40200\" + \"0a580af40100\" + \"0800\") + bytes(60)
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(h + f, (\"192.0.2.2\", 7002))'");
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert_eq!(received(), before, "from the right host but another port");
+
+            // The bubble's end is the daemon's.
+            one.bubble.kill();
+            wait_for("the daemon to end", || {
+                sh("cat daemon1.log").contains("the bubble has ended")
+            });
+        },
+    );
+}

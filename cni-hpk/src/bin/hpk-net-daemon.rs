@@ -29,21 +29,20 @@ fn main() -> ExitCode {
         .with_ansi(false)
         .init();
     let Command::Overlay(config) = Cli::parse().command;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            error!(%error, "could not start");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(overlay::run(config)) {
+    match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = overlay::error::chain(&error), "overlay ended");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(config: overlay::config::Config) -> Result<(), overlay::error::Error> {
+    let prepared = overlay::prepare(&config)?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(overlay::error::Error::Thread)?
+        .block_on(overlay::run(config, prepared))
 }

@@ -69,6 +69,7 @@ pub enum LinkKind {
     Bridge,
     Veth,
     Vxlan(Vxlan),
+    Tap,
     Other,
 }
 
@@ -279,6 +280,7 @@ fn read_link(message: LinkMessage) -> Link {
 fn read_info(link: &mut Link, info: LinkInfo) {
     match info {
         LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+        LinkInfo::Kind(InfoKind::Tun) => link.kind = LinkKind::Tap,
         LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
         LinkInfo::Data(InfoData::Vxlan(infos)) => link.kind = LinkKind::Vxlan(read_vxlan(&infos)),
         LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tracing::debug;
 
+use super::config::Mode;
 use super::error::Error;
 use super::plan::{Device, Observed, Step, Wanted, plan};
 use crate::netlink::{self, Netlink};
@@ -50,11 +51,15 @@ async fn apply(netlink: &Netlink, device: &Device, step: &Step) -> Result<(), ne
     let name = device.name.as_str();
     match step {
         Step::RemoveDevice => netlink.remove_link(name).await,
-        Step::AddDevice => {
-            netlink
-                .add_vxlan(name, &device.vxlan, device.mac, device.mtu)
-                .await
-        }
+        Step::AddDevice => match device.mode {
+            Mode::Kernel => {
+                netlink
+                    .add_vxlan(name, &device.vxlan, device.mac, device.mtu)
+                    .await
+            }
+            // Made when it is opened; its end ends the daemon.
+            Mode::Host => Ok(()),
+        },
         Step::SetMtu(mtu) => netlink.set_mtu(name, *mtu).await,
         Step::SetMac(mac) => netlink.set_mac(name, *mac).await,
         Step::SetUp => netlink.set_up(name).await,

@@ -11,8 +11,28 @@ pub use crate::plugin::error::chain as causes;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("mode \"host\" is not there yet: use \"kernel\"")]
-    ModeNotThere,
+    #[error("UDP port {port} of the host")]
+    Socket {
+        port: u16,
+        #[source]
+        source: io::Error,
+    },
+    #[error("enter the namespaces of process {pid}")]
+    Enter {
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("TAP device {device}")]
+    Tap {
+        device: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("start moving frames")]
+    Thread(#[source] io::Error),
+    #[error("the bubble has ended")]
+    BubbleEnded,
     #[error("read Flannel's lease")]
     Lease(#[source] subnet::Error),
     #[error("Flannel's lease changed from {before} to {now}")]

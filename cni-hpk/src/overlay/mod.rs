@@ -16,12 +16,14 @@
 //! - [`peer`]: a bubble's record
 //! - [`plan`]: what device, neighbours and routes are missing or too many
 //! - [`device`]: observes and applies
+//! - [`host`]: mode `host`, frames moved by this program
 //! - [`registry`]: publishing and following in etcd
 //! - [`error`]
 
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod host;
 pub mod peer;
 pub mod plan;
 pub mod registry;
@@ -36,6 +38,7 @@ use crate::netlink::Netlink;
 use crate::subnet::{self, OverlayState, SubnetEnv};
 use config::{Config, Mode};
 use error::Error;
+use host::{Forwarding, Prepared};
 use peer::{Own, Peers};
 use plan::Wanted;
 
@@ -48,11 +51,16 @@ const LEAST_MTU: u32 = 576;
 /// After a failed change.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Runs the overlay; returns only with an error that a restart may mend.
-pub async fn run(config: Config) -> Result<(), Error> {
-    if config.mode == Mode::Host {
-        return Err(Error::ModeNotThere);
+/// What has to be done while the process has one thread.
+pub fn prepare(config: &Config) -> Result<Option<Prepared>, Error> {
+    match config.mode {
+        Mode::Host => Prepared::new(config).map(Some),
+        Mode::Kernel => Ok(None),
     }
+}
+
+/// Runs the overlay; returns only with an error that a restart may mend.
+pub async fn run(config: Config, prepared: Option<Prepared>) -> Result<(), Error> {
     if config.mtu < LEAST_MTU + peer::OVERHEAD {
         return Err(Error::Mtu(config.mtu));
     }
@@ -61,6 +69,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let netlink = Netlink::open()?;
     let (sender, mut peers) = watch::channel(Peers::default());
 
+    let mut forwarding = match prepared {
+        Some(prepared) => Some(prepared.start(&netlink, &own, &config.state_file).await?),
+        None => None,
+    };
     // The device needs nobody: pods of this bubble can start without etcd.
     device::ensure(&netlink, &own.wanted_device()).await?;
     let state = OverlayState {
@@ -85,8 +97,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
     let publish = registry::run(&config.etcd, &own, sender);
     tokio::pin!(publish);
-    let mut known = false;
+    let (mut known, mut news) = (false, false);
     loop {
+        if let Some(forwarding) = forwarding.as_ref().filter(|_| news) {
+            news = false;
+            forwarding.set_peers(&own, &peers.borrow());
+        }
         let delay = match reconcile(&netlink, &own, &peers.borrow().clone(), known).await {
             Ok(()) => RECONCILE,
             Err(error) => {
@@ -96,14 +112,23 @@ pub async fn run(config: Config) -> Result<(), Error> {
         };
         tokio::select! {
             never = &mut publish => match never {},
+            error = ended(&mut forwarding) => return Err(error),
             changed = peers.changed() => {
                 // The sender lives as long as `publish`.
-                known |= changed.is_ok();
+                news = changed.is_ok();
+                known |= news;
             }
             () = tokio::time::sleep(delay) => {
                 same_lease(&config.subnet_file, &lease)?;
             }
         }
+    }
+}
+
+async fn ended(forwarding: &mut Option<Forwarding>) -> Error {
+    match forwarding {
+        Some(forwarding) => forwarding.ended().await,
+        None => std::future::pending().await,
     }
 }
 

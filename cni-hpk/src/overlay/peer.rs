@@ -63,6 +63,7 @@ impl Own {
             },
             device: Device {
                 name: config.device.clone(),
+                mode: config.mode,
                 vxlan: Vxlan {
                     vni: config.vni,
                     port: config.listen_port.unwrap_or(config.udp_port),
@@ -124,6 +125,7 @@ impl Own {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::config::Mode;
     use super::*;
 
     pub fn own() -> Own {
@@ -134,6 +136,7 @@ pub(super) mod tests {
             record: record(subnet),
             device: Device {
                 name: "hpk-vxlan".to_owned(),
+                mode: Mode::Kernel,
                 vxlan: Vxlan {
                     vni: 77,
                     port: 8472,

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::config::Mode;
 use super::peer::{Peers, Record};
 use crate::netlink::{Link, LinkKind, Mac, Neighbour, Route, Vxlan};
 
@@ -15,6 +16,8 @@ use crate::netlink::{Link, LinkKind, Mac, Neighbour, Route, Vxlan};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     pub name: String,
+    pub mode: Mode,
+    /// In mode `host` there is a TAP instead.
     pub vxlan: Vxlan,
     pub mac: Mac,
     pub mtu: u32,
@@ -56,18 +59,30 @@ pub enum Step {
     SetRoute(Route),
 }
 
-fn neighbours(record: &Record) -> [Neighbour; 2] {
-    [
-        Neighbour::Arp {
-            address: record.node_ip,
-            mac: record.mac,
-        },
-        Neighbour::Fdb {
-            mac: record.mac,
-            host: record.host_ip,
-            port: record.udp_port,
-        },
-    ]
+impl Device {
+    fn kind(&self) -> LinkKind {
+        match self.mode {
+            Mode::Kernel => LinkKind::Vxlan(self.vxlan.clone()),
+            Mode::Host => LinkKind::Tap,
+        }
+    }
+}
+
+/// In mode `host` forwarding is not the kernel's business.
+fn neighbours(mode: Mode, record: &Record) -> Vec<Neighbour> {
+    let arp = Neighbour::Arp {
+        address: record.node_ip,
+        mac: record.mac,
+    };
+    let fdb = Neighbour::Fdb {
+        mac: record.mac,
+        host: record.host_ip,
+        port: record.udp_port,
+    };
+    match mode {
+        Mode::Kernel => vec![arp, fdb],
+        Mode::Host => vec![arp],
+    }
 }
 
 fn route(subnet: Ipv4Net, record: &Record) -> Route {
@@ -89,7 +104,10 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Step> {
     let Some(peers) = &wanted.peers else {
         return steps;
     };
-    let wanted_neighbours: Vec<Neighbour> = peers.values().flat_map(neighbours).collect();
+    let wanted_neighbours: Vec<Neighbour> = peers
+        .values()
+        .flat_map(|record| neighbours(wanted.device.mode, record))
+        .collect();
     let wanted_routes: Vec<Route> = peers
         .iter()
         .map(|(subnet, record)| route(*subnet, record))
@@ -120,7 +138,7 @@ fn plan_device(device: &Device, observed: &Observed, steps: &mut Vec<Step>) -> b
     let kept = observed
         .link
         .as_ref()
-        .filter(|link| link.kind == LinkKind::Vxlan(device.vxlan.clone()));
+        .filter(|link| link.kind == device.kind());
     let Some(link) = kept else {
         if observed.link.is_some() {
             steps.push(Step::RemoveDevice);
@@ -183,7 +201,10 @@ mod tests {
                 isolated: false,
             }),
             addresses: vec![device.node_ip.into()],
-            neighbours: peers.values().flat_map(neighbours).collect(),
+            neighbours: peers
+                .values()
+                .flat_map(|record| neighbours(Mode::Kernel, record))
+                .collect(),
             routes: peers
                 .iter()
                 .map(|(net, record)| route(*net, record))

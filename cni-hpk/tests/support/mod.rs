@@ -56,7 +56,7 @@ fn prepare() {
 
 /// Runs a shell command and returns what it printed; it must succeed.
 pub fn sh(command: &str) -> String {
-    let output = try_sh(command);
+    let output = try_sh(&format!("set -e\n{command}"));
     assert!(
         output.status.success(),
         "{command}: {}{}",
@@ -87,7 +87,13 @@ pub fn json_of(command: &str) -> Value {
 pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !condition() {
-        assert!(Instant::now() < end, "{what}: not within 20 s");
+        if Instant::now() > end {
+            let logs = try_sh("tail -n 20 /run/*.log").stdout;
+            panic!(
+                "{what}: not within 20 s\n{}",
+                String::from_utf8_lossy(&logs)
+            );
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
 }
