@@ -1,5 +1,7 @@
 //! `hpktainer pull REF`
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use hpk_images::{Image, PullPolicy, Reference, Store, StoreConfig};
 
@@ -8,17 +10,34 @@ use crate::bars::Bars;
 /// Arguments of `pull`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image, e.g. docker://busybox:1.36
-    reference: Reference,
+    /// The image, e.g. docker://busybox:1.36, or a local one: docker-archive:TAR, oci-archive:TAR, oci:DIR
+    image: String,
+    /// Name for a local image that has none, or another one
+    #[arg(long)]
+    name: Option<Reference>,
     /// No progress
     #[arg(short, long)]
     quiet: bool,
 }
 
-/// Resolves the tag anew and prints the image's digest.
+/// Resolves the tag anew, or imports, and prints each image's digest.
 pub async fn main(args: Args) -> anyhow::Result<u8> {
-    let image = image(&args.reference, PullPolicy::Always, args.quiet).await?;
-    println!("{}", args.reference.with_digest(&image.digest));
+    let forms = ["docker-archive:", "oci-archive:", "oci:"];
+    let images = match forms.iter().find_map(|f| args.image.strip_prefix(f)) {
+        Some(path) => {
+            let store = Store::open(StoreConfig::from_env()?).await?;
+            let bars = Bars::new(args.quiet);
+            let images = store
+                .import(Path::new(path), args.name.as_ref(), &bars)
+                .await;
+            bars.finish();
+            images.with_context(|| format!("no image from {path}"))?
+        }
+        None => vec![image(&args.image.parse()?, PullPolicy::Always, args.quiet).await?],
+    };
+    for image in images {
+        println!("{}", image.reference.with_digest(&image.digest));
+    }
     Ok(0)
 }
 

@@ -35,7 +35,7 @@
 //! - [`credentials`]: user names and passwords, `dockerconfigjson`
 //! - [`progress`]: what a pull reports while it runs
 //! - [`manifest`]: manifests and indexes, the choice of platform
-//! - [`source`]: where blobs come from: [`source::registry`], [`source::layout`] (OCI folder), [`source::archive`] (tars)
+//! - [`source`]: where blobs come from: [`source::registry`], [`source::local`] (tars, OCI layouts)
 //! - [`layer`]: one layer: decompression, and its list of entries (`members`: tar from a stream)
 //! - [`merge`]: lists of entries → the merged tree (pure)
 //! - [`pack`]: the merged tree → one tar stream → `mksquashfs`

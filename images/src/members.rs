@@ -48,6 +48,11 @@ impl<R: Read> Members<R> {
         }
     }
 
+    /// The stream below, after what has been read.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// The next member, passing over what is left of the one before; none at the end.
     pub fn next(&mut self) -> io::Result<Option<Member>> {
         let (mut pax, mut long_name, mut long_link) = (self.global.clone(), None, None);

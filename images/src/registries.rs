@@ -471,7 +471,7 @@ configs:
             (Some("/h/ca.pem".into()), true)
         );
         assert_eq!(at("busybox").credentials, Some(basic));
-        assert_eq!(at("other/x").insecure, false);
+        assert!(!at("other/x").insecure);
     }
 
     #[test]

@@ -119,7 +119,7 @@ async fn an_image_is_pulled_by_tag_and_digest_merged_and_mounted() {
         Mounter::new(mounts.path()).ensure(&image).await.unwrap(),
         root
     );
-    assert_eq!(mounter.mounted().await.unwrap(), [image.digest.clone()]);
+    assert_eq!(mounter.mounted().await.unwrap(), [image.digest.as_str()]);
     let have: BTreeSet<String> = files_below(&root).into_iter().collect();
     let want = ["data", "etc/passwd", "opaque/new", "second-name", "way"];
     assert_eq!(have, want.iter().map(|w| (*w).to_owned()).collect());
@@ -419,4 +419,32 @@ async fn nothing_in_the_store_is_for_others() {
     for file in files_below(&store) {
         assert_eq!(mode(&store.join(&file)), 0o600, "{file}");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn tars_of_docker_and_oci_are_imported_under_their_names() {
+    let registry = Registry::start(None, false);
+    // One layer, and so gzip: docker's form has no zstd.
+    registry.push(&Image::new([vec![Entry::file("x", "y")]], "{}"), "app:1");
+    let home = Home::new("");
+    let store = home.store().await;
+    for (form, name) in [
+        ("docker-archive", "busybox:dev"),
+        ("oci-archive", "example.org/a:2"),
+    ] {
+        let tar = home.dir.path().join(format!("{form}.tar"));
+        registry.save("app:1", form, &tar, name);
+        let images = store.import(&tar, None, &Quiet).await.unwrap();
+        let wanted: Reference = name.parse().unwrap();
+        assert_eq!(images[0].reference, wanted, "{form}");
+        let found = store
+            .resolve_and_ensure(&wanted, PullPolicy::Never, None, &Quiet)
+            .await
+            .unwrap();
+        assert_eq!(found.digest, images[0].digest);
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+    let nothing = home.dir.path().join("registries.yaml");
+    assert!(store.import(&nothing, None, &Quiet).await.is_err());
 }

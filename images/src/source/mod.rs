@@ -1,5 +1,6 @@
 //! Where manifests and blobs come from.
 
+pub mod local;
 pub mod registry;
 
 use async_trait::async_trait;

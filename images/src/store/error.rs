@@ -123,6 +123,15 @@ pub enum Error {
         /// Bytes free for this user.
         available: u64,
     },
+    /// A local tar or layout can't be used.
+    #[error("importing images")]
+    Import(#[from] source::local::OpenError),
+    /// One in it has no name, and none was given.
+    #[error("the image in {path} has no name; give it one")]
+    NoName {
+        /// The file.
+        path: PathBuf,
+    },
     /// The lock.
     #[error(transparent)]
     Lease(#[from] lease::Error),
@@ -159,7 +168,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NeverPull { .. } => ErrorKind::NeverPull,
-            Self::Registries(_) | Self::NoHome => ErrorKind::Config,
+            Self::Registries(_) | Self::NoHome | Self::NoName { .. } => ErrorKind::Config,
             // The registry proper is asked last and knows best, unless it can't be reached.
             Self::Endpoints { failures, .. } => {
                 let kinds = || failures.iter().rev().map(source_kind);
@@ -176,7 +185,7 @@ impl Error {
             | Self::Config { .. }
             | Self::CorruptLayer { .. }
             | Self::Layer { .. } => ErrorKind::Corrupt,
-            Self::Merge { .. } => ErrorKind::Corrupt,
+            Self::Merge { .. } | Self::Import(_) => ErrorKind::Corrupt,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
             Self::Pack { .. }
             | Self::Lease(_)

@@ -1,12 +1,14 @@
 //! The store: images by digest, on the shared file system.
 //!
 //! - [`pull`]: download, list, merge, pack
+//! - [`import`]: images from local tars
 //! - [`files`]: names and atomic writing
 //! - [`scratch`]: node-local folders
 //! - [`error`]
 
 mod error;
 mod files;
+mod import;
 mod pull;
 mod scratch;
 
@@ -71,6 +73,8 @@ pub struct Image {
 pub struct Store {
     config: StoreConfig,
     files: Files,
+    /// `HPK_DEV=1`: tars here go before any registry.
+    dev_images: Option<PathBuf>,
     /// One pull of an image at a time in this process; the lease is between processes.
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -119,6 +123,8 @@ struct Resolved {
 
 impl Store {
     /// Opens the store, making its folders (0700) and removing what dead pullers left.
+    ///
+    /// With `HPK_DEV=1` in the environment, images in `images/*.tar` beside the store go before the registries'.
     pub async fn open(config: StoreConfig) -> Result<Self, Error> {
         let files = Files {
             root: config.root.clone(),
@@ -130,7 +136,9 @@ impl Store {
             scratch::sweep(&local)
         })
         .await?;
+        let dev = std::env::var_os("HPK_DEV").is_some_and(|v| v == "1");
         Ok(Store {
+            dev_images: dev.then(|| config.root.with_file_name("images")),
             config,
             files,
             pulling: Mutex::default(),
@@ -147,6 +155,9 @@ impl Store {
         credentials: Option<Credentials>,
         progress: &dyn Progress,
     ) -> Result<Image, Error> {
+        if let Some(image) = self.find_dev_image(reference, progress).await? {
+            return Ok(image);
+        }
         // What a digest names doesn't change: there is nothing to ask even with Always.
         if (policy != PullPolicy::Always || reference.digest().is_some())
             && let Some(image) = self.find(reference).await?

@@ -316,6 +316,15 @@ impl Registry {
         assert!(command.status().expect("skopeo").success());
     }
 
+    /// Saves an image as a tar, `docker-archive` or `oci-archive`, under `name`.
+    pub fn save(&self, image: &str, form: &str, tar: &Path, name: &str) {
+        let mut command = Command::new("skopeo");
+        command.args(["copy", "--quiet", "--src-tls-verify=false"]);
+        command.arg(format!("docker://{}", self.name(image)));
+        command.arg(format!("{form}:{}:{name}", tar.display()));
+        assert!(command.status().expect("skopeo").success());
+    }
+
     /// Changes a byte in the middle of the largest blob.
     pub fn tamper_with_largest_blob(&self) {
         let data = self.dir.path().join("data");
