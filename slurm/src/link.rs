@@ -33,6 +33,8 @@ pub enum Report {
 pub enum Order {
     /// End the pods, giving them so many seconds, and then everything.
     Stop { grace_seconds: u64 },
+    /// The uplink is a new one, which knows none of the connections that went through the old.
+    UplinkRestarted,
 }
 
 /// The reading half.

@@ -15,6 +15,8 @@ pub struct Daemon {
 
 /// All Go programs are one file, which tells them apart by its first argument.
 const CONTROL_PLANE: &str = "/usr/local/bin/hpk-control-plane";
+/// Where the image has its programs.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 pub const OVERLAY_FILE: &str = "/run/hpk/overlay.json";
 
@@ -30,10 +32,7 @@ impl Daemon {
             name,
             argv,
             env: vec![
-                (
-                    "PATH".into(),
-                    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
-                ),
+                ("PATH".into(), PATH.into()),
                 ("HOME".into(), "/root".into()),
                 ("LANG".into(), "C.UTF-8".into()),
             ],

@@ -5,6 +5,7 @@
 //! - `daemons`: command lines
 //! - `order`: what starts after what, with `etcd` and `api`
 //! - `process`, `reaper`: keeping daemons running
+//! - `uplink`: what a new uplink asks for
 //! - `end`: ending
 
 mod api;
@@ -15,6 +16,7 @@ mod order;
 mod process;
 mod reaper;
 pub mod spec;
+mod uplink;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::files;
-use crate::link::{self, Receiver, Report, Sender};
+use crate::link::{self, Report, Sender};
 use crate::settings::BUBBLE_ROOT;
 use order::Order;
 use process::{Event, Supervisor};
@@ -101,7 +103,16 @@ async fn run(spec: &BubbleSpec, logs: &Path, began: Instant) -> Result<()> {
                 Event::Restarted(text) => send(&mut reports, &Report::Restarted { text }).await,
                 Event::Fatal(cause) => break Ending::Failed(cause),
             },
-            grace = stop_order(&mut orders) => break Ending::Asked(grace),
+            order = orders.next::<link::Order>() => match order {
+                Ok(Some(link::Order::UplinkRestarted)) => {
+                    tokio::spawn(uplink::close_connections(supervisor.clone()));
+                }
+                Ok(Some(link::Order::Stop { grace_seconds })) => {
+                    break Ending::Asked(Duration::from_secs(grace_seconds));
+                }
+                // No one is left to remove the host's side in time: be quick.
+                Ok(None) | Err(_) => break Ending::Asked(Duration::from_secs(2)),
+            },
             _ = terminate.recv() => break Ending::Asked(GRACE),
         }
     };
@@ -117,15 +128,6 @@ async fn run(spec: &BubbleSpec, logs: &Path, began: Instant) -> Result<()> {
     let kept = end::keep_logs(logs, &spec.logs);
     end::remove_files();
     kept
-}
-
-/// Waits for the order to stop; the end of the link is one too.
-async fn stop_order(orders: &mut Receiver) -> Duration {
-    match orders.next::<link::Order>().await {
-        Ok(Some(link::Order::Stop { grace_seconds })) => Duration::from_secs(grace_seconds),
-        // No one is left to remove the host's side in time: be quick.
-        Ok(None) | Err(_) => Duration::from_secs(2),
-    }
 }
 
 async fn send(reports: &mut Sender, report: &Report) {

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use super::daemons::{self, OVERLAY_FILE, SUBNET_FILE};
 use super::process::Supervisor;
 use super::spec::BubbleSpec;
-use super::{api, etcd};
+use super::{api, etcd, uplink};
 use crate::files;
 use crate::link::Report;
-use crate::settings::{BUBBLE_ROOT, UPLINK};
+use crate::settings::BUBBLE_ROOT;
 
 /// How long a step may take, the first of a node included, which waits for the controller.
 const STEP: Duration = Duration::from_secs(120);
@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_secs(120);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Looks until the condition holds. The pauses grow by half.
-async fn until<F, T>(what: &str, mut look: impl FnMut() -> F) -> Result<T>
+pub async fn until<F, T>(what: &str, mut look: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
@@ -88,7 +88,7 @@ impl Order<'_> {
     }
 
     async fn start_network(&self) -> Result<()> {
-        until("the uplink", || async { has_address(UPLINK) }).await?;
+        until("the uplink", || async { uplink::address() }).await?;
         self.supervisor.keep(daemons::flanneld(self.spec));
         let lease = until("flanneld's lease", || async { lease() }).await?;
         // Certificates and advertised addresses stand on it; flanneld takes the subnet that it
@@ -142,22 +142,6 @@ impl Order<'_> {
         // The host that doesn't listen any more has ended the bubble.
         let _ = self.reports.send(report);
     }
-}
-
-/// Whether an interface has an IPv4 address.
-fn has_address(name: &str) -> Result<()> {
-    let found = nix::ifaddrs::getifaddrs()
-        .context("listing the interfaces")?
-        .any(|interface| {
-            interface.interface_name == name
-                && interface
-                    .address
-                    .is_some_and(|address| address.as_sockaddr_in().is_some())
-        });
-    if found {
-        return Ok(());
-    }
-    bail!("{name} has no address yet")
 }
 
 /// The subnet in flanneld's file, once it is flanneld's own: the offer has no network.

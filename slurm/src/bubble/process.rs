@@ -165,6 +165,20 @@ impl Supervisor {
         Ok(Some(end))
     }
 
+    /// Runs a program of the image to its end; what it says goes to its log.
+    pub async fn run_once(&self, name: &'static str, argv: &[String]) {
+        let program = Daemon {
+            name,
+            argv: argv.to_vec(),
+            env: vec![("PATH".into(), super::daemons::PATH.into())],
+        };
+        if let Ok(Some(end)) = self.spawn(&program) {
+            // Its log says what it has to say.
+            let _ = end.await;
+        }
+        self.lock().running.remove(name);
+    }
+
     /// How it ended; if by itself, with the last thing that it said.
     fn describe(&self, name: &str, status: &WaitStatus) -> String {
         match status {

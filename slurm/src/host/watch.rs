@@ -109,6 +109,8 @@ impl Watch<'_> {
                     let pause = Duration::from_millis(50 << failures.len());
                     tokio::time::sleep(pause).await;
                     uplink = Some(self.uplink.start().await?);
+                    // A bubble that has gone is noticed by its end of the link.
+                    let _ = sender.send(&Order::UplinkRestarted).await;
                 },
                 () = stop.wait() => {
                     stop_bubble(&mut sender, &mut receiver).await;
