@@ -70,10 +70,12 @@ impl Error {
 
     fn code(&self) -> ttrpc::Code {
         match self {
-            Self::Unsupported { .. } | Self::Unimplemented(_) => ttrpc::Code::UNIMPLEMENTED,
-            Self::Invalid { .. } | Self::Spec { .. } | Self::ExecSpec(_) => {
-                ttrpc::Code::INVALID_ARGUMENT
-            }
+            Self::Unimplemented(_) => ttrpc::Code::UNIMPLEMENTED,
+            // Not UNIMPLEMENTED: containerd takes that for an older Task API, and tries it instead.
+            Self::Unsupported { .. }
+            | Self::Invalid { .. }
+            | Self::Spec { .. }
+            | Self::ExecSpec(_) => ttrpc::Code::INVALID_ARGUMENT,
             Self::NotFound(_) => ttrpc::Code::NOT_FOUND,
             Self::AlreadyExists(_) => ttrpc::Code::ALREADY_EXISTS,
             Self::Precondition(_) => ttrpc::Code::FAILED_PRECONDITION,

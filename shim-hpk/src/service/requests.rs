@@ -26,6 +26,14 @@ use crate::{
 
 const METRICS_TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
+/// Does work that a caller's hanging up must not leave half done.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|e| Err(Error::Container(format!("the request broke off: {e}"))))
+}
+
 #[async_trait]
 impl Task for Service {
     async fn create(
@@ -53,8 +61,8 @@ impl Task for Service {
             rootfs,
             stdio,
         };
-        let pid = self
-            .create_container(create)
+        let service = self.clone();
+        let pid = to_the_end(async move { service.create_container(create).await })
             .await
             .inspect_err(|e| log::error!("create {}: {e}", request.id))?;
         self.inner.events.send(TaskCreate {
@@ -79,7 +87,10 @@ impl Task for Service {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
-        let pid = self.start_process(&request.id, &request.exec_id).await?;
+        let service = self.clone();
+        let pid =
+            to_the_end(async move { service.start_process(&request.id, &request.exec_id).await })
+                .await?;
         Ok(StartResponse {
             pid,
             ..Default::default()
@@ -144,7 +155,10 @@ impl Task for Service {
         _: &TtrpcContext,
         request: DeleteRequest,
     ) -> TtrpcResult<DeleteResponse> {
-        let (pid, exit) = self.delete_process(&request.id, &request.exec_id).await?;
+        let service = self.clone();
+        let (pid, exit) =
+            to_the_end(async move { service.delete_process(&request.id, &request.exec_id).await })
+                .await?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.code,
