@@ -1,0 +1,127 @@
+//! The container's own process: output from its log, from now on; input into its FIFO.
+//!
+//! The log is written by the line, so a prompt without a newline shows when its line is complete.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+
+use super::channels::{Channels, Output};
+use super::status::Status;
+use super::wanted::Wanted;
+use crate::server::access::{ContainerQuery, PodAccess, Run};
+use crate::server::logs::entry::Stream;
+use crate::server::logs::follow::Follower;
+use crate::server::logs::options::{LogOptions, Streams};
+
+/// Serves the caller until the container ends or the caller goes.
+pub async fn serve(
+    access: Arc<dyn PodAccess>,
+    query: ContainerQuery,
+    run: Run,
+    wanted: Wanted,
+    tty: bool,
+    mut channels: Channels,
+) {
+    let output = channels.output.clone();
+    if wanted.stdin {
+        let (_, nothing) = mpsc::channel(1);
+        let input = std::mem::replace(&mut channels.stdin, nothing);
+        if let Some(fifo) = run.stdin.clone() {
+            let gone = channels.gone.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    fed = feed(&fifo, input) => if let Err(error) = fed {
+                        tracing::debug!(%error, fifo = %fifo.display(), "can't write to a container's stdin");
+                    },
+                    () = gone.cancelled() => {}
+                }
+            });
+        }
+    }
+    if tty {
+        resize(&run, &channels);
+    }
+    let status = tokio::select! {
+        status = follow(access, query, run, wanted, &output) => status,
+        () = channels.gone.cancelled() => return,
+    };
+    // A caller who has gone doesn't hear it.
+    let _ = output.send(Output::End(status)).await;
+}
+
+async fn feed(fifo: &std::path::Path, mut input: mpsc::Receiver<Bytes>) -> std::io::Result<()> {
+    let mut fifo = pipe::OpenOptions::new()
+        .read_write(true)
+        .open_sender(fifo)?;
+    while let Some(bytes) = input.recv().await {
+        fifo.write_all(&bytes).await?;
+    }
+    Ok(())
+}
+
+/// Passes terminal sizes on for as long as there are any.
+fn resize(run: &Run, channels: &Channels) {
+    let (mut sizes, gone, run) = (channels.resize.clone(), channels.gone.clone(), run.clone());
+    tokio::spawn(async move {
+        let Ok(shim) = hpk_shim_client::Shim::connect(&run.shim_address).await else {
+            return;
+        };
+        sizes.mark_changed();
+        loop {
+            tokio::select! {
+                changed = sizes.changed() => if changed.is_err() { return },
+                () = gone.cancelled() => return,
+            }
+            let size = *sizes.borrow_and_update();
+            if let Some(size) = size
+                && let Err(error) = shim
+                    .resize_pty(&run.id, "", size.width.into(), size.height.into())
+                    .await
+            {
+                tracing::debug!(%error, "can't resize a container's terminal");
+            }
+        }
+    });
+}
+
+async fn follow(
+    access: Arc<dyn PodAccess>,
+    query: ContainerQuery,
+    run: Run,
+    wanted: Wanted,
+    output: &mpsc::Sender<Output>,
+) -> Status {
+    let options = LogOptions {
+        follow: true,
+        tail: Some(0),
+        streams: Streams {
+            stdout: wanted.stdout,
+            stderr: wanted.stderr || wanted.tty,
+        },
+        ..LogOptions::default()
+    };
+    let mut follower = Follower::new(access, query, run, options);
+    loop {
+        match follower.next().await {
+            Ok(Some(pieces)) => {
+                for (stream, bytes) in pieces {
+                    let piece = match stream {
+                        Stream::Stderr if wanted.stderr => Output::Stderr(bytes),
+                        _ => Output::Stdout(bytes),
+                    };
+                    if output.send(piece).await.is_err() {
+                        return Status::Exited(0);
+                    }
+                }
+            }
+            Ok(None) => return Status::Exited(0),
+            Err(error) => {
+                return Status::Failed(format!("can't follow the container's output: {error}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Which protocol an upgrade request asks for, and the answer to it.
+
+use base64::Engine as _;
+use hyper::HeaderMap;
+use hyper::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+
+/// How the streams are carried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upgrade {
+    /// SPDY/3.1, subprotocol v4.
+    Spdy,
+    /// WebSocket with this subprotocol, and the value of `Sec-WebSocket-Accept`.
+    WebSocket {
+        protocol: &'static str,
+        accept: String,
+    },
+}
+
+/// Why a request can't be upgraded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("unable to upgrade: the request doesn't ask for SPDY/3.1 or websocket")]
+    NotAsked,
+    #[error("unable to upgrade: none of the protocols {0:?} is spoken here")]
+    Protocol(Vec<String>),
+}
+
+pub const SPDY_PROTOCOL: &str = "v4.channel.k8s.io";
+pub const WEBSOCKET_PROTOCOLS: &[&str] = &["v5.channel.k8s.io", "v4.channel.k8s.io"];
+
+/// Decides by the request's headers.
+pub fn plan(headers: &HeaderMap) -> Result<Upgrade, Refusal> {
+    let connection = list(headers, CONNECTION.as_str());
+    if !connection
+        .iter()
+        .any(|word| word.eq_ignore_ascii_case("upgrade"))
+    {
+        return Err(Refusal::NotAsked);
+    }
+    for protocol in list(headers, UPGRADE.as_str()) {
+        if protocol.eq_ignore_ascii_case("spdy/3.1") {
+            let offered = list(headers, "x-stream-protocol-version");
+            return if offered.iter().any(|name| name == SPDY_PROTOCOL) {
+                Ok(Upgrade::Spdy)
+            } else {
+                Err(Refusal::Protocol(offered))
+            };
+        }
+        if protocol.eq_ignore_ascii_case("websocket") {
+            return websocket(headers);
+        }
+    }
+    Err(Refusal::NotAsked)
+}
+
+fn websocket(headers: &HeaderMap) -> Result<Upgrade, Refusal> {
+    let key = headers.get(SEC_WEBSOCKET_KEY).ok_or(Refusal::NotAsked)?;
+    let decoded = base64::engine::general_purpose::STANDARD.decode(key);
+    if decoded.map_or(true, |nonce| nonce.len() != 16) {
+        return Err(Refusal::NotAsked);
+    }
+    let offered = list(headers, SEC_WEBSOCKET_PROTOCOL.as_str());
+    WEBSOCKET_PROTOCOLS
+        .iter()
+        .find(|known| offered.iter().any(|name| name == *known))
+        .map(|protocol| Upgrade::WebSocket {
+            protocol,
+            accept: tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes()),
+        })
+        .ok_or(Refusal::Protocol(offered))
+}
+
+/// The comma separated values of a header, however many lines it has.
+fn list(headers: &HeaderMap, name: &str) -> Vec<String> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|value| value.trim().to_owned())
+        .filter(|value| !value.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, value.parse().unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn spdy_is_spoken_with_protocol_v4() {
+        let asked = headers(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "v4.channel.k8s.io"),
+            ("x-stream-protocol-version", "v3.channel.k8s.io"),
+        ]);
+        assert_eq!(plan(&asked), Ok(Upgrade::Spdy));
+    }
+
+    #[test]
+    fn an_old_protocol_is_refused_by_name() {
+        let asked = headers(&[
+            ("connection", "upgrade"),
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "channel.k8s.io"),
+        ]);
+        let refused = Refusal::Protocol(vec!["channel.k8s.io".to_owned()]);
+        assert_eq!(plan(&asked), Err(refused));
+    }
+
+    #[test]
+    fn a_websocket_key_is_answered_as_rfc_6455_says() {
+        let asked = headers(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            (
+                "sec-websocket-protocol",
+                "v4.channel.k8s.io, v5.channel.k8s.io",
+            ),
+        ]);
+        assert_eq!(
+            plan(&asked),
+            Ok(Upgrade::WebSocket {
+                protocol: "v5.channel.k8s.io",
+                accept: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned()
+            })
+        );
+    }
+
+    #[test]
+    fn a_plain_request_is_refused() {
+        assert_eq!(plan(&HeaderMap::new()), Err(Refusal::NotAsked));
+        let asked = headers(&[("connection", "upgrade"), ("upgrade", "h2c")]);
+        assert_eq!(plan(&asked), Err(Refusal::NotAsked));
+    }
+}
