@@ -1,6 +1,10 @@
 //! The places hpktainer uses, each settable by an environment variable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use hpk_images::StoreConfig;
+use serde::Deserialize;
 
 /// Places in the bubble.
 #[derive(Debug, Clone)]
@@ -37,5 +41,64 @@ impl Config {
             shim: place("HPK_RUNTIME", "/usr/local/bin/containerd-shim-hpk-v2"),
             logger: place("HPK_LOGGER", "/usr/local/bin/hpk-logger"),
         }
+    }
+}
+
+/// What the bubble was told by its host; of interest here: where the user's image store is. HOME doesn't say, since in
+/// a bubble it is root's.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+struct Bubble {
+    store: PathBuf,
+    registries: PathBuf,
+}
+
+/// The image store: the environment's (HPK_STORE, HPK_HOME), else the bubble's, else `~/.hpk`'s.
+pub fn store() -> anyhow::Result<StoreConfig> {
+    let config = StoreConfig::from_env()?;
+    let named = ["HPK_STORE", "HPK_HOME"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    let bubble = match named {
+        true => None,
+        false => read_bubble(Path::new("/var/lib/hpk/bubble.json"))?,
+    };
+    Ok(match bubble {
+        Some(bubble) => StoreConfig {
+            root: bubble.store,
+            registries: Some(bubble.registries),
+            ..config
+        },
+        None => config,
+    })
+}
+
+fn read_bubble(path: &Path) -> anyhow::Result<Option<Bubble>> {
+    let bytes = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.with_context(|| format!("reading {}", path.display()))?,
+    };
+    let bubble = serde_json::from_slice(&bytes);
+    bubble
+        .map(Some)
+        .with_context(|| format!("parsing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bubble_names_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("bubble.json");
+        assert_eq!(read_bubble(&file).unwrap(), None);
+        std::fs::write(&file, r#"{"node":"n","store":"/h/s","registries":"/h/r"}"#).unwrap();
+        let bubble = read_bubble(&file).unwrap().unwrap();
+        assert_eq!(
+            (bubble.store, bubble.registries),
+            ("/h/s".into(), "/h/r".into())
+        );
+        std::fs::write(&file, "{}").unwrap();
+        assert!(read_bubble(&file).is_err());
     }
 }

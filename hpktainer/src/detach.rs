@@ -18,7 +18,8 @@ pub fn is_background() -> bool {
 
 /// Starts this program again in the background and waits until the container runs; prints its id.
 pub fn start_in_background() -> anyhow::Result<u8> {
-    let mut command = Command::new("/proc/self/exe");
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).env(MARK, "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("starting the background process")?;

@@ -1,6 +1,8 @@
 //! `hpktainer images`
 
-use hpk_images::{Store, StoreConfig};
+use hpk_images::Store;
+
+use crate::config;
 
 /// Arguments of `images`.
 #[derive(Debug, clap::Args)]
@@ -12,7 +14,7 @@ pub struct Args {
 
 /// One line per reference.
 pub async fn main(args: Args) -> anyhow::Result<u8> {
-    let store = Store::open(StoreConfig::from_env()?).await?;
+    let store = Store::open(config::store()?).await?;
     if !args.quiet {
         println!("{:<50} {:<14} {:>12}", "REFERENCE", "DIGEST", "BYTES");
     }

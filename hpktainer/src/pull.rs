@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use hpk_images::{Image, PullPolicy, Reference, Store, StoreConfig};
+use hpk_images::{Image, PullPolicy, Reference, Store};
 
 use crate::bars::Bars;
+use crate::config;
 
 /// Arguments of `pull`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ pub async fn main(args: Args) -> anyhow::Result<u8> {
     let forms = ["docker-archive:", "oci-archive:", "oci:"];
     let images = match forms.iter().find_map(|f| args.image.strip_prefix(f)) {
         Some(path) => {
-            let store = Store::open(StoreConfig::from_env()?).await?;
+            let store = Store::open(config::store()?).await?;
             let bars = Bars::new(args.quiet);
             let images = store
                 .import(Path::new(path), args.name.as_ref(), &bars)
@@ -47,7 +48,7 @@ pub async fn image(
     policy: PullPolicy,
     quiet: bool,
 ) -> anyhow::Result<Image> {
-    let store = Store::open(StoreConfig::from_env()?).await?;
+    let store = Store::open(config::store()?).await?;
     let bars = Bars::new(quiet);
     let image = store
         .resolve_and_ensure(reference, policy, None, &bars)
