@@ -1,8 +1,9 @@
 //! Node-local folders for pulls. Each holds a file its puller has locked (flock is good on a local file system), so that
 //! a later process can tell a dead puller's folder and remove it.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -21,9 +22,10 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub fn make(local_dir: &Path) -> Result<Self, Error> {
-        make_private_dir(local_dir)?;
+        make_own_dir(local_dir)?;
         let dir = tempfile::Builder::new()
             .prefix(PREFIX)
+            .permissions(Permissions::from_mode(0o700))
             .tempdir_in(local_dir);
         let dir = dir.map_err(|e| Error::io("making a folder in", local_dir, e))?;
         let path = dir.path().join("lock");
@@ -38,7 +40,21 @@ impl Scratch {
     }
 }
 
-fn open_lock(path: &Path, create: bool) -> std::io::Result<File> {
+/// Makes `dir`, or takes the one that is there if nobody else can put things into it: its name in `/tmp` is known
+/// beforehand, and whoever owned it could swap layers between their check and their use.
+fn make_own_dir(dir: &Path) -> Result<(), Error> {
+    make_private_dir(dir)?;
+    let metadata = fs::symlink_metadata(dir).map_err(|e| Error::io("looking at", dir, e))?;
+    let ours = metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw();
+    if ours && metadata.mode() & 0o002 == 0 {
+        return Ok(());
+    }
+    let why = "it is another user's, a link, or open to all; name another folder in HPK_LOCAL_DIR";
+    let refused = io::Error::new(io::ErrorKind::PermissionDenied, why);
+    Err(Error::io("using", dir, refused))
+}
+
+fn open_lock(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create(create)
@@ -49,7 +65,7 @@ fn open_lock(path: &Path, create: bool) -> std::io::Result<File> {
 
 /// Removes the folders of dead pullers.
 pub(super) fn sweep(local_dir: &Path) -> Result<(), Error> {
-    make_private_dir(local_dir)?;
+    make_own_dir(local_dir)?;
     for dir in listed(local_dir)? {
         let ours = dir
             .file_name()
@@ -71,6 +87,22 @@ pub(super) fn sweep(local_dir: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_others_could_swap_things_in_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let own = parent.path().join("own");
+        let scratch = Scratch::make(&own).unwrap();
+        let mode = scratch.dir.path().metadata().unwrap().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        assert!(Scratch::make(&link).is_err());
+        assert!(sweep(&link).is_err());
+        fs::set_permissions(&own, Permissions::from_mode(0o777)).unwrap();
+        assert!(Scratch::make(&own).is_err());
+        assert!(sweep(&own).is_err());
+    }
 
     #[test]
     fn only_dead_pullers_folders_are_swept() {
