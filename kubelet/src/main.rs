@@ -29,10 +29,7 @@ mod pod;
 mod probes;
 mod qos;
 mod quantity;
-mod server {
-    pub mod access;
-    pub mod config;
-}
+mod server;
 mod spec;
 mod start;
 mod status;

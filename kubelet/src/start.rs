@@ -1,6 +1,7 @@
 //! Putting the agent together and running it until it is told to end. Pods outlive it.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
@@ -24,6 +25,7 @@ use crate::images::Images;
 use crate::network::Network;
 use crate::node::{heartbeat, object, observe, register};
 use crate::pod::{paths, sandbox, set};
+use crate::server::{PodAccess, Server, ServerConfig};
 use crate::spec::Host;
 use crate::spec::files::Resolver;
 use crate::text;
@@ -53,6 +55,7 @@ async fn serve(config: Config) -> Result<()> {
     let agent = Arc::new(assemble(config).await?);
     watch_ooms(&agent)?;
     sandbox::ensure_pause_rootfs(&agent).context("prepare the sandboxes' root")?;
+    serve_http(&agent).await?;
     let work = async {
         let node = register::register(&agent).await;
         agent.recorder.node(
@@ -144,6 +147,35 @@ fn watch_services(client: Client) -> Store<Service> {
         }
     });
     store
+}
+
+/// The HTTPS API, if there are certificates for it; bound before the node says that it is Ready.
+async fn serve_http(agent: &Arc<Agent>) -> Result<()> {
+    let args = &agent.config.args;
+    let (Some(cert), Some(key), Some(ca)) = (
+        &args.tls_cert_file,
+        &args.tls_private_key_file,
+        &args.client_ca_file,
+    ) else {
+        warn!("no --tls-cert-file: logs and exec can't be served");
+        return Ok(());
+    };
+    let address = args.address.or_else(|| args.node_ip.first().copied());
+    let address = address.context("no address to listen on")?;
+    let config = ServerConfig {
+        listen: SocketAddr::new(address, args.port),
+        node_name: args.node_name.clone(),
+        cert_file: cert.clone(),
+        key_file: key.clone(),
+        client_ca_file: ca.clone(),
+        run_dir: args.run_dir.clone(),
+    };
+    let access: Arc<dyn PodAccess> = Arc::clone(agent) as Arc<dyn PodAccess>;
+    let server = Server::bind(config, agent.client.clone(), access)
+        .await
+        .context("serve logs and exec")?;
+    tokio::spawn(server.run(std::future::pending()));
+    Ok(())
 }
 
 /// Shims tell of processes that the kernel killed for memory; all else they tell is asked anyway.
