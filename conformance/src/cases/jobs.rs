@@ -40,13 +40,15 @@ pub fn three_nodes_are_ready_and_the_job_says_how_to_use_them(context: &mut Cont
     Ok(())
 }
 
-/// Everything that could be left of a job, a line each.
+/// Everything that could be left of a job, a line each. A process is of the job when its mounts
+/// are: another cluster's process list may well contain the number.
 fn left(testbed: &Testbed, job: &str) -> Result<String> {
     let mut found = String::new();
     for host in ["node1", "node2", "node3"] {
         let script = format!(
-            "pgrep -u hpc -a | grep -v pgrep | grep -e '{job}' | sed 's/^/process /'; \
-             for uid in $(ps -e -o uid= | sort -u | awk '$1 >= 100000'); do ps -U $uid -o pid,args --no-headers | sed 's/^/subuid process /'; done; \
+            "for p in /proc/[0-9]*; do \
+               {{ grep -qs '/hpk-1000-{job}[/ ]' $p/mountinfo || tr '\\0' ' ' 2>/dev/null <$p/cmdline | grep -q 'hpk-bubbl[e] {job} '; }} || continue; \
+               echo \"process ${{p#/proc/}} $(tr '\\0' ' ' 2>/dev/null <$p/cmdline | cut -c1-150)\"; done; \
              grep -e 'hpk-1000-{job}' /proc/mounts | sed 's/^/mount /'; \
              ls -d /tmp/hpk-*-{job}* /run/hpk* /dev/shm/* /home/hpc/.apptainer/instances/app/*/hpc/bubble*-{job} 2>/dev/null | sed 's/^/file /'; true"
         );
