@@ -47,8 +47,9 @@ pub use access::PodAccess;
 pub use config::ServerConfig;
 use handle::Handler;
 
-/// How long a caller may take for its TLS handshake, and for a request's head.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a caller may take for its TLS handshake, and for a request's head; the API server closes
+/// idle connections after 90 s, and it should be the one who does.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

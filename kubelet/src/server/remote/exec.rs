@@ -232,14 +232,22 @@ async fn exec(
     };
     exited.cancel();
     finish_pumps(pumps, &channels.gone).await;
-    match timeout(DELETE_LIMIT, shim.delete(&run.id, &exec_id)).await {
-        Ok(Err(error)) if outcome.is_ok() => {
+    // The caller needn't wait for it.
+    tokio::spawn(let_go(shim, run.id.clone(), exec_id, fifos));
+    outcome
+}
+
+/// Has the shim forget the exec, then removes its FIFOs.
+async fn let_go(shim: Shim, id: String, exec_id: String, fifos: Fifos) {
+    match timeout(DELETE_LIMIT, shim.delete(&id, &exec_id)).await {
+        // One that never came to be isn't there either.
+        Ok(Err(error)) if !error.is_not_found() => {
             tracing::debug!(error = words(&error), exec_id, "can't delete an exec");
         }
         Err(_) => tracing::warn!(exec_id, "the shim does not let go of an exec"),
         Ok(_) => {}
     }
-    outcome
+    drop(fifos);
 }
 
 /// Starts the process and sees it to its end.

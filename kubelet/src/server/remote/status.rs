@@ -25,7 +25,7 @@ impl Status {
             Self::Failed(message) => json!({
                 "metadata": {},
                 "status": "Failure",
-                "message": format!("Internal error occurred: {message}"),
+                "message": message,
                 "reason": "InternalError",
                 "details": {"causes": [{"message": message}]},
                 "code": 500,

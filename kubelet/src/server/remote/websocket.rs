@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::channels::{Channels, Ends, Output, channels};
 use super::wanted::Wanted;
@@ -141,7 +142,11 @@ where
             () = ends.gone.cancelled() => return Ok(()),
         }
     }
-    sink.send(Message::Close(None)).await?;
+    let close = CloseFrame {
+        code: CloseCode::Normal,
+        reason: Utf8Bytes::default(),
+    };
+    sink.send(Message::Close(Some(close))).await?;
     let _ = timeout(CLOSE_LIMIT, ends.gone.cancelled()).await;
     Ok(())
 }
