@@ -93,6 +93,19 @@ fn unsupported(spec: &PodSpec) -> Option<String> {
     if spec.resource_claims.iter().flatten().next().is_some() {
         return Some("resourceClaims".to_owned());
     }
+    if let Some(class) = spec.runtime_class_name.as_deref().filter(|c| !c.is_empty()) {
+        return Some(format!("runtimeClassName {class:?}"));
+    }
+    if spec.set_hostname_as_fqdn == Some(true) {
+        return Some("setHostnameAsFQDN".to_owned());
+    }
+    let profile = spec
+        .security_context
+        .as_ref()
+        .and_then(|c| c.seccomp_profile.as_ref());
+    if profile.is_some_and(|profile| profile.type_ == "Localhost") {
+        return Some("a seccomp profile of the node".to_owned());
+    }
     let init = spec.init_containers.iter().flatten();
     for container in init.chain(&spec.containers) {
         let probes = [
@@ -103,6 +116,21 @@ fn unsupported(spec: &PodSpec) -> Option<String> {
         let has_grpc = |probe: &Probe| probe.grpc.is_some();
         if probes.into_iter().flatten().any(has_grpc) {
             return Some(format!("a gRPC probe (container {})", container.name));
+        }
+        if container
+            .restart_policy_rules
+            .iter()
+            .flatten()
+            .next()
+            .is_some()
+        {
+            return Some(format!("restartPolicyRules (container {})", container.name));
+        }
+        let context = container.security_context.as_ref();
+        let profile = context.and_then(|c| c.seccomp_profile.as_ref());
+        if profile.is_some_and(|profile| profile.type_ == "Localhost") {
+            let name = &container.name;
+            return Some(format!("a seccomp profile of the node (container {name})"));
         }
         if container.volume_devices.iter().flatten().next().is_some() {
             return Some(format!("volumeDevices (container {})", container.name));
