@@ -138,7 +138,7 @@ impl<R: Read> Members<R> {
             tar::EntryType::Link | tar::EntryType::Symlink | tar::EntryType::Directory => 0,
             _ => declared,
         };
-        self.expect(size);
+        self.expect(size)?;
         Ok(Member {
             header,
             path,
@@ -148,9 +148,12 @@ impl<R: Read> Members<R> {
         })
     }
 
-    fn expect(&mut self, size: u64) {
-        self.left = size;
-        self.padding = size.next_multiple_of(BLOCK as u64) - size;
+    fn expect(&mut self, size: u64) -> io::Result<()> {
+        let padded = size
+            .checked_next_multiple_of(BLOCK as u64)
+            .ok_or_else(|| invalid(format!("a tar member of {size} bytes")))?;
+        (self.left, self.padding) = (size, padded - size);
+        Ok(())
     }
 
     fn skip(&mut self) -> io::Result<()> {
@@ -203,7 +206,7 @@ impl<R: Read> Members<R> {
         if size > MAX_EXTENSION {
             return Err(invalid(format!("a tar extension header of {size} bytes")));
         }
-        self.expect(size);
+        self.expect(size)?;
         let mut bytes = Vec::new();
         self.read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -334,6 +337,21 @@ mod tests {
             (member.header.uid().unwrap(), member.header.mode().unwrap()),
             (0, 0)
         );
+    }
+
+    #[test]
+    fn a_size_beyond_all_numbers_is_an_error() {
+        let mut tar = tar::Builder::new(Vec::new());
+        let size = u64::MAX.to_string();
+        tar.append_pax_extensions([("size", size.as_bytes())])
+            .unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(1);
+        header.set_path("x").unwrap();
+        header.set_cksum();
+        tar.append(&header, &b"x"[..]).unwrap();
+        let bytes = tar.into_inner().unwrap();
+        assert!(Members::new(bytes.as_slice()).next().is_err());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Who a container runs as: an image's or user's `USER[:GROUP]`, looked up in the image's own /etc/passwd and /etc/group.
 
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
@@ -146,7 +148,7 @@ fn member_gids(group: &str, user: &str) -> Vec<u32> {
 /// A file of the image as text; empty where the image has none (a `scratch` image).
 fn read_in_root(rootfs: &Path, file: &str) -> Result<String, Error> {
     let path = resolve_in_root(rootfs, Path::new(file));
-    match fs::read(&path) {
+    match read_plain(&path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(e)
             if matches!(
@@ -158,6 +160,28 @@ fn read_in_root(rootfs: &Path, file: &str) -> Result<String, Error> {
         }
         Err(source) => Err(Error::Read { path, source }),
     }
+}
+
+/// Longest /etc/passwd or /etc/group read, bytes.
+const MAX_FILE: u64 = 8 << 20;
+
+/// Reads a plain file of an image, whoever made that: never waits (as on a FIFO's other end), never follows a link, and
+/// takes no more than [`MAX_FILE`].
+fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+    let mut options = fs::OpenOptions::new();
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
+    let file = options.read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    let refuse = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    if !metadata.is_file() {
+        return refuse("it is no plain file");
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return refuse("it is longer than 8 MiB");
+    }
+    Ok(bytes)
 }
 
 /// `file` below `rootfs` with every symbolic link resolved as a process whose root is `rootfs` would see it.
@@ -208,6 +232,22 @@ mod tests {
     fn ids(spec: &str) -> (u32, u32, Vec<u32>) {
         let user = resolve_in(PASSWD, GROUP, spec).unwrap();
         (user.uid, user.gid, user.additional_gids)
+    }
+
+    #[test]
+    fn a_passwd_that_is_no_plain_file_is_refused_without_waiting() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        fs::create_dir(&etc).unwrap();
+        let passwd = etc.join("passwd");
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::unistd::mkfifo(&passwd, mode).unwrap();
+        let error = |spec| resolve(root.path(), spec).unwrap_err();
+        assert!(matches!(error("bob"), Error::Read { .. }));
+        fs::remove_file(&passwd).unwrap();
+        let long = fs::File::create(&passwd).unwrap();
+        long.set_len(MAX_FILE + 1).unwrap();
+        assert!(matches!(error("bob"), Error::Read { .. }));
     }
 
     #[test]
