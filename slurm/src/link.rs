@@ -19,6 +19,8 @@ pub const SOCKET: &str = "link.sock";
 pub enum Report {
     /// A step of the start is done.
     Step { text: String, seconds: String },
+    /// flanneld has the bubble's subnet: the host may start the overlay's daemon.
+    Leased,
     /// A process ended and is started again.
     Restarted { text: String },
     /// All nodes are Ready (from the controller only).
@@ -39,7 +41,11 @@ pub enum Order {
 
 /// The reading half.
 #[derive(Debug)]
-pub struct Receiver(BufReader<OwnedReadHalf>);
+pub struct Receiver {
+    stream: BufReader<OwnedReadHalf>,
+    /// What has come of a line when a caller stopped waiting for its rest.
+    line: Vec<u8>,
+}
 
 /// The writing half.
 #[derive(Debug)]
@@ -47,23 +53,27 @@ pub struct Sender(OwnedWriteHalf);
 
 pub fn split(stream: UnixStream) -> (Receiver, Sender) {
     let (read, write) = stream.into_split();
-    (Receiver(BufReader::new(read)), Sender(write))
+    let receiver = Receiver {
+        stream: BufReader::new(read),
+        line: Vec::new(),
+    };
+    (receiver, Sender(write))
 }
 
 impl Receiver {
     /// The next message; None when the other side has gone.
+    /// Nothing is lost when the caller stops waiting.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
-        let mut line = String::new();
-        let count = self
-            .0
-            .read_line(&mut line)
+        self.stream
+            .read_until(b'\n', &mut self.line)
             .await
             .context("reading the link")?;
-        if count == 0 {
+        if self.line.is_empty() {
             return Ok(None);
         }
-        let message =
-            serde_json::from_str(&line).with_context(|| format!("the link's message {line:?}"))?;
+        let line = std::mem::take(&mut self.line);
+        let message = serde_json::from_slice(&line)
+            .with_context(|| format!("the link's message {:?}", String::from_utf8_lossy(&line)))?;
         Ok(Some(message))
     }
 }

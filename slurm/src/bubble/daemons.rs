@@ -358,6 +358,7 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
 mod tests {
     use super::*;
     use crate::allocation::Grant;
+    use crate::bubble::spec::OverlayMode;
     use crate::settings::Network;
 
     pub fn spec() -> BubbleSpec {
@@ -377,6 +378,7 @@ mod tests {
             api: "https://127.0.0.1:6443".into(),
             vni: 77,
             overlay_port: 8473,
+            overlay_mode: OverlayMode::Kernel,
             link_mtu: 1500,
             grant: Grant {
                 cpus: 2,

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::daemons::{self, OVERLAY_FILE, SUBNET_FILE};
 use super::process::Supervisor;
-use super::spec::BubbleSpec;
+use super::spec::{BubbleSpec, OverlayMode};
 use super::{api, etcd, uplink};
 use crate::files;
 use crate::link::Report;
@@ -100,7 +100,10 @@ impl Order<'_> {
         if lease != wanted {
             bail!("flanneld leased {lease} instead of {wanted}");
         }
-        self.supervisor.keep(daemons::net_daemon(self.spec));
+        match self.spec.overlay_mode {
+            OverlayMode::Kernel => self.supervisor.keep(daemons::net_daemon(self.spec)),
+            OverlayMode::Host => self.send(Report::Leased),
+        }
         until("the overlay", || async {
             files::read(Path::new(OVERLAY_FILE)).map(drop)
         })

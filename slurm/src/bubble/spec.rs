@@ -12,6 +12,16 @@ use crate::settings::Network;
 
 pub const FILE: &str = "bubble.json";
 
+/// Where the overlay's UDP socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverlayMode {
+    /// In the bubble, a kernel VXLAN device; the uplink forwards its port.
+    Kernel,
+    /// On the host, whose part then runs the overlay's daemon.
+    Host,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BubbleSpec {
     pub cluster: String,
@@ -29,6 +39,7 @@ pub struct BubbleSpec {
     pub vni: u32,
     /// UDP port of the host that leads to the overlay's port in the bubble.
     pub overlay_port: u16,
+    pub overlay_mode: OverlayMode,
     /// MTU of the link between the hosts, in bytes.
     pub link_mtu: u32,
     pub grant: Grant,

@@ -3,10 +3,12 @@
 //! - `stage`: the folder and what is in it
 //! - `instance`: Apptainer
 //! - `uplink`: pasta or slirp4netns
+//! - `overlay`: the overlay's daemon, where it runs on the host
 //! - `routes`: which networks the host uses itself
 //! - `watch`: while the bubble runs
 
 pub mod instance;
+pub mod overlay;
 pub mod routes;
 pub mod stage;
 pub mod uplink;
@@ -20,11 +22,12 @@ use anyhow::{Context as _, Result};
 use tokio::net::UnixListener;
 
 use crate::allocation::{Grant, variables};
-use crate::bubble::spec::BubbleSpec;
+use crate::bubble::spec::{BubbleSpec, OverlayMode};
 use crate::cluster::{Cluster, Folder, Node};
 use crate::settings::{API_PORT, ETCD_PORT, OVERLAY_PORT};
 use crate::{Role, doctor, files, launch, link, own_path, ports, settings, sweep, userns};
 use instance::{Instance, Sources};
+use overlay::Overlay;
 use uplink::{Addresses, Forward, Program, Protocol, Uplink};
 
 /// `hpk-bubble ID ROLE`, on each host by srun.
@@ -124,11 +127,13 @@ impl Bubble<'_> {
             let uplink = Uplink {
                 program: Program::find(&path)?,
                 addresses,
-                forwards: self.forwards(spec.overlay_port),
+                forwards: self.forwards(&spec),
                 pid: instance.init.pid,
                 local: self.local.to_owned(),
             };
+            let overlay = self.overlay(&spec, instance.init.pid, &path)?;
             let watch = watch::Watch {
+                overlay: overlay.as_ref(),
                 cluster: self.cluster,
                 node: &self.node.name,
                 instance: &instance,
@@ -173,6 +178,7 @@ impl Bubble<'_> {
             api: stage::api_url(self.cluster, self.controller),
             vni: self.cluster.vni,
             overlay_port: ports::free_overlay_port()?,
+            overlay_mode: overlay::mode()?,
             link_mtu: stage::link_mtu(host_ip),
             grant: Grant::parse(&variables())?,
             labels: labels(self.controller, &self.cluster.id, controller_name),
@@ -183,7 +189,24 @@ impl Bubble<'_> {
         })
     }
 
-    fn forwards(&self, overlay_port: u16) -> Vec<Forward> {
+    /// The overlay's daemon, where it is the host's to run.
+    fn overlay(&self, spec: &BubbleSpec, pid: i32, path: &str) -> Result<Option<Overlay>> {
+        if spec.overlay_mode == OverlayMode::Kernel {
+            return Ok(None);
+        }
+        let beside = own_path()?.with_file_name("hpk-net-daemon");
+        let program = files::find_program(&beside.display().to_string(), path)
+            .or_else(|| files::find_program("hpk-net-daemon", path))
+            .with_context(|| format!("{} is missing (HPK_OVERLAY=host)", beside.display()))?;
+        Ok(Some(Overlay {
+            program,
+            spec: spec.clone(),
+            pid,
+            local: self.local.to_owned(),
+        }))
+    }
+
+    fn forwards(&self, spec: &BubbleSpec) -> Vec<Forward> {
         let tcp = |host, bubble| Forward {
             protocol: Protocol::Tcp,
             host,
@@ -194,11 +217,13 @@ impl Bubble<'_> {
             forwards.push(tcp(self.cluster.ports.apiserver, API_PORT));
             forwards.push(tcp(self.cluster.ports.etcd, ETCD_PORT));
         }
-        forwards.push(Forward {
-            protocol: Protocol::Udp,
-            host: overlay_port,
-            bubble: OVERLAY_PORT,
-        });
+        if spec.overlay_mode == OverlayMode::Kernel {
+            forwards.push(Forward {
+                protocol: Protocol::Udp,
+                host: spec.overlay_port,
+                bubble: OVERLAY_PORT,
+            });
+        }
         forwards
     }
 

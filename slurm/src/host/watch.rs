@@ -1,6 +1,7 @@
 //! While the bubble runs: its reports, the uplink's life, the signals and the standard input
 //! that say stop; and the order in which it ends.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -10,6 +11,7 @@ use tokio::process::Child;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::instance::{Instance, last_lines};
+use super::overlay::{self, Overlay};
 use super::uplink::{self, Uplink};
 use crate::cluster::Cluster;
 use crate::launch::{now, time_left};
@@ -21,8 +23,8 @@ const FIRST_WORD: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(20);
 /// What the pods get of it.
 const GRACE_SECONDS: u64 = 8;
-/// An uplink that ends so often within a minute doesn't come back.
-const UPLINK_TRIES: usize = 6;
+/// A helper that ends so often within a minute doesn't come back.
+const HELPER_TRIES: usize = 6;
 
 /// What tells this process to stop: SIGTERM, SIGINT, or the end of its standard input.
 #[derive(Debug)]
@@ -72,12 +74,58 @@ pub struct Watch<'a> {
     pub node: &'a str,
     pub instance: &'a Instance,
     pub uplink: &'a Uplink,
+    pub overlay: Option<&'a Overlay>,
+}
+
+/// A helper of the bubble on the host, and when it failed.
+#[derive(Debug)]
+struct Helper {
+    name: &'static str,
+    child: Option<Child>,
+    failures: Vec<Instant>,
+    log: PathBuf,
+}
+
+impl Helper {
+    fn new(name: &'static str, log: PathBuf) -> Self {
+        Self {
+            name,
+            child: None,
+            failures: Vec::new(),
+            log,
+        }
+    }
+
+    /// Waits for its end, and gives it in words; for ever where it doesn't run.
+    async fn ended(&mut self) -> String {
+        let Some(child) = &mut self.child else {
+            return std::future::pending().await;
+        };
+        let status = match child.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        format!("{}: {status}: {}", self.name, last_lines(&log, 1))
+    }
+
+    /// The pause before it may start again; None when it has failed too often.
+    fn pause(&mut self) -> Option<Duration> {
+        self.failures
+            .retain(|at| at.elapsed() < Duration::from_secs(60));
+        self.failures.push(Instant::now());
+        let count = self.failures.len();
+        (count < HELPER_TRIES).then(|| Duration::from_millis(50 << count))
+    }
 }
 
 impl Watch<'_> {
     /// Returns when the bubble has ended: Ok if it was asked to, else the cause.
     pub async fn run(&self, listener: UnixListener, stop: &mut StopSignals) -> Result<()> {
-        let mut uplink = Some(self.uplink.start().await?);
+        let local = &self.uplink.local;
+        let mut uplink = Helper::new("the uplink", uplink::log_file(local));
+        let mut overlay = Helper::new("the overlay", overlay::log_file(local));
+        uplink.child = Some(self.uplink.start().await?);
         let stream = tokio::select! {
             stream = listener.accept() => stream.context("accepting the bubble's link")?.0,
             () = stop.wait() => return Ok(()),
@@ -85,7 +133,6 @@ impl Watch<'_> {
         };
         let (mut receiver, mut sender) = link::split(stream);
         self.say(&format!("{} runs", self.instance.name));
-        let mut failures: Vec<Instant> = Vec::new();
         loop {
             tokio::select! {
                 report = receiver.next::<Report>() => match report? {
@@ -95,22 +142,28 @@ impl Watch<'_> {
                         await_end(&mut receiver).await;
                         bail!("{cause}");
                     }
+                    Some(Report::Leased) => overlay.child = self.start_overlay()?,
                     Some(report) => self.tell(&report),
                 },
-                status = ended(&mut uplink) => {
-                    let text = self.uplink_words();
-                    failures.retain(|at| at.elapsed() < Duration::from_secs(60));
-                    failures.push(Instant::now());
-                    if failures.len() >= UPLINK_TRIES {
+                end = uplink.ended() => {
+                    let Some(pause) = uplink.pause() else {
                         stop_bubble(&mut sender, &mut receiver).await;
-                        bail!("the uplink ended {UPLINK_TRIES} times in a minute, last with {status}: {text}");
-                    }
-                    self.say(&format!("the uplink ended ({status}: {text}); starting it again"));
-                    let pause = Duration::from_millis(50 << failures.len());
+                        bail!("ended {HELPER_TRIES} times in a minute: {end}");
+                    };
+                    self.say(&format!("ended, and is started again: {end}"));
                     tokio::time::sleep(pause).await;
-                    uplink = Some(self.uplink.start().await?);
+                    uplink.child = Some(self.uplink.start().await?);
                     // A bubble that has gone is noticed by its end of the link.
                     let _ = sender.send(&Order::UplinkRestarted).await;
+                },
+                end = overlay.ended() => {
+                    let Some(pause) = overlay.pause() else {
+                        stop_bubble(&mut sender, &mut receiver).await;
+                        bail!("ended {HELPER_TRIES} times in a minute: {end}");
+                    };
+                    self.say(&format!("ended, and is started again: {end}"));
+                    tokio::time::sleep(pause).await;
+                    overlay.child = self.start_overlay()?;
                 },
                 () = stop.wait() => {
                     stop_bubble(&mut sender, &mut receiver).await;
@@ -129,7 +182,7 @@ impl Watch<'_> {
             Report::Step { text, seconds } => self.say(&format!("{text} ({seconds} s)")),
             Report::Restarted { text } => self.say(text),
             Report::Ready { nodes } => self.tell_ready(*nodes),
-            Report::Failed { .. } => {}
+            Report::Failed { .. } | Report::Leased => {}
         }
     }
 
@@ -166,20 +219,8 @@ impl Watch<'_> {
         }
     }
 
-    fn uplink_words(&self) -> String {
-        let log = std::fs::read_to_string(uplink::log_file(&self.uplink.local));
-        last_lines(&log.unwrap_or_default(), 1)
-    }
-}
-
-/// The end of the uplink, as text.
-async fn ended(child: &mut Option<Child>) -> String {
-    match child {
-        Some(child) => match child.wait().await {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        },
-        None => std::future::pending().await,
+    fn start_overlay(&self) -> Result<Option<Child>> {
+        self.overlay.map(Overlay::start).transpose()
     }
 }
 

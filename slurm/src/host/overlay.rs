@@ -1,0 +1,86 @@
+//! The overlay's daemon on the host, for the overlay's mode `host`: it opens its UDP socket here
+//! and enters the bubble's user and network namespace with it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::process::{Child, Command};
+
+use crate::bubble::spec::{BubbleSpec, OverlayMode};
+
+/// What it takes to start it, also anew.
+#[derive(Debug, Clone)]
+pub struct Overlay {
+    pub program: PathBuf,
+    pub spec: BubbleSpec,
+    /// The bubble's init.
+    pub pid: i32,
+    pub local: PathBuf,
+}
+
+/// HPK_OVERLAY: `kernel` or `host`.
+pub fn mode() -> Result<OverlayMode> {
+    match std::env::var("HPK_OVERLAY").as_deref() {
+        Err(_) | Ok("kernel") => Ok(OverlayMode::Kernel),
+        Ok("host") => Ok(OverlayMode::Host),
+        Ok(other) => bail!("HPK_OVERLAY={other} is neither kernel nor host"),
+    }
+}
+
+/// The arguments, with the paths as the host has them.
+pub fn plan(overlay: &Overlay) -> Vec<String> {
+    let local = &overlay.local;
+    let pki = |name: &str| local.join("pki").join(name).display().to_string();
+    let spec = &overlay.spec;
+    let mut arguments = vec!["overlay".to_owned()];
+    for (option, value) in [
+        ("etcd-endpoints", spec.etcd.clone()),
+        ("etcd-cacert", pki("etcd-ca.crt")),
+        ("etcd-cert", pki("etcd-client.crt")),
+        ("etcd-key", pki("etcd-client.key")),
+        ("node", spec.node.clone()),
+        ("host-ip", spec.host_ip.to_string()),
+        (
+            "subnet-file",
+            local.join("run/flannel/subnet.env").display().to_string(),
+        ),
+        (
+            "state-file",
+            local.join("run/hpk/overlay.json").display().to_string(),
+        ),
+        ("mode", "host".into()),
+        ("vni", spec.vni.to_string()),
+        ("udp-port", spec.overlay_port.to_string()),
+        ("mtu", spec.link_mtu.to_string()),
+        ("enter-pid", overlay.pid.to_string()),
+    ] {
+        arguments.push(format!("--{option}={value}"));
+    }
+    arguments
+}
+
+pub fn log_file(local: &Path) -> PathBuf {
+    local.join("logs").join("hpk-net-daemon.log")
+}
+
+impl Overlay {
+    pub fn start(&self) -> Result<Child> {
+        let path = log_file(&self.local);
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        let errors = log.try_clone().context("duplicating the overlay's log")?;
+        Command::new(&self.program)
+            .args(plan(self))
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("running {}", self.program.display()))
+    }
+}
