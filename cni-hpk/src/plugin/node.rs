@@ -10,7 +10,7 @@ use super::error::Error;
 use super::plan::{NodeStep, ObservedNode, Sysctl, plan_node, sysctls};
 use crate::netlink::{Netlink, nat};
 
-const IPV4: &str = "/proc/sys/net/ipv4";
+const NET: &str = "/proc/sys/net";
 
 /// Brings the bubble's side to what `config` wants.
 pub async fn ensure(netlink: &Netlink, config: &Config, data_dir: &Path) -> Result<(), Error> {
@@ -89,7 +89,7 @@ fn set_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
 }
 
 fn sysctl_path(sysctl: &Sysctl) -> PathBuf {
-    Path::new(IPV4).join(&sysctl.path)
+    Path::new(NET).join(&sysctl.path)
 }
 
 /// Held while the bubble's side is changed. `dataDir` is local to the node.

@@ -39,7 +39,7 @@ pub enum NodeStep {
     ReplaceNat(Vec<Masquerade>),
 }
 
-/// A setting of the bubble's network namespace, under `/proc/sys/net/ipv4`.
+/// A setting of the bubble's network namespace, under `/proc/sys/net`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sysctl {
     pub path: String,
@@ -67,13 +67,17 @@ pub fn sysctls(bridge: &str) -> Vec<Sysctl> {
         required,
     };
     vec![
-        sysctl("ip_forward".to_owned(), "1", true),
-        sysctl("conf/all/send_redirects".to_owned(), "0", false),
-        sysctl(format!("conf/{bridge}/send_redirects"), "0", false),
+        sysctl("ipv4/ip_forward".to_owned(), "1", true),
+        sysctl("ipv4/conf/all/send_redirects".to_owned(), "0", false),
+        sysctl(format!("ipv4/conf/{bridge}/send_redirects"), "0", false),
         // Strict filtering drops a NodePort's answers that come in elsewhere.
-        sysctl(format!("conf/{bridge}/rp_filter"), "2", false),
-        // A NodePort or host port asked for at 127.0.0.1.
-        sysctl(format!("conf/{bridge}/route_localnet"), "1", false),
+        sysctl(format!("ipv4/conf/{bridge}/rp_filter"), "2", false),
+        // With it on, br_netfilter bridges a Service's traffic to a pod of the same node
+        // instead of letting it be routed, and the isolated port drops it. It is on in each
+        // new network namespace where the module is loaded.
+        sysctl("bridge/bridge-nf-call-iptables".to_owned(), "0", false),
+        // Not route_localnet: a pod could then reach what listens on the bubble's 127.0.0.1
+        // alone (CVE-2020-8558).
     ]
 }
 

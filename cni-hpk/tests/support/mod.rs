@@ -51,7 +51,7 @@ fn prepare() {
     sh("mount -t tmpfs tmpfs /run && mkdir /run/netns && mount -t tmpfs tmpfs /run/netns");
     sh("ip link set lo up");
     // br_netfilter hides faults of a bridge that doesn't route.
-    sh("echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || true");
+    sh("echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || true");
 }
 
 /// Runs a shell command and returns what it printed; it must succeed.

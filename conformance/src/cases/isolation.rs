@@ -55,7 +55,7 @@ spec:
         )?;
         cluster.wait(&namespace, "--for=condition=Ready pod/keeper", 60)?;
         let inside = cluster
-            .exec(&namespace, "keeper", "printenv PASSWORD")
+            .exec(&namespace, "keeper", "sh -c 'echo $PASSWORD'")
             .success()?;
         ensure!(
             inside.trim() == "hushhush4711",

@@ -178,6 +178,7 @@ pub const TABLE: &[Case] = table! {
     parts:
         the_cnitool_example_of_the_docs_works
         the_ctr_example_of_the_docs_works
+        the_shim_keeps_its_promises_under_containerd
         hpktainer_runs_an_image_on_the_pod_network
         the_doctor_finds_nothing_essential_missing;
     isolation:

@@ -75,13 +75,14 @@ fn web(cluster: &Cluster, namespace: &str) -> Result<Vec<Pod>> {
     Ok(pods)
 }
 
-/// `path` of `host`, asked for from `pod`.
+/// The page at `url`, asked for from `pod`. Tried again for ten seconds: a Service's rules reach
+/// a node a little after the endpoints do.
 fn get(cluster: &Cluster, namespace: &str, pod: &str, url: &str) -> Result<String> {
     cluster
         .exec(
             namespace,
             pod,
-            &format!("curl -sS --fail --max-time 10 {url}"),
+            &format!("curl -sS --fail --max-time 10 --connect-timeout 2 --retry 5 --retry-delay 1 --retry-all-errors {url}"),
         )
         .success()
 }

@@ -47,6 +47,34 @@ pub fn the_ctr_example_of_the_docs_works(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
+/// The shim's own table of promises, with the image given as an archive.
+pub fn the_shim_keeps_its_promises_under_containerd(context: &mut Context) -> Result<()> {
+    let output = context
+        .testbed
+        .on(
+            "root",
+            "node2",
+            "set -e; work=$(mktemp -d); trap 'rm -r \"$work\"' EXIT; \
+             image=docker.io/library/busybox:latest; \
+             skopeo copy -q docker://docker.io/library/busybox:1.37 docker-archive:$work/image.tar:$image; \
+             PATH=/hpk/bin:$PATH IMAGE=$image IMAGE_TAR=$work/image.tar bash /hpk/shim-hpk/tests/ctr.sh",
+        )
+        .limit(300)
+        .output()?;
+    let failed: Vec<_> = output
+        .stdout
+        .lines()
+        .filter(|line| !line.starts_with("ok "))
+        .collect();
+    ensure!(
+        output.status == 0 && output.stdout.contains("ok 1 "),
+        "exit {}: {failed:?} {}",
+        output.status,
+        output.stderr
+    );
+    Ok(())
+}
+
 pub fn hpktainer_runs_an_image_on_the_pod_network(context: &mut Context) -> Result<()> {
     context.cluster()?;
     let run = |arguments: &str| {

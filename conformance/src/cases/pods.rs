@@ -198,7 +198,7 @@ spec:
         }
         let words = cluster
             .kubectl(&format!(
-                "-n {namespace} exec deployment/web -- printenv WORD"
+                "-n {namespace} exec deployment/web -- sh -c 'echo $WORD'"
             ))
             .success()?;
         ensure!(
