@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use crate::agent::Agent;
 use crate::pod::admission;
+use crate::pod::paths;
 use crate::pod::phase;
 use crate::pod::record::{Instance, PodRecord};
 use crate::pod::state::State;
@@ -61,13 +62,19 @@ impl Entry {
     fn container(&self, name: &str) -> Option<ContainerRef> {
         let spec = self.pod.spec.as_ref()?;
         let (container, _) = phase::roles(spec).find(|(container, _)| container.name == name)?;
-        let (current, previous) = self.containers.get(name).cloned().unwrap_or_default();
+        let (mut current, previous) = self.containers.get(name).cloned().unwrap_or_default();
+        if container.stdin == Some(true)
+            && let Some(run) = &mut current
+        {
+            run.stdin = Some(paths::stdin(&run.bundle));
+        }
         Some(ContainerRef {
             pod_uid: self.pod.metadata.uid.clone().unwrap_or_default(),
             current,
             previous,
             waiting: self.waiting(name),
             stdin: container.stdin.unwrap_or(false),
+            stdin_once: container.stdin_once.unwrap_or(false),
             tty: container.tty.unwrap_or(false),
         })
     }

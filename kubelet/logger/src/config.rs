@@ -12,6 +12,9 @@ pub struct Config {
     pub max_size: u64,
     /// Files kept, the current one included; at least 1.
     pub max_files: usize,
+    /// Milliseconds of silence after which a line's beginning is written as partial, for a terminal's
+    /// prompt; 0: never, it waits for its end.
+    pub partial_after: u16,
 }
 
 /// Arguments that can't be honoured.
@@ -19,7 +22,6 @@ pub struct Config {
 pub enum Error {
     NoPath,
     NoValue(String),
-    Unknown(String),
     NotANumber { key: String, value: String },
 }
 
@@ -28,10 +30,6 @@ impl fmt::Display for Error {
         match self {
             Self::NoPath => f.write_str("no log file given (path=/…)"),
             Self::NoValue(key) => write!(f, "{key} has no value"),
-            Self::Unknown(key) => write!(
-                f,
-                "{key} is not an option; there are path, max-size, max-files"
-            ),
             Self::NotANumber { key, value } => write!(f, "{key} wants a number, not {value:?}"),
         }
     }
@@ -39,12 +37,13 @@ impl fmt::Display for Error {
 
 impl Config {
     /// # Errors
-    /// No path, an unknown key, a value that isn't a number.
+    /// No path, a key without a value, a value that isn't a number.
     pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Self, Error> {
         let mut config = Self {
             path: PathBuf::new(),
             max_size: 10 << 20,
             max_files: 5,
+            partial_after: 0,
         };
         let mut args = args;
         while let Some(key) = args.next() {
@@ -57,7 +56,13 @@ impl Config {
                     let files = number(&key, &value)?;
                     config.max_files = usize::try_from(files).unwrap_or(usize::MAX).max(1);
                 }
-                _ => return Err(Error::Unknown(key)),
+                "partial-after" => {
+                    let millis = number(&key, &value)?;
+                    config.partial_after = u16::try_from(millis).unwrap_or(u16::MAX);
+                }
+                // A container without its log dies of the first line: a newer caller's wish doesn't
+                // weigh as much.
+                _ => eprintln!("hpk-logger: {key} is not known here"),
             }
         }
         if config.path.file_name().is_none() {
@@ -97,13 +102,15 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_key_is_passed_over() {
+        let config = parse(&["colour", "red", "path", "/l/0.log"]).unwrap();
+        assert_eq!(config.path, PathBuf::from("/l/0.log"));
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         assert_eq!(parse(&[]), Err(Error::NoPath));
         assert_eq!(parse(&["path"]), Err(Error::NoValue("path".into())));
-        assert_eq!(
-            parse(&["path", "/l", "colour", "red"]),
-            Err(Error::Unknown("colour".into()))
-        );
         let refused = parse(&["path", "/l", "max-size", "10Mi"]);
         assert!(matches!(refused, Err(Error::NotANumber { .. })));
     }

@@ -69,7 +69,12 @@ impl Splitter {
         }
     }
 
-    /// The stream has ended: what is left had no newline.
+    /// A line has begun and not ended.
+    pub fn is_within(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The stream has ended, or pauses: what is left had no newline.
     pub fn end(&mut self, out: &mut impl Emit) {
         if !self.pending.is_empty() {
             out.emit(self.stream, Tag::Partial, &self.pending);
@@ -151,6 +156,21 @@ mod tests {
     fn a_rest_without_newline_is_partial() {
         assert_eq!(split(&[b"a\nb"])[1], (Tag::Partial, b"b".to_vec()));
         assert!(split(&[b""]).is_empty());
+    }
+
+    #[test]
+    fn what_is_written_in_a_pause_is_not_written_again() {
+        let mut entries = Entries::default();
+        let mut splitter = Splitter::new(Stream::Stdout);
+        splitter.feed(b"$ ", &mut entries);
+        assert!(splitter.is_within());
+        splitter.end(&mut entries);
+        assert!(!splitter.is_within());
+        splitter.feed(b"ls\n", &mut entries);
+        assert_eq!(
+            entries.0,
+            [(Tag::Partial, b"$ ".to_vec()), (Tag::Full, b"ls".to_vec())]
+        );
     }
 
     #[test]

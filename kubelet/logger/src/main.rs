@@ -13,7 +13,8 @@
 //!
 //! `binary:///usr/local/bin/hpk-logger?path=/var/log/pods/…/0.log&max-size=10485760&max-files=5`: the
 //! shim runs `hpk-logger path … max-size … max-files …` with the container's stdout at fd 3, stderr
-//! at fd 4, and a pipe at fd 5 that is closed here once everything is ready.
+//! at fd 4, and a pipe at fd 5 that is closed here once everything is ready. `partial-after=20` is
+//! for a terminal: 20 ms after the last output, the beginning of a line is written as partial.
 //!
 //! # Guarantees
 //!
@@ -54,11 +55,12 @@ fn main() -> ExitCode {
         eprintln!("hpk-logger: can't block signals: {error}");
     }
     let streams = pump::inherited();
+    let partial_after = config.partial_after;
     let mut sink = sink::Sink::new(config);
     sink.open();
     if let Err(error) = pump::announce() {
         eprintln!("hpk-logger: can't say that it is ready: {error}");
     }
-    pump::run(streams, &mut sink);
+    pump::run(streams, partial_after, &mut sink);
     ExitCode::SUCCESS
 }

@@ -62,32 +62,53 @@ fn take(fd: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Reads until every stream has ended.
-pub fn run(mut sources: Vec<Source>, sink: &mut Sink) {
+/// Reads until every stream has ended. `partial_after`: see [`crate::config::Config`].
+pub fn run(mut sources: Vec<Source>, partial_after: u16, sink: &mut Sink) {
     let mut buffer = vec![0; BUFFER];
     while !sources.is_empty() {
-        let mut fds: Vec<PollFd<'_>> = sources
-            .iter()
-            .map(|source| PollFd::new(source.file.as_fd(), PollFlags::POLLIN))
-            .collect();
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => {
-                // Only a lack of kernel memory is left; reading in turn still gets everything.
-                eprintln!("hpk-logger: can't wait for output: {error}");
+        let is_within = sources.iter().any(|source| source.splitter.is_within());
+        let limit = if partial_after > 0 && is_within {
+            PollTimeout::from(partial_after)
+        } else {
+            PollTimeout::NONE
+        };
+        match wait(&sources, limit) {
+            Some(ready) => {
+                let mut ready = ready.into_iter();
+                sources.retain_mut(|source| {
+                    !ready.next().unwrap_or(false) || read_some(source, &mut buffer, sink)
+                });
+            }
+            None => {
+                for source in &mut sources {
+                    source.splitter.end(sink);
+                }
             }
         }
-        let ready: Vec<bool> = fds
-            .iter()
-            .map(|fd| fd.revents().is_none_or(|events| !events.is_empty()))
-            .collect();
-        let mut ready = ready.into_iter();
-        sources.retain_mut(|source| {
-            !ready.next().unwrap_or(false) || read_some(source, &mut buffer, sink)
-        });
         sink.flush();
     }
     sink.finish();
+}
+
+/// Which sources have something to read; `None` after silence.
+fn wait(sources: &[Source], limit: PollTimeout) -> Option<Vec<bool>> {
+    let mut fds: Vec<PollFd<'_>> = sources
+        .iter()
+        .map(|source| PollFd::new(source.file.as_fd(), PollFlags::POLLIN))
+        .collect();
+    match poll(&mut fds, limit) {
+        Ok(0) => return None,
+        Ok(_) => {}
+        // Nothing is ready, and nothing was silent either.
+        Err(Errno::EINTR) => return Some(vec![false; sources.len()]),
+        Err(error) => {
+            // Only a lack of kernel memory is left; reading in turn still gets everything.
+            eprintln!("hpk-logger: can't wait for output: {error}");
+            return Some(vec![true; sources.len()]);
+        }
+    }
+    let is_ready = |fd: &PollFd<'_>| fd.revents().is_none_or(|events| !events.is_empty());
+    Some(fds.iter().map(is_ready).collect())
 }
 
 /// One read; false once the stream has ended.

@@ -35,6 +35,7 @@ fn sink(path: &Path, max_size: u64, max_files: usize) -> Sink {
         path: path.to_owned(),
         max_size,
         max_files,
+        partial_after: 0,
     });
     sink.open();
     sink

@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use hpk_shim_client::{CreateRequest, Mount, Shim, Stdio};
 use k8s_openapi::api::core::v1::{Container, Pod};
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use thiserror::Error;
 
-use super::paths::Paths;
+use super::paths::{self, Paths};
 use super::record::SandboxRecord;
 use super::sandbox::{cgroup_path, write_json};
 use crate::agent::Agent;
@@ -99,14 +102,15 @@ pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Er
     let objects = fetch(agent, &wanted.pod, &wanted.container).await?;
     let bundle = wanted.paths.bundle(&wanted.id);
     let rootfs = write_bundle(agent, wanted, &objects, &bundle)?;
-    let logger = logger_uri(agent, &wanted.log);
     let terminal = wanted.container.tty.unwrap_or(false);
+    let logger = logger_uri(agent, &wanted.log, terminal);
+    let stdin = ensure_stdin(&wanted.container, &bundle)?;
     let request = CreateRequest {
         id: wanted.id.clone(),
         bundle,
         rootfs,
         stdio: Stdio {
-            stdin: String::new(),
+            stdin,
             stdout: logger.clone(),
             stderr: if terminal { String::new() } else { logger },
             terminal,
@@ -129,15 +133,33 @@ pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Er
     Ok(pid)
 }
 
+/// The FIFO for what attached callers type; empty for a container that wants no stdin.
+fn ensure_stdin(container: &Container, bundle: &Path) -> Result<String, Error> {
+    if container.stdin != Some(true) {
+        return Ok(String::new());
+    }
+    let path = paths::stdin(bundle);
+    match mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(path.to_string_lossy().into_owned()),
+        Err(errno) => Err(Error::File {
+            action: "create",
+            path,
+            source: errno.into(),
+        }),
+    }
+}
+
 /// `binary://` and the logger's arguments: containerd gives each key and value to it in argv.
-fn logger_uri(agent: &Agent, log: &Path) -> String {
+fn logger_uri(agent: &Agent, log: &Path, terminal: bool) -> String {
     let args = &agent.config.args;
     format!(
-        "binary://{}?path={}&max-size={}&max-files={}",
+        "binary://{}?path={}&max-size={}&max-files={}{}",
         args.logger.display(),
         query_escape(&log.to_string_lossy()),
         args.container_log_max_size,
-        args.container_log_max_files
+        args.container_log_max_files,
+        // Milliseconds; so that who is attached sees the prompt.
+        if terminal { "&partial-after=20" } else { "" }
     )
 }
 

@@ -72,6 +72,11 @@ impl Paths {
     }
 }
 
+/// The FIFO that is the stdin of a container that wants one.
+pub fn stdin(bundle: &Path) -> PathBuf {
+    bundle.join("stdin")
+}
+
 /// The folder that holds every pod's run folder.
 pub fn runs(config: &Config) -> PathBuf {
     config.args.run_dir.join("pods")

@@ -48,6 +48,8 @@ pub struct ContainerRef {
     pub waiting: Option<String>,
     /// `stdin` of the container's spec.
     pub stdin: bool,
+    /// `stdinOnce` of the container's spec: its stdin ends with the first caller's.
+    pub stdin_once: bool,
     /// `tty` of the container's spec.
     pub tty: bool,
 }

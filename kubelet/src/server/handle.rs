@@ -16,10 +16,11 @@ use time::OffsetDateTime;
 use super::access::{AccessError, ContainerQuery, ContainerRef, PodAccess, Run};
 use super::auth::{Denial, Identity, Reviewer};
 use super::config::ServerConfig;
+use super::forward;
 use super::logs::follow::Follower;
 use super::logs::options::LogOptions;
 use super::query::Query;
-use super::remote::upgrade::{SPDY_PROTOCOL, Upgrade, plan};
+use super::remote::upgrade::{PORT_FORWARD, REMOTE_COMMAND, Spoken, Upgrade, plan};
 use super::remote::{Channels, Wanted, attach, exec, spdy, websocket};
 use super::respond::{self, Body};
 use super::route::{Route, parse};
@@ -89,12 +90,12 @@ impl Handler {
                 let wanted = wanted(&query)?;
                 let (_, run) = self.running(&container).await?;
                 let dir = self.exec_dir.clone();
-                upgrade(&mut request, wanted, move |channels| {
+                remote(&mut request, wanted, move |channels| {
                     exec::serve(run, command, wanted, channels, dir)
                 })
             }
             Route::Attach(container) => {
-                let mut wanted = wanted(&query)?;
+                let wanted = wanted(&query)?;
                 let (found, run) = self.running(&container).await?;
                 if wanted.tty && !found.tty {
                     let text = format!("container {} has no terminal", container.container);
@@ -104,10 +105,31 @@ impl Handler {
                     // As where a container has no stdin: what is typed goes nowhere.
                     tracing::debug!(container = container.container, "attach without stdin");
                 }
-                wanted.tty = wanted.tty && found.tty;
                 let access = Arc::clone(&self.access);
-                upgrade(&mut request, wanted, move |channels| {
-                    attach::serve(access, container, run, wanted, found.tty, channels)
+                let target = attach::Target {
+                    query: container,
+                    run,
+                    tty: found.tty,
+                    stdin_once: found.stdin_once,
+                };
+                remote(&mut request, wanted, move |channels| {
+                    attach::serve(access, target, wanted, channels)
+                })
+            }
+            Route::PortForward {
+                namespace,
+                pod,
+                uid,
+            } => {
+                let found = self.access.pod(&namespace, &pod, uid.as_deref()).await;
+                let found = found.map_err(|error| missing(&error))?;
+                if !found.ready {
+                    let text = format!("pod {pod} is not running");
+                    return Err(refuse(StatusCode::BAD_REQUEST, text));
+                }
+                let name = format!("{namespace}/{pod}");
+                upgrade(&mut request, PORT_FORWARD, move |connection, _| {
+                    forward::serve(connection, found.netns, name)
                 })
             }
             Route::WrongMethod => Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "wrong method")),
@@ -170,15 +192,8 @@ impl Handler {
     }
 
     async fn container(&self, query: &ContainerQuery) -> Result<ContainerRef, Refused> {
-        self.access.container(query).await.map_err(|error| {
-            let status = match error {
-                AccessError::NoSuchPod { .. } | AccessError::NoSuchContainer { .. } => {
-                    StatusCode::NOT_FOUND
-                }
-                AccessError::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            refuse(status, error.to_string())
-        })
+        let found = self.access.container(query).await;
+        found.map_err(|error| missing(&error))
     }
 
     /// A container with its running process.
@@ -270,24 +285,37 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
+fn missing(error: &AccessError) -> Refused {
+    let status = match error {
+        AccessError::NoSuchPod { .. } | AccessError::NoSuchContainer { .. } => {
+            StatusCode::NOT_FOUND
+        }
+        AccessError::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    refuse(status, error.to_string())
+}
+
+/// A caller's connection, ours after the upgrade.
+type Connection = TokioIo<Upgraded>;
+
 /// Answers 101, and once the connection is ours, serves it.
 fn upgrade<S, F>(
     request: &mut Request<Incoming>,
-    wanted: Wanted,
+    spoken: Spoken,
     serve: S,
 ) -> Result<Response<Body>, Refused>
 where
-    S: FnOnce(Channels) -> F + Send + 'static,
+    S: FnOnce(Connection, Upgrade) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let how = plan(request.headers())
+    let how = plan(request.headers(), spoken)
         .map_err(|refusal| refuse(StatusCode::BAD_REQUEST, refusal.to_string()))?;
     let upgraded = hyper::upgrade::on(request);
     let headers: Vec<(&'static str, String)> = match &how {
-        Upgrade::Spdy => vec![
+        Upgrade::Spdy { protocol } => vec![
             ("connection", "Upgrade".to_owned()),
             ("upgrade", "SPDY/3.1".to_owned()),
-            ("x-stream-protocol-version", SPDY_PROTOCOL.to_owned()),
+            ("x-stream-protocol-version", (*protocol).to_owned()),
         ],
         Upgrade::WebSocket { protocol, accept } => vec![
             ("connection", "Upgrade".to_owned()),
@@ -297,15 +325,27 @@ where
         ],
     };
     tokio::spawn(async move {
-        let connection: TokioIo<Upgraded> = match upgraded.await {
-            Ok(connection) => TokioIo::new(connection),
-            Err(error) => {
-                tracing::debug!(%error, "an upgrade failed");
-                return;
-            }
-        };
+        match upgraded.await {
+            Ok(connection) => serve(TokioIo::new(connection), how).await,
+            Err(error) => tracing::debug!(%error, "an upgrade failed"),
+        }
+    });
+    Ok(respond::switch(&headers))
+}
+
+/// Upgrades to a process's streams.
+fn remote<S, F>(
+    request: &mut Request<Incoming>,
+    wanted: Wanted,
+    serve: S,
+) -> Result<Response<Body>, Refused>
+where
+    S: FnOnce(Channels) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    upgrade(request, REMOTE_COMMAND, move |connection, how| async move {
         let channels = match how {
-            Upgrade::Spdy => match spdy::open(connection, wanted).await {
+            Upgrade::Spdy { .. } => match spdy::open(connection, wanted).await {
                 Ok(channels) => channels,
                 Err(error) => {
                     tracing::debug!(%error, "no streams came");
@@ -315,6 +355,5 @@ where
             Upgrade::WebSocket { .. } => websocket::open(connection, wanted).await,
         };
         serve(channels).await;
-    });
-    Ok(respond::switch(&headers))
+    })
 }

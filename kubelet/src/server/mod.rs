@@ -1,4 +1,4 @@
-//! The kubelet's HTTPS API on port 10250, for the API server: logs, exec, attach.
+//! The kubelet's HTTPS API on port 10250, for the API server: logs, exec, attach, port-forward.
 //!
 //! Layout:
 //! - [`access`] – what the server asks of the rest of the kubelet.
@@ -7,11 +7,12 @@
 //! - [`auth`] – who calls, and may they.
 //! - [`logs`] – CRI log files: tail, follow, rotation.
 //! - [`remote`] – exec and attach over an upgraded connection.
+//! - [`forward`] – port-forward.
 //! - [`spdy`] – SPDY/3.1's frames.
 //!
 //! # Expected flow
 //!
-//! [`Server::bind`], then [`Server::run`] until the shutdown; or [`serve`], which is both.
+//! [`Server::bind`], then [`Server::run`] until the shutdown.
 //!
 //! # Guarantees
 //!
@@ -22,6 +23,7 @@
 pub mod access;
 pub mod auth;
 pub mod config;
+pub mod forward;
 pub mod handle;
 pub mod logs;
 pub mod query;
@@ -63,23 +65,6 @@ pub enum Error {
     },
 }
 
-/// Serves until `shutdown` resolves. Connections that are open then go on until the process ends.
-///
-/// # Errors
-/// Certificates that can't be used, an address that can't be had; nothing later.
-pub async fn serve(
-    config: ServerConfig,
-    client: kube::Client,
-    access: Arc<dyn PodAccess>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), Error> {
-    Server::bind(config, client, access)
-        .await?
-        .run(shutdown)
-        .await;
-    Ok(())
-}
-
 /// A server that listens already: callers wait instead of being refused.
 pub struct Server {
     listener: TcpListener,
@@ -97,7 +82,7 @@ impl std::fmt::Debug for Server {
 
 impl Server {
     /// # Errors
-    /// As [`serve`].
+    /// Certificates that can't be used, an address that can't be had.
     pub async fn bind(
         config: ServerConfig,
         client: kube::Client,
@@ -115,14 +100,7 @@ impl Server {
         })
     }
 
-    /// The address that was bound, where the port was left to the system.
-    ///
-    /// # Errors
-    /// The system doesn't say.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
+    /// Serves until `shutdown` resolves. Connections that are open then go on until the process ends.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
         loop {

@@ -12,6 +12,11 @@ pub enum Route {
     Logs(ContainerQuery),
     Exec(ContainerQuery),
     Attach(ContainerQuery),
+    PortForward {
+        namespace: String,
+        pod: String,
+        uid: Option<String>,
+    },
     /// Known, with another method.
     WrongMethod,
     Unknown,
@@ -46,6 +51,14 @@ pub fn parse(method: &Method, path: &str) -> Route {
                 Route::Exec(query)
             } else {
                 Route::Attach(query)
+            };
+            (route, is_stream)
+        }
+        ["portForward", namespace, pod, ref rest @ ..] if rest.len() < 2 => {
+            let route = Route::PortForward {
+                namespace: namespace.to_owned(),
+                pod: pod.to_owned(),
+                uid: rest.first().map(|uid| (*uid).to_owned()),
             };
             (route, is_stream)
         }

@@ -14,7 +14,7 @@ use super::filter::{Filter, Pieces};
 use super::options::LogOptions;
 use crate::server::access::{ContainerQuery, PodAccess, Run};
 
-/// How often a followed file is looked at.
+/// How often a followed file is looked at, unless told otherwise.
 const POLL: Duration = Duration::from_millis(100);
 /// How often the kubelet is asked whether the container still runs.
 const ASK: Duration = Duration::from_secs(1);
@@ -36,6 +36,7 @@ pub struct Follower {
     /// `None` while a blocking read has it.
     reader: Option<Reader>,
     follow: bool,
+    poll: Duration,
     asked: Instant,
     ended: bool,
     silent_since: Option<Instant>,
@@ -60,12 +61,18 @@ impl Follower {
             access,
             query,
             follow: options.follow,
+            poll: POLL,
             reader: Some(Reader::new(run.log.clone(), options)),
             asked: Instant::now(),
             ended: !run.running,
             silent_since: None,
             run,
         }
+    }
+
+    /// Looks at the file so often.
+    pub fn every(self, poll: Duration) -> Self {
+        Self { poll, ..self }
     }
 
     /// The next pieces; `None` at the end. While following, waits for more.
@@ -116,7 +123,7 @@ impl Follower {
                 return false;
             }
         }
-        sleep(POLL).await;
+        sleep(self.poll).await;
         true
     }
 

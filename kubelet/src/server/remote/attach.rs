@@ -1,10 +1,15 @@
 //! The container's own process: output from its log, from now on; input into its FIFO.
 //!
-//! The log is written by the line, so a prompt without a newline shows when its line is complete.
+//! A prompt, which has no newline, shows because a terminal's logger is told to write what it has
+//! after a short silence (`partial-after`).
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use hpk_shim_client::Shim;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
@@ -17,30 +22,51 @@ use crate::server::logs::entry::Stream;
 use crate::server::logs::follow::Follower;
 use crate::server::logs::options::{LogOptions, Streams};
 
+/// How often the log is looked at: somebody may be typing.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What a caller is attached to.
+#[derive(Debug)]
+pub struct Target {
+    pub query: ContainerQuery,
+    pub run: Run,
+    /// The container has a terminal.
+    pub tty: bool,
+    /// The container's stdin ends with this caller's.
+    pub stdin_once: bool,
+}
+
 /// Serves the caller until the container ends or the caller goes.
 pub async fn serve(
     access: Arc<dyn PodAccess>,
-    query: ContainerQuery,
-    run: Run,
+    target: Target,
     wanted: Wanted,
-    tty: bool,
     mut channels: Channels,
 ) {
+    let Target {
+        query,
+        run,
+        tty,
+        stdin_once,
+    } = target;
     let output = channels.output.clone();
-    if wanted.stdin {
+    if wanted.stdin
+        && let Some(fifo) = run.stdin.clone()
+    {
         let (_, nothing) = mpsc::channel(1);
         let input = std::mem::replace(&mut channels.stdin, nothing);
-        if let Some(fifo) = run.stdin.clone() {
-            let gone = channels.gone.clone();
-            tokio::spawn(async move {
-                tokio::select! {
-                    fed = feed(&fifo, input) => if let Err(error) = fed {
-                        tracing::debug!(%error, fifo = %fifo.display(), "can't write to a container's stdin");
-                    },
-                    () = gone.cancelled() => {}
-                }
-            });
-        }
+        let (gone, run) = (channels.gone.clone(), run.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                fed = feed(&fifo, input) => if let Err(error) = fed {
+                    tracing::debug!(%error, fifo = %fifo.display(), "can't write to a container's stdin");
+                },
+                () = gone.cancelled() => {}
+            }
+            if stdin_once {
+                end_stdin(&run).await;
+            }
+        });
     }
     if tty {
         resize(&run, &channels);
@@ -53,7 +79,8 @@ pub async fn serve(
     let _ = output.send(Output::End(status)).await;
 }
 
-async fn feed(fifo: &std::path::Path, mut input: mpsc::Receiver<Bytes>) -> std::io::Result<()> {
+async fn feed(fifo: &Path, mut input: mpsc::Receiver<Bytes>) -> io::Result<()> {
+    // Open for both: no error while nobody reads.
     let mut fifo = pipe::OpenOptions::new()
         .read_write(true)
         .open_sender(fifo)?;
@@ -63,11 +90,23 @@ async fn feed(fifo: &std::path::Path, mut input: mpsc::Receiver<Bytes>) -> std::
     Ok(())
 }
 
+async fn end_stdin(run: &Run) {
+    let ended = async {
+        Shim::connect(&run.shim_address)
+            .await?
+            .close_io(&run.id, "")
+            .await
+    };
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, id = run.id, "can't close a container's stdin");
+    }
+}
+
 /// Passes terminal sizes on for as long as there are any.
 fn resize(run: &Run, channels: &Channels) {
     let (mut sizes, gone, run) = (channels.resize.clone(), channels.gone.clone(), run.clone());
     tokio::spawn(async move {
-        let Ok(shim) = hpk_shim_client::Shim::connect(&run.shim_address).await else {
+        let Ok(shim) = Shim::connect(&run.shim_address).await else {
             return;
         };
         sizes.mark_changed();
@@ -104,7 +143,7 @@ async fn follow(
         },
         ..LogOptions::default()
     };
-    let mut follower = Follower::new(access, query, run, options);
+    let mut follower = Follower::new(access, query, run, options).every(POLL);
     loop {
         match follower.next().await {
             Ok(Some(pieces)) => {

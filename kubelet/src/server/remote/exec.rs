@@ -52,7 +52,7 @@ pub enum Error {
     #[error("can't {action}: {}", words(source))]
     Shim {
         action: &'static str,
-        source: hpk_shim_client::Error,
+        source: Box<hpk_shim_client::Error>,
     },
 }
 
@@ -123,6 +123,13 @@ impl Drop for Fifos {
     }
 }
 
+fn shim_error(action: &'static str) -> impl FnOnce(hpk_shim_client::Error) -> Error {
+    move |source| Error::Shim {
+        action,
+        source: Box::new(source),
+    }
+}
+
 fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::File {
@@ -149,7 +156,6 @@ async fn exec(
     channels: Channels,
     dir: &Path,
 ) -> Result<ExitStatus, Error> {
-    let shim_error = |action| move |source| Error::Shim { action, source };
     let process = exec_process(&run.bundle, command, wanted.tty)?;
     let exec_id = fresh_id();
     let names: Vec<&str> = [
@@ -260,7 +266,6 @@ async fn attend(
     input: mpsc::Receiver<Bytes>,
     gone: &CancellationToken,
 ) -> Result<ExitStatus, Error> {
-    let shim_error = |action| move |source| Error::Shim { action, source };
     shim.start_task(id, exec_id)
         .await
         .map_err(shim_error("start the command"))?;

@@ -112,7 +112,7 @@ impl Session {
     fn open(&mut self, id: u32, fin: bool, headers: &[(String, String)]) -> Vec<Action> {
         let reset = |status| vec![Action::Send(Frame::RstStream { id, status })];
         // A client's ids are odd and grow (draft 3.1, section 2.3.2).
-        if id % 2 == 0 || id <= self.last_id {
+        if id.is_multiple_of(2) || id <= self.last_id {
             return reset(PROTOCOL_ERROR);
         }
         self.last_id = id;

@@ -7,8 +7,8 @@ use hyper::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRA
 /// How the streams are carried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upgrade {
-    /// SPDY/3.1, subprotocol v4.
-    Spdy,
+    /// SPDY/3.1 with this subprotocol.
+    Spdy { protocol: &'static str },
     /// WebSocket with this subprotocol, and the value of `Sec-WebSocket-Accept`.
     WebSocket {
         protocol: &'static str,
@@ -25,11 +25,29 @@ pub enum Refusal {
     Protocol(Vec<String>),
 }
 
-pub const SPDY_PROTOCOL: &str = "v4.channel.k8s.io";
-pub const WEBSOCKET_PROTOCOLS: &[&str] = &["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/// What a path speaks, over either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spoken {
+    pub spdy: &'static str,
+    /// Best first.
+    pub websocket: &'static [&'static str],
+}
+
+/// exec and attach.
+pub const REMOTE_COMMAND: Spoken = Spoken {
+    spdy: "v4.channel.k8s.io",
+    websocket: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
+};
+
+/// port-forward. Over WebSocket it would be SPDY's frames again: the API server unwraps those for
+/// nodes that don't declare `ExtendWebSocketsToKubelet`.
+pub const PORT_FORWARD: Spoken = Spoken {
+    spdy: "portforward.k8s.io",
+    websocket: &[],
+};
 
 /// Decides by the request's headers.
-pub fn plan(headers: &HeaderMap) -> Result<Upgrade, Refusal> {
+pub fn plan(headers: &HeaderMap, spoken: Spoken) -> Result<Upgrade, Refusal> {
     let connection = list(headers, CONNECTION.as_str());
     if !connection
         .iter()
@@ -40,27 +58,30 @@ pub fn plan(headers: &HeaderMap) -> Result<Upgrade, Refusal> {
     for protocol in list(headers, UPGRADE.as_str()) {
         if protocol.eq_ignore_ascii_case("spdy/3.1") {
             let offered = list(headers, "x-stream-protocol-version");
-            return if offered.iter().any(|name| name == SPDY_PROTOCOL) {
-                Ok(Upgrade::Spdy)
+            return if offered.iter().any(|name| name == spoken.spdy) {
+                Ok(Upgrade::Spdy {
+                    protocol: spoken.spdy,
+                })
             } else {
                 Err(Refusal::Protocol(offered))
             };
         }
         if protocol.eq_ignore_ascii_case("websocket") {
-            return websocket(headers);
+            return websocket(headers, spoken);
         }
     }
     Err(Refusal::NotAsked)
 }
 
-fn websocket(headers: &HeaderMap) -> Result<Upgrade, Refusal> {
+fn websocket(headers: &HeaderMap, spoken: Spoken) -> Result<Upgrade, Refusal> {
     let key = headers.get(SEC_WEBSOCKET_KEY).ok_or(Refusal::NotAsked)?;
     let decoded = base64::engine::general_purpose::STANDARD.decode(key);
     if decoded.map_or(true, |nonce| nonce.len() != 16) {
         return Err(Refusal::NotAsked);
     }
     let offered = list(headers, SEC_WEBSOCKET_PROTOCOL.as_str());
-    WEBSOCKET_PROTOCOLS
+    spoken
+        .websocket
         .iter()
         .find(|known| offered.iter().any(|name| name == *known))
         .map(|protocol| Upgrade::WebSocket {
@@ -103,7 +124,12 @@ mod tests {
             ("x-stream-protocol-version", "v4.channel.k8s.io"),
             ("x-stream-protocol-version", "v3.channel.k8s.io"),
         ]);
-        assert_eq!(plan(&asked), Ok(Upgrade::Spdy));
+        assert_eq!(
+            plan(&asked, REMOTE_COMMAND),
+            Ok(Upgrade::Spdy {
+                protocol: "v4.channel.k8s.io"
+            })
+        );
     }
 
     #[test]
@@ -114,7 +140,7 @@ mod tests {
             ("x-stream-protocol-version", "channel.k8s.io"),
         ]);
         let refused = Refusal::Protocol(vec!["channel.k8s.io".to_owned()]);
-        assert_eq!(plan(&asked), Err(refused));
+        assert_eq!(plan(&asked, REMOTE_COMMAND), Err(refused));
     }
 
     #[test]
@@ -129,7 +155,7 @@ mod tests {
             ),
         ]);
         assert_eq!(
-            plan(&asked),
+            plan(&asked, REMOTE_COMMAND),
             Ok(Upgrade::WebSocket {
                 protocol: "v5.channel.k8s.io",
                 accept: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned()
@@ -139,8 +165,11 @@ mod tests {
 
     #[test]
     fn a_plain_request_is_refused() {
-        assert_eq!(plan(&HeaderMap::new()), Err(Refusal::NotAsked));
+        assert_eq!(
+            plan(&HeaderMap::new(), REMOTE_COMMAND),
+            Err(Refusal::NotAsked)
+        );
         let asked = headers(&[("connection", "upgrade"), ("upgrade", "h2c")]);
-        assert_eq!(plan(&asked), Err(Refusal::NotAsked));
+        assert_eq!(plan(&asked, REMOTE_COMMAND), Err(Refusal::NotAsked));
     }
 }
