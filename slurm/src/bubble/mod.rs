@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,6 +78,7 @@ async fn run(spec: &BubbleSpec, logs: &Path, began: Instant) -> Result<()> {
     // Orphans of daemons come here, so that none is lost to the end.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a sub-reaper")?;
     raise_limits();
+    make_root_bindable()?;
     let socket = Path::new(BUBBLE_ROOT).join(link::SOCKET);
     let stream = UnixStream::connect(&socket)
         .await
@@ -133,6 +135,12 @@ async fn run(spec: &BubbleSpec, logs: &Path, began: Instant) -> Result<()> {
 async fn send(reports: &mut Sender, report: &Report) {
     // If the host has gone, the end of the link says so.
     let _ = reports.send(report).await;
+}
+
+/// Apptainer makes the instance's root unbindable; a pod's hostPath may lie on it.
+fn make_root_bindable() -> Result<()> {
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_PRIVATE, none).context("making the root mount private")
 }
 
 /// As many open files as the hard limit allows: etcd and the API server want more than 1024.
