@@ -225,3 +225,7 @@ async fn copy(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

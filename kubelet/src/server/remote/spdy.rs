@@ -269,3 +269,7 @@ fn encode(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "spdy_tests.rs"]
+mod tests;

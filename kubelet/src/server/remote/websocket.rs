@@ -157,3 +157,7 @@ fn message(channel: u8, content: &[u8]) -> Message {
     bytes.extend_from_slice(content);
     Message::Binary(bytes.into())
 }
+
+#[cfg(test)]
+#[path = "websocket_tests.rs"]
+mod tests;
