@@ -20,11 +20,12 @@ pub struct Overlay {
     pub local: PathBuf,
 }
 
-/// HPK_OVERLAY: `kernel` or `host`.
+/// HPK_OVERLAY: `host`, the default, or `kernel`, whose UDP port other users of the host may
+/// take over or send to (docs/files.md).
 pub fn mode() -> Result<OverlayMode> {
     match std::env::var("HPK_OVERLAY").as_deref() {
-        Err(_) | Ok("kernel") => Ok(OverlayMode::Kernel),
-        Ok("host") => Ok(OverlayMode::Host),
+        Err(_) | Ok("host") => Ok(OverlayMode::Host),
+        Ok("kernel") => Ok(OverlayMode::Kernel),
         Ok(other) => bail!("HPK_OVERLAY={other} is neither kernel nor host"),
     }
 }
