@@ -11,7 +11,8 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(mount_points()?.iter().any(|point| point == path))
 }
 
-/// Unmounts everything on or below `root`, the last mounted first.
+/// Unmounts everything on or below `root`, the last mounted first. One that can't be unmounted by
+/// itself, such as one that came locked to the mount it lies in, may go with that.
 pub fn unmount_below(root: &Path) -> io::Result<()> {
     let mut failed = None;
     for point in mount_points()?.iter().rev() {
@@ -21,7 +22,10 @@ pub fn unmount_below(root: &Path) -> io::Result<()> {
             failed = Some(io::Error::from(errno));
         }
     }
-    failed.map_or(Ok(()), Err)
+    match failed {
+        Some(error) if mount_points()?.iter().any(|point| point.starts_with(root)) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Unmounts below `root`, then removes it with all content. One that is gone is fine.

@@ -207,10 +207,10 @@ pub fn a_full_image_store_is_reported_and_keeps_what_it_has(context: &mut Contex
     // A small file system of the case's own, filled to the brim, as the store's place.
     let script = r#"
         set -eu
-        d=$(mktemp -d); trap 'umount "$d"; rmdir "$d"' EXIT
+        d=$(mktemp -d); local=$(mktemp -d); trap 'umount "$d"; rmdir "$d"; rm -r "$local"' EXIT
         mount -t tmpfs -o size=2m tmpfs "$d"
         export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HPK_STORE="$d/store" HPK_HOME=/home/hpc/.hpk
-        HPKTAINER_ROOT="$d/state" TMPDIR=/tmp /hpk/bin/hpktainer pull docker://registry.k8s.io/e2e-test-images/agnhost:2.63.0 2>&1 && exit 1
+        HPKTAINER_ROOT="$d/state" HPK_LOCAL_DIR="$local" /hpk/bin/hpktainer pull docker://registry.k8s.io/e2e-test-images/agnhost:2.63.0 2>&1 && exit 1
         find "$d" -type f -size +0 | grep -v '\.json$' | sed 's/^/left: /'
     "#;
     let output = context

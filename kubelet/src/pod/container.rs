@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use thiserror::Error;
+use tracing::warn;
 
 use super::paths::{self, Paths};
 use super::record::SandboxRecord;
@@ -23,6 +24,7 @@ use crate::images::Ready;
 use crate::spec::mounts::PodFiles;
 use crate::spec::{self, Inputs};
 use crate::volumes::Mounted;
+use crate::volumes::source::{self, SubPath};
 use crate::{api, text};
 
 /// Why a container didn't start.
@@ -36,6 +38,13 @@ pub enum Error {
     User(#[from] hpk_images::user::Error),
     #[error(transparent)]
     Spec(#[from] spec::Error),
+    #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
+    SubPath {
+        container: String,
+        volume: String,
+        #[source]
+        source: source::Error,
+    },
     #[error("can't {action} {path}")]
     File {
         action: &'static str,
@@ -71,7 +80,11 @@ pub enum Blame {
 impl Error {
     pub fn blame(&self) -> Blame {
         match self {
-            Error::Fetch(_) | Error::Env(_) | Error::User(_) | Error::Spec(_) => Blame::Config,
+            Error::Fetch(_)
+            | Error::Env(_)
+            | Error::User(_)
+            | Error::Spec(_)
+            | Error::SubPath { .. } => Blame::Config,
             Error::File { .. } | Error::Bundle(_) => Blame::Node,
             Error::Create { .. } | Error::Start { .. } => Blame::Runtime,
         }
@@ -101,7 +114,38 @@ pub struct Start {
 pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Error> {
     let objects = fetch(agent, &wanted.pod, &wanted.container).await?;
     let bundle = wanted.paths.bundle(&wanted.id);
-    let rootfs = write_bundle(agent, wanted, &objects, &bundle)?;
+    let (rootfs, sub_paths) = write_bundle(agent, wanted, &objects, &bundle)?;
+    let started = match bind(&wanted.container, &sub_paths) {
+        Ok(()) => create(agent, shim, wanted, bundle, rootfs).await,
+        Err(error) => Err(error),
+    };
+    // The container has its own copies by now. What can't be undone goes with the sandbox.
+    for part in &sub_paths {
+        if let Err(error) = part.undo() {
+            warn!(%error, target = %part.target.display(), "can't undo a subPath's bind");
+        }
+    }
+    started
+}
+
+fn bind(container: &Container, sub_paths: &[SubPath]) -> Result<(), Error> {
+    for part in sub_paths {
+        part.apply().map_err(|source| Error::SubPath {
+            container: container.name.clone(),
+            volume: part.name.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+async fn create(
+    agent: &Agent,
+    shim: &Shim,
+    wanted: &Start,
+    bundle: PathBuf,
+    rootfs: Vec<Mount>,
+) -> Result<u32, Error> {
     let terminal = wanted.container.tty.unwrap_or(false);
     let logger = logger_uri(agent, &wanted.log, terminal);
     let stdin = ensure_stdin(&wanted.container, &bundle)?;
@@ -202,7 +246,7 @@ fn write_bundle(
     wanted: &Start,
     objects: &Objects,
     bundle: &Path,
-) -> Result<Vec<Mount>, Error> {
+) -> Result<(Vec<Mount>, Vec<SubPath>), Error> {
     let Start {
         pod,
         container,
@@ -242,8 +286,9 @@ fn write_bundle(
         resolv_conf: paths.etc("resolv.conf"),
         shm: paths.shm(),
         termination_message: message,
+        sub_paths: paths.sub_paths(),
     };
-    let mounts = spec::mounts::of_container(container, &files, &wanted.volumes, &lookup)
+    let binds = spec::mounts::of_container(container, &files, &wanted.volumes, &lookup)
         .map_err(spec::Error::from)?;
     let view = spec::Sandbox {
         id: sandbox.id.clone(),
@@ -256,7 +301,7 @@ fn write_bundle(
         image: &image.config,
         user: &user,
         env: &env,
-        mounts,
+        mounts: binds.mounts,
         sandbox: &view,
         host: &agent.host,
         cgroup: cgroup_path(&wanted.id),
@@ -269,7 +314,8 @@ fn write_bundle(
     create_dir(&upper)?;
     create_dir(&work)?;
     copy_root_mode(&image.lower, &upper)?;
-    Ok(crate::images::rootfs_mounts(&image.lower, &upper, &work))
+    let rootfs = crate::images::rootfs_mounts(&image.lower, &upper, &work);
+    Ok((rootfs, binds.sub_paths))
 }
 
 /// The overlay's upper is the container's `/`: its owner and mode must be those of the image's.

@@ -60,6 +60,11 @@ impl Paths {
         self.run.join("shm")
     }
 
+    /// Where parts of volumes are bound for the runtime: `<volume>/<container>/<index>`.
+    pub fn sub_paths(&self) -> PathBuf {
+        self.run.join("volume-subpaths")
+    }
+
     pub fn termination_message(&self, container: &str, attempt: u32) -> PathBuf {
         self.root
             .join("messages")

@@ -291,6 +291,10 @@ pub async fn remove(
             }
         }
     }
+    let sub_paths = paths.sub_paths();
+    if let Err(source) = mounts::remove_tree(&sub_paths) {
+        first_error.get_or_insert(file("remove", &sub_paths)(source));
+    }
     if let Err(source) = mounts::unmount_below(&paths.shm()) {
         first_error.get_or_insert(file("unmount", &paths.shm())(source));
     }

@@ -9,19 +9,12 @@ use thiserror::Error;
 
 use crate::env::expand::expand;
 use crate::volumes::apply::Mounted;
-use crate::volumes::source;
+use crate::volumes::source::SubPath;
 
 #[derive(Debug, Error)]
 pub enum Error {
     #[error("container {container} mounts volume {volume:?}, which the pod doesn't have")]
     NoVolume { container: String, volume: String },
-    #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
-    SubPath {
-        container: String,
-        volume: String,
-        #[source]
-        source: source::Error,
-    },
     #[error("volume devices are not supported by hpk-kubelet (container {0})")]
     Devices(String),
     #[error(transparent)]
@@ -98,6 +91,15 @@ pub struct PodFiles {
     pub shm: PathBuf,
     /// The container's own; its path inside is `terminationMessagePath`.
     pub termination_message: PathBuf,
+    /// Where parts of volumes are bound for the runtime.
+    pub sub_paths: PathBuf,
+}
+
+/// A container's binds, and what must be bound on the node before they can be made.
+#[derive(Debug, Default)]
+pub struct Binds {
+    pub mounts: Vec<Mount>,
+    pub sub_paths: Vec<SubPath>,
 }
 
 /// Binds of the pod's files and of the container's volumes. A volume mounted on one of those paths
@@ -107,14 +109,21 @@ pub fn of_container(
     files: &PodFiles,
     volumes: &Mounted,
     lookup: &dyn Fn(&str) -> Option<String>,
-) -> Result<Vec<Mount>, Error> {
+) -> Result<Binds, Error> {
     if container.volume_devices.iter().flatten().next().is_some() {
         return Err(Error::Devices(container.name.clone()));
     }
     let wanted = container.volume_mounts.as_deref().unwrap_or_default();
-    let mut mounts = Vec::new();
-    for volume in wanted {
-        mounts.push(volume_bind(container, volume, volumes, lookup)?);
+    let (mut mounts, mut sub_paths) = (Vec::new(), Vec::new());
+    for (index, volume) in wanted.iter().enumerate() {
+        let target = files
+            .sub_paths
+            .join(&volume.name)
+            .join(&container.name)
+            .join(index.to_string());
+        let (bind, sub_path) = volume_bind(container, volume, volumes, target, lookup)?;
+        mounts.push(bind);
+        sub_paths.extend(sub_path);
     }
     let message = container
         .termination_message_path
@@ -136,7 +145,7 @@ pub fn of_container(
             mounts.push(bind(from, target, &["rprivate", "rw"])?);
         }
     }
-    Ok(mounts)
+    Ok(Binds { mounts, sub_paths })
 }
 
 fn same_path(one: &str, other: &str) -> bool {
@@ -149,8 +158,9 @@ fn volume_bind(
     container: &Container,
     volume: &VolumeMount,
     volumes: &Mounted,
+    target: PathBuf,
     lookup: &dyn Fn(&str) -> Option<String>,
-) -> Result<Mount, Error> {
+) -> Result<(Mount, Option<SubPath>), Error> {
     let root = volumes.get(&volume.name).ok_or_else(|| Error::NoVolume {
         container: container.name.clone(),
         volume: volume.name.clone(),
@@ -160,11 +170,13 @@ fn volume_bind(
         (_, Some(path)) => path.clone(),
         _ => String::new(),
     };
-    let from = source::resolve(root, &sub_path).map_err(|source| Error::SubPath {
-        container: container.name.clone(),
-        volume: volume.name.clone(),
-        source,
-    })?;
+    let sub_path = (!sub_path.is_empty()).then(|| SubPath {
+        name: volume.name.clone(),
+        volume: root.clone(),
+        sub_path,
+        target,
+    });
+    let from = sub_path.as_ref().map_or(root, |part| &part.target);
     let propagation = match volume.mount_propagation.as_deref() {
         Some("HostToContainer") => "rslave",
         Some("Bidirectional") => "rshared",
@@ -181,7 +193,7 @@ fn volume_bind(
     } else {
         format!("/{}", volume.mount_path)
     };
-    Ok(bind(&from, &target, &[propagation, access])?)
+    Ok((bind(from, &target, &[propagation, access])?, sub_path))
 }
 
 /// Shallow targets first, so that none hides one mounted before it; otherwise as given.

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -40,18 +41,12 @@ pub fn ensure(path: &Path, kind: &str) -> Result<(), Error> {
         "" => Ok(()),
         "DirectoryOrCreate" => match found {
             Some(kind) => check(kind.is_dir(), "directory"),
-            None => {
-                fs::create_dir_all(path).map_err(create)?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(create)
-            }
+            None => make_dir(path).map_err(create),
         },
         "Directory" => check(found.is_some_and(|kind| kind.is_dir()), "directory"),
         "FileOrCreate" => match found {
             Some(kind) => check(kind.is_file(), "file"),
-            None => {
-                fs::File::create(path).map_err(create)?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(create)
-            }
+            None => make_file(path).map_err(create),
         },
         "File" => check(found.is_some_and(|kind| kind.is_file()), "file"),
         "Socket" => check(found.is_some_and(|kind| kind.is_socket()), "socket file"),
@@ -67,9 +62,41 @@ pub fn ensure(path: &Path, kind: &str) -> Result<(), Error> {
     }
 }
 
+/// A folder, 0755. A symlink that takes its place meanwhile is not followed.
+fn make_dir(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::create_dir(path)?;
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+        .open(path)?
+        .set_permissions(fs::Permissions::from_mode(0o755))
+}
+
+/// An empty file, 0644, where nothing is, not even a symlink that leads nowhere.
+fn make_file(path: &Path) -> io::Result<()> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)?
+        .set_permissions(fs::Permissions::from_mode(0o644))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_created_through_a_symlink() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (link, target) = (dir.path().join("link"), dir.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).expect("symlink");
+        assert!(ensure(&link, "FileOrCreate").is_err());
+        assert!(ensure(&link, "DirectoryOrCreate").is_err());
+        assert!(!target.exists());
+    }
 
     #[test]
     fn a_directory_is_created_only_when_asked_for() {
