@@ -26,13 +26,18 @@ binaries: deps ## our programs, static, in bin/
 control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
 	@images/control-plane/build.sh
 
+# Cargo and Go side by side: each leaves a core idle at times.
+.PHONY: programs
+programs: deps
+	@$(MAKE) --no-print-directory -j2 binaries control-plane
+
 .PHONY: images
-images: binaries control-plane ## the bubble image, bin/hpk-bubble.sif
+images: programs ## the bubble image, bin/hpk-bubble.sif
 	@images/bubble/build.sh
 	@images/pause/build.sh
 
 .PHONY: test-images
-test-images: binaries ## the images that the testbed's registry serves
+test-images: programs ## the images that the testbed's registry serves
 	@images/test-images/build.sh
 
 .PHONY: testbed
