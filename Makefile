@@ -19,14 +19,15 @@ deps: ## install what building and testing needs (Debian 12, root)
 
 .PHONY: binaries
 binaries: deps ## our programs, static, in bin/
-	@$(STEP) "build our programs ($(PROFILE))" cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
+	@$(STEP) "build our programs ($(PROFILE))" env -u MAKEFLAGS cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
 	@scripts/install-binaries $(OUT) bin $(PROGRAMS)
 
 .PHONY: control-plane
 control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
 	@images/control-plane/build.sh
 
-# Cargo and Go side by side: each leaves a core idle at times.
+# Cargo and Go side by side: each leaves a core idle at times. (Cargo would take MAKEFLAGS for the
+# promise of a jobserver that it was not handed.)
 .PHONY: programs
 programs: deps
 	@$(MAKE) --no-print-directory -j2 binaries control-plane
