@@ -6,7 +6,8 @@
 //!
 //! Layout:
 //! - [`link`]: the devices
-//! - [`address`]: addresses, routes and neighbours
+//! - [`address`]: their addresses
+//! - [`route`], [`neighbour`]: where packets go by them
 //! - [`nat`]: the nftables table `hpk`
 //! - [`error`]
 
@@ -14,6 +15,8 @@ pub mod address;
 pub mod error;
 pub mod link;
 pub mod nat;
+pub mod neighbour;
+pub mod route;
 
 use std::fs::File;
 use std::io;
@@ -21,9 +24,10 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
 
-pub use address::{Neighbour, Route};
 pub use error::Error;
 pub use link::{Link, LinkKind, Mac, Vxlan};
+pub use neighbour::Neighbour;
+pub use route::Route;
 
 /// A route socket of one network namespace. Needs a Tokio runtime.
 #[derive(Clone, Debug)]

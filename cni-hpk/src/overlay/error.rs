@@ -35,6 +35,8 @@ pub enum Error {
     BubbleEnded,
     #[error("read Flannel's lease")]
     Lease(#[source] subnet::Error),
+    #[error("Flannel leased no IPv4 subnet, which the overlay's node address is of")]
+    NoIpv4Lease,
     #[error("Flannel's lease changed from {before} to {now}")]
     LeaseChanged { before: Ipv4Net, now: Ipv4Net },
     #[error("link MTU {0} is too small for an overlay")]

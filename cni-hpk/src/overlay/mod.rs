@@ -35,10 +35,11 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::netlink::Netlink;
-use crate::subnet::{self, OverlayState, SubnetEnv};
+use crate::subnet::{Lease, OverlayState, SubnetEnv};
 use config::{Config, Mode};
 use error::Error;
 use host::{Forwarding, Prepared};
+use ipnet::Ipv4Net;
 use peer::{Own, Peers};
 use plan::Wanted;
 
@@ -163,14 +164,12 @@ impl Own {
     }
 }
 
-async fn wait_for_lease(path: &Path) -> Result<SubnetEnv, Error> {
+async fn wait_for_lease(path: &Path) -> Result<Lease<Ipv4Net>, Error> {
     let mut waited = false;
     loop {
         match SubnetEnv::load(path) {
-            Ok(lease) => return Ok(lease),
-            Err(subnet::Error::Read { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
+            Ok(env) => return env.ipv4.ok_or(Error::NoIpv4Lease),
+            Err(error) if error.is_not_yet() => {
                 if !waited {
                     info!(path = %path.display(), "waiting for Flannel's lease");
                     waited = true;
@@ -184,9 +183,9 @@ async fn wait_for_lease(path: &Path) -> Result<SubnetEnv, Error> {
 
 /// A bubble that has got another lease needs another device address, and
 /// pods of the former are lost anyway: start afresh.
-fn same_lease(path: &Path, lease: &SubnetEnv) -> Result<(), Error> {
-    match SubnetEnv::load(path) {
-        Ok(now) if now.subnet != lease.subnet => Err(Error::LeaseChanged {
+fn same_lease(path: &Path, lease: &Lease<Ipv4Net>) -> Result<(), Error> {
+    match SubnetEnv::load(path).map(|env| env.ipv4) {
+        Ok(Some(now)) if now.subnet != lease.subnet => Err(Error::LeaseChanged {
             before: lease.subnet,
             now: now.subnet,
         }),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::config::Config;
 use super::plan::Device;
 use crate::netlink::{Mac, Vxlan};
-use crate::subnet::SubnetEnv;
+use crate::subnet::Lease;
 
 /// Outer Ethernet, IPv4, UDP and VXLAN headers, bytes (RFC 7348).
 pub const OVERHEAD: u32 = 50;
@@ -43,14 +43,14 @@ pub struct Own {
 }
 
 impl Own {
-    pub fn new(config: &Config, lease: &SubnetEnv) -> Self {
+    pub fn new(config: &Config, lease: &Lease<Ipv4Net>) -> Self {
         // Flannel's own device has this address too: the subnet's first.
         let node_ip = lease.subnet.network();
         let mac = Mac::of_ipv4(node_ip);
         let mtu = config.mtu.saturating_sub(OVERHEAD);
         Self {
             subnet: lease.subnet,
-            network: lease.network,
+            network: lease.network(),
             record: Record {
                 node: config.node.clone(),
                 host_ip: config.host_ip,

@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::config::Mode;
 use super::peer::{Peers, Record};
@@ -36,7 +36,7 @@ pub struct Wanted {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     pub link: Option<Link>,
-    pub addresses: Vec<Ipv4Net>,
+    pub addresses: Vec<IpNet>,
     pub neighbours: Vec<Neighbour>,
     pub routes: Vec<Route>,
     pub forwarding: bool,
@@ -50,8 +50,8 @@ pub enum Step {
     SetMtu(u32),
     SetMac(Mac),
     SetUp,
-    AddAddress(Ipv4Net),
-    RemoveAddress(Ipv4Net),
+    AddAddress(IpNet),
+    RemoveAddress(IpNet),
     SetForwarding,
     RemoveRoute(Route),
     RemoveNeighbour(Neighbour),
@@ -70,13 +70,13 @@ impl Device {
 
 /// In mode `host` forwarding is not the kernel's business.
 fn neighbours(mode: Mode, record: &Record) -> Vec<Neighbour> {
-    let arp = Neighbour::Arp {
-        address: record.node_ip,
+    let arp = Neighbour::Ip {
+        address: record.node_ip.into(),
         mac: record.mac,
     };
     let fdb = Neighbour::Fdb {
         mac: record.mac,
-        host: record.host_ip,
+        host: record.host_ip.into(),
         port: record.udp_port,
     };
     match mode {
@@ -87,8 +87,8 @@ fn neighbours(mode: Mode, record: &Record) -> Vec<Neighbour> {
 
 fn route(subnet: Ipv4Net, record: &Record) -> Route {
     Route {
-        destination: subnet,
-        gateway: Some(record.node_ip),
+        destination: subnet.into(),
+        gateway: Some(record.node_ip.into()),
         onlink: true,
     }
 }
@@ -134,7 +134,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Step> {
 
 /// Returns whether the device is made anew.
 fn plan_device(device: &Device, observed: &Observed, steps: &mut Vec<Step>) -> bool {
-    let address = Ipv4Net::from(device.node_ip);
+    let address = IpNet::from(std::net::IpAddr::from(device.node_ip));
     let kept = observed
         .link
         .as_ref()
@@ -200,7 +200,7 @@ mod tests {
                 bridge: None,
                 isolated: false,
             }),
-            addresses: vec![device.node_ip.into()],
+            addresses: vec![std::net::IpAddr::from(device.node_ip).into()],
             neighbours: peers
                 .values()
                 .flat_map(|record| neighbours(Mode::Kernel, record))

@@ -175,11 +175,9 @@ impl Parsed {
 }
 
 fn not_ready(error: subnet::Error) -> Error {
-    match &error {
-        subnet::Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            Error::NotReady(error)
-        }
-        _ => Error::Subnet(error),
+    match error.is_not_yet() {
+        true => Error::NotReady(error),
+        false => Error::Subnet(error),
     }
 }
 
@@ -189,11 +187,12 @@ fn decide(
     flannel: Option<&SubnetEnv>,
     overlay: Option<&OverlayState>,
 ) -> Result<Config, Error> {
-    let subnet = keys.subnet.or(flannel.map(|env| env.subnet));
+    let lease = flannel.and_then(|env| env.ipv4.as_ref());
+    let subnet = keys.subnet.or(lease.map(|lease| lease.subnet));
     let subnet = subnet
         .ok_or_else(|| Error::Conf(ConfError::Invalid("no subnet".to_owned())))?
         .trunc();
-    let network = keys.network.or(flannel.map(|env| env.network));
+    let network = keys.network.or(lease.map(subnet::Lease::network));
     let network = network.unwrap_or(subnet).trunc();
     if !network.contains(&subnet) {
         return Err(Error::Invalid(format!(
@@ -237,8 +236,11 @@ mod tests {
 
     fn flannel() -> SubnetEnv {
         SubnetEnv {
-            network: "10.244.0.0/16".parse().unwrap(),
-            subnet: "10.244.3.0/24".parse().unwrap(),
+            ipv4: Some(subnet::Lease {
+                networks: vec!["10.244.0.0/16".parse().unwrap()],
+                subnet: "10.244.3.0/24".parse().unwrap(),
+            }),
+            ipv6: None,
             mtu: 1400,
             ip_masq: true,
         }

@@ -55,7 +55,7 @@ async fn observe(netlink: &Netlink, bridge: &str) -> Result<ObservedNode, Error>
         bridge: link,
         bridge_addresses,
         sysctls: values,
-        nat: nat::read_comments(bridge)?,
+        nat: nat::observe(bridge, None)?.comments,
     })
 }
 
@@ -69,7 +69,7 @@ async fn apply(netlink: &Netlink, config: &Config, step: &NodeStep) -> Result<()
         NodeStep::AddAddress(address) => netlink.add_address(bridge, *address, true).await?,
         NodeStep::RemoveAddress(address) => netlink.remove_address(bridge, *address).await?,
         NodeStep::SetSysctl(sysctl) => set_sysctl(sysctl)?,
-        NodeStep::ReplaceNat(rules) => nat::replace(bridge, rules)?,
+        NodeStep::ReplaceNat(rules) => nat::replace(nat::Backend::Nftables, bridge, rules)?,
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::config::Config;
 use crate::netlink::link::VethPair;
@@ -15,7 +15,7 @@ use crate::netlink::{Link, LinkKind, Mac, Route};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ObservedNode {
     pub bridge: Option<Link>,
-    pub bridge_addresses: Vec<Ipv4Net>,
+    pub bridge_addresses: Vec<IpNet>,
     /// Value of each of [`sysctls`], as read; `None` where there is no such.
     pub sysctls: Vec<Option<String>>,
     /// Comments of the rules in the bridge's NAT chain.
@@ -32,9 +32,9 @@ pub enum NodeStep {
     SetMtu(u32),
     SetMac(Mac),
     SetUp,
-    AddAddress(Ipv4Net),
+    AddAddress(IpNet),
     /// Of a lease the bubble had before.
-    RemoveAddress(Ipv4Net),
+    RemoveAddress(IpNet),
     SetSysctl(Sysctl),
     ReplaceNat(Vec<Masquerade>),
 }
@@ -84,8 +84,8 @@ pub fn sysctls(bridge: &str) -> Vec<Sysctl> {
 /// The bridge's NAT rules.
 pub fn masquerades(config: &Config) -> Vec<Masquerade> {
     let rule = Masquerade {
-        subnet: config.subnet,
-        network: config.network,
+        subnet: config.subnet.into(),
+        networks: vec![config.network.into()],
     };
     config.ip_masq.then_some(rule).into_iter().collect()
 }
@@ -115,7 +115,7 @@ pub fn plan_node(config: &Config, observed: &ObservedNode) -> Result<Vec<NodeSte
         }
     }
     // A bridge has exactly its gateway's address.
-    let wanted = Ipv4Net::new_assert(config.gateway, config.subnet.prefix_len());
+    let wanted = IpNet::new_assert(config.gateway.into(), config.subnet.prefix_len());
     for address in &observed.bridge_addresses {
         if *address != wanted {
             steps.push(NodeStep::RemoveAddress(*address));
@@ -159,13 +159,13 @@ impl PodInterface {
     /// Services, although its neighbours are on the same bridge.
     pub fn routes(&self) -> Vec<Route> {
         let via = |destination: Ipv4Net| Route {
-            destination,
-            gateway: Some(self.gateway),
+            destination: destination.into(),
+            gateway: Some(self.gateway.into()),
             onlink: false,
         };
         vec![
             Route {
-                destination: Ipv4Net::from(self.gateway),
+                destination: Ipv4Net::from(self.gateway).into(),
                 gateway: None,
                 onlink: false,
             },
@@ -182,7 +182,7 @@ pub struct ObservedPod {
     /// Index of the bridge.
     pub bridge: Option<u32>,
     pub pod_end: Option<Link>,
-    pub addresses: Vec<Ipv4Net>,
+    pub addresses: Vec<IpNet>,
     pub routes: Vec<Route>,
 }
 
@@ -194,7 +194,7 @@ pub enum PodStep {
     AddVeth(VethPair),
     /// Makes the host's end an isolated port, and sets it up.
     JoinBridge,
-    AddAddress(Ipv4Net),
+    AddAddress(IpNet),
     SetUp,
     SetRoute(Route),
 }
@@ -234,8 +234,8 @@ pub fn plan_pod(wanted: &PodInterface, observed: &ObservedPod) -> Result<Vec<Pod
     if fresh || !joined {
         steps.push(PodStep::JoinBridge);
     }
-    if fresh || !observed.addresses.contains(&wanted.address) {
-        steps.push(PodStep::AddAddress(wanted.address));
+    if fresh || !observed.addresses.contains(&wanted.address.into()) {
+        steps.push(PodStep::AddAddress(wanted.address.into()));
     }
     if fresh || !observed.pod_end.as_ref().is_some_and(|link| link.up) {
         steps.push(PodStep::SetUp);

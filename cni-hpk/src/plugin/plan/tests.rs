@@ -162,5 +162,5 @@ fn pods_of_one_bridge_are_reached_through_the_gateway() {
         .iter()
         .find(|route| route.destination == own)
         .unwrap();
-    assert_eq!(route.gateway, Some(Ipv4Addr::new(10, 244, 3, 1)));
+    assert_eq!(route.gateway, Some(Ipv4Addr::new(10, 244, 3, 1).into()));
 }

@@ -1,0 +1,173 @@
+//! Routes of the main table.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures::TryStreamExt as _;
+use ipnet::IpNet;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType,
+};
+
+use super::Netlink;
+use super::error::{Error, allow};
+
+/// A unicast route of the main table over one device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    pub destination: IpNet,
+    pub gateway: Option<IpAddr>,
+    /// The gateway is taken to be on the device, whatever its addresses.
+    pub onlink: bool,
+}
+
+impl Netlink {
+    /// Routes of the main table over a device, of both families, other than
+    /// those the kernel made itself.
+    pub async fn routes(&self, index: u32) -> Result<Vec<Route>, Error> {
+        let mut routes = Vec::new();
+        for message in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let mut request = self.handle.route().get(message).execute();
+            while let Some(message) = request
+                .try_next()
+                .await
+                .map_err(Error::of("read routes of device", index))?
+            {
+                routes.extend(read_route(&message, index));
+            }
+        }
+        Ok(routes)
+    }
+
+    /// Sets a route over a device, replacing one to the same destination.
+    pub async fn set_route(&self, name: &str, route: &Route) -> Result<(), Error> {
+        let index = self.index(name).await?;
+        let operand = format!("{} over {name}", route.destination);
+        let request = self
+            .handle
+            .route()
+            .add(route_message(route, index))
+            .replace();
+        request
+            .execute()
+            .await
+            .map_err(Error::of("set route", operand))
+    }
+
+    /// Removes a route; one that isn't there is fine.
+    pub async fn remove_route(&self, name: &str, route: &Route) -> Result<(), Error> {
+        let index = self.index(name).await?;
+        let operand = format!("{} over {name}", route.destination);
+        let request = self.handle.route().del(route_message(route, index));
+        let result = request.execute().await;
+        allow(
+            result.map_err(Error::of("remove route", operand)),
+            &[libc::ESRCH],
+        )
+    }
+}
+
+fn route_message(route: &Route, index: u32) -> RouteMessage {
+    let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
+        .output_interface(index)
+        .build();
+    let header = &mut message.header;
+    header.destination_prefix_length = route.destination.prefix_len();
+    header.address_family = match route.destination {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    };
+    if route.onlink {
+        header.flags |= RouteFlags::Onlink;
+    }
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    };
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Destination(address(
+        route.destination.addr(),
+    )));
+    match route.gateway {
+        Some(gateway) => attributes.push(RouteAttribute::Gateway(address(gateway))),
+        None => message.header.scope = RouteScope::Link,
+    }
+    message
+}
+
+fn read_route(message: &RouteMessage, index: u32) -> Option<Route> {
+    let header = &message.header;
+    let unspecified = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let wanted = header.table == RouteHeader::RT_TABLE_MAIN
+        && header.kind == RouteType::Unicast
+        && header.protocol != RouteProtocol::Kernel;
+    if !wanted {
+        return None;
+    }
+    let address = |address: &RouteAddress| match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    let mut destination = unspecified;
+    let mut gateway = None;
+    let mut device = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(value) => destination = address(value)?,
+            RouteAttribute::Gateway(value) => gateway = address(value),
+            RouteAttribute::Oif(index) => device = Some(*index),
+            _ => {}
+        }
+    }
+    (device == Some(index)).then_some(Route {
+        destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
+        gateway,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(destination: &str, gateway: Option<&str>) -> Route {
+        Route {
+            destination: destination.parse().unwrap(),
+            gateway: gateway.map(|text| text.parse().unwrap()),
+            onlink: gateway.is_some(),
+        }
+    }
+
+    #[test]
+    fn a_route_is_written_and_read_back_in_both_families() {
+        for route in [
+            route("10.244.5.0/24", Some("10.244.5.0")),
+            route("10.244.3.1/32", None),
+            route("0.0.0.0/0", Some("10.244.3.1")),
+            route("fd00:5::/64", Some("fd00:5::")),
+            route("fd00:3::1/128", None),
+            route("::/0", Some("fd00:3::1")),
+        ] {
+            assert_eq!(
+                read_route(&route_message(&route, 7), 7).as_ref(),
+                Some(&route)
+            );
+        }
+    }
+
+    #[test]
+    fn a_route_over_another_device_is_not_read() {
+        let route = route("fd00:5::/64", Some("fd00:5::"));
+        assert_eq!(read_route(&route_message(&route, 7), 8), None);
+    }
+}
