@@ -66,6 +66,18 @@ system: testbed ## the whole system on the testbed, case by case
 test: ## everything: unit, kernel and whole-system tests
 	@$(MAKE) --no-print-directory lint unit kernel system
 
+.PHONY: bench
+bench: bench-net bench-shim ## both benchmarks, into docs/bench/ (45 minutes; a quiet machine)
+
+# BENCH="--only WORD --repeats N …" picks; NOTE is said with the figures.
+.PHONY: bench-net
+bench-net: testbed ## the pod network beside stock plugins and a kernel VXLAN
+	@bin/hpk-conformance bench net --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
+
+.PHONY: bench-shim
+bench-shim: testbed ## the shim beside containerd-shim-runc-v2
+	@bin/hpk-conformance bench shim --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
+
 .PHONY: demo
 demo: ## a cluster on the testbed, with a small application
 	@scripts/demo

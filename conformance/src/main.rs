@@ -7,8 +7,10 @@
 //! - `wait` – waiting for a condition with a limit,
 //! - `cases` – the table of cases, a file per subject,
 //! - `figures` – what `make demo` measures,
+//! - `bench` – `make bench`: HPK beside what root would use,
 //! - `report` – the table at the end.
 
+mod bench;
 mod cases;
 mod cluster;
 mod figures;
@@ -48,6 +50,12 @@ enum Action {
         #[arg(long, default_value_t = 7)]
         pods: usize,
     },
+    /// Measures HPK beside what root would use; prints ratios
+    #[command(subcommand)]
+    Bench(bench::Suite),
+    /// What `bench` runs on the testbed's hosts
+    #[command(subcommand, hide = true)]
+    OnHost(bench::on_host::Part),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +90,11 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         Action::PodStart { pods } => {
             println!("{}", figures::pod_start(&testbed, pods)?);
+            Ok(true)
+        }
+        Action::Bench(suite) => bench::run(&testbed, &suite),
+        Action::OnHost(part) => {
+            bench::on_host::run(&part)?;
             Ok(true)
         }
     }
