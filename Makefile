@@ -67,7 +67,7 @@ test: ## everything: unit, kernel and whole-system tests
 	@$(MAKE) --no-print-directory lint unit kernel system
 
 .PHONY: bench
-bench: bench-net bench-shim ## both benchmarks, into docs/bench/ (45 minutes; a quiet machine)
+bench: bench-net bench-shim ## both benchmarks, into docs/bench/ (half an hour; a quiet machine)
 
 # BENCH="--only WORD --repeats N …" picks; NOTE is said with the figures.
 .PHONY: bench-net

@@ -13,7 +13,8 @@ use crate::testbed::Testbed;
 pub struct Machine {
     /// UTC, RFC 3339.
     pub date: String,
-    /// Of this checkout; with "-dirty" where it differs from the commit.
+    /// Of this checkout; with "-dirty" where it differs from the commit, in more than the
+    /// figures of earlier runs.
     pub commit: String,
     pub cores: usize,
     pub processor: String,
@@ -51,7 +52,7 @@ impl Machine {
         let versions = testbed.on("root", host, VERSIONS).success()?;
         Ok(Self {
             date: run("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"])?,
-            commit: run("git", &["describe", "--always", "--dirty", "--abbrev=12"])?,
+            commit: commit()?,
             cores: std::thread::available_parallelism()
                 .context("counting the cores")?
                 .get(),
@@ -79,6 +80,25 @@ impl Machine {
             programs.join("; ")
         )
     }
+}
+
+fn commit() -> Result<String> {
+    let commit = run("git", &["rev-parse", "--short=12", "HEAD"])?;
+    let changed = run(
+        "git",
+        &[
+            "status",
+            "--porcelain",
+            "--",
+            ":/",
+            ":(top,exclude)docs/bench",
+        ],
+    )?;
+    Ok(if changed.is_empty() {
+        commit
+    } else {
+        format!("{commit}-dirty")
+    })
 }
 
 fn read(path: &str) -> Result<String> {

@@ -99,7 +99,7 @@ impl Options {
 
 /// Measures. False when something could not be measured.
 pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
-    let (name, options, mut scenarios) = match suite {
+    let (name, options, scenarios) = match suite {
         Suite::Net(options) => ("net", options, net::scenarios(testbed)),
         Suite::Shim(options) => ("shim", options, shim::scenarios(testbed)),
     };
@@ -115,6 +115,46 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
         "no measure has one of {:?} in its name: see --list",
         options.only
     );
+    let results = measure(testbed, name, scenarios, &selection, options.note.clone())?;
+    println!("{}", table::render(&results));
+    // Half a run must not take a whole one's place.
+    if let Some(folder) = &options.output
+        && !interrupt::requested()
+    {
+        write(&results, folder)?;
+    }
+    Ok(results.failures.is_empty())
+}
+
+/// Everything once and short: what could not be measured.
+pub fn quick(testbed: &Testbed) -> Result<Vec<String>> {
+    let selection = Selection {
+        only: Vec::new(),
+        contenders: Vec::new(),
+        repeats: 1,
+        pace: Pace {
+            seconds: QUICK,
+            quick: true,
+        },
+    };
+    let mut failures = Vec::new();
+    for (name, scenarios) in [
+        ("net", net::scenarios(testbed)),
+        ("shim", shim::scenarios(testbed)),
+    ] {
+        let results = measure(testbed, name, scenarios, &selection, None)?;
+        failures.extend(results.failures);
+    }
+    Ok(failures)
+}
+
+fn measure(
+    testbed: &Testbed,
+    suite: &'static str,
+    mut scenarios: Vec<Box<dyn Scenario>>,
+    selection: &Selection,
+    note: Option<String>,
+) -> Result<Results> {
     interrupt::install()?;
     let _turn = Turn::wait()?;
     let _buffers = SocketBuffers::limit()?;
@@ -124,8 +164,8 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
     };
     eprintln!("{}", machine.in_words());
     let mut results = Results {
-        suite: name,
-        note: options.note.clone(),
+        suite,
+        note,
         machine,
         repeats: selection.repeats,
         seconds: selection.pace.seconds,
@@ -140,17 +180,13 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
         }
         let outcome = drive::run(
             scenario.as_mut(),
-            &selection,
+            selection,
             &interrupt::requested,
             &mut |line| eprintln!("{line}"),
         );
         results.add(scenario.as_ref(), outcome);
     }
-    println!("{}", table::render(&results));
-    if let Some(folder) = &options.output {
-        write(&results, folder)?;
-    }
-    Ok(results.failures.is_empty())
+    Ok(results)
 }
 
 fn list(scenarios: &[Box<dyn Scenario>]) {

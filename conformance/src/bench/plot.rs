@@ -74,7 +74,7 @@ pub fn render(results: &Results) -> String {
     let mut body = String::new();
     let mut y = MARGIN + HEAD;
     let title = format!(
-        "bench-{}: median and range of {} rounds, ratio to the reference; {}, {}",
+        "bench-{}: ratio to the reference, median and range of {} rounds (red: aim); {}, {}",
         results.suite, results.repeats, results.machine.commit, results.machine.date
     );
     text(&mut body, MARGIN, MARGIN + 12.0, "title", &title);

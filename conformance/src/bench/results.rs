@@ -76,11 +76,9 @@ impl Results {
         self.blocks
             .extend(blocks(scenario.name(), reference, &outcome.series));
         for aim in scenario.aims() {
-            let asked = outcome
-                .series
-                .iter()
-                .any(|series| series.measure.word == aim.measure);
-            if asked {
+            let has =
+                |contender| find(&outcome.series, aim.measure, aim.metric, contender).is_some();
+            if has(aim.contender) && aim.against.is_none_or(has) {
                 self.aims
                     .push(judge(scenario.name(), &aim, &outcome.series));
             }

@@ -3,11 +3,12 @@
 //!
 //! A file per subject: `network`, `pods`, `streams` (logs and exec), `parts` (each part
 //! alone), `refusals` (bad input), `isolation` (other users), `faults` (killed processes),
-//! `jobs` (the job's life).
+//! `jobs` (the job's life), `measuring` (the benchmarks, not their figures).
 
 mod faults;
 mod isolation;
 mod jobs;
+mod measuring;
 mod network;
 mod parts;
 mod pods;
@@ -194,4 +195,6 @@ pub const TABLE: &[Case] = table! {
         a_cancelled_job_leaves_nothing_behind
         a_single_node_is_a_cluster
         one_cpu_is_enough_to_start;
+    measuring:
+        the_benchmarks_measure_every_contender;
 };

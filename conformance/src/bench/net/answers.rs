@@ -71,18 +71,22 @@ fn number(object: &Value, name: &str) -> Result<f64> {
         .with_context(|| format!("iperf3 gave no number {name:?} in {object}"))
 }
 
-/// `sockperf ping-pong --full-rtt`.
-pub fn requests(text: &str) -> Result<Requests> {
+/// `sockperf ping-pong --full-rtt`. It waits for ever for the answer to a lost datagram, and
+/// then counts the time up to that one; `None` where that was before its warm-up ended.
+pub fn requests(text: &str) -> Result<Option<Requests>> {
+    if text.contains("No valid observations found") {
+        return Ok(None);
+    }
     let valid = text
         .lines()
         .find(|line| line.contains("[Valid Duration]"))
         .with_context(|| format!("sockperf measured nothing: {text:?}"))?;
     let seconds = after(valid, "RunTime=")?;
-    Ok(Requests {
+    Ok(Some(Requests {
         per_second: after(valid, "ReceivedMessages=")? / seconds,
         p50: percentile(text, "percentile 50.000 =")?,
         p99: percentile(text, "percentile 99.000 =")?,
-    })
+    }))
 }
 
 fn percentile(text: &str, label: &str) -> Result<f64> {
@@ -172,8 +176,10 @@ mod tests {
             p50: 12.5,
             p99: 31.25,
         };
-        assert_eq!(requests(text).unwrap(), expected);
+        assert_eq!(requests(text).unwrap(), Some(expected));
         assert!(requests("sockperf: ERROR").is_err());
+        let lost = "sockperf: No valid observations found. Try tune parameters";
+        assert_eq!(requests(lost).unwrap(), None);
     }
 
     #[test]

@@ -11,7 +11,12 @@ use crate::testbed::Testbed;
 
 const HOST: &str = HOSTS[0];
 const SECTION: &str = "One node, pod to pod";
-const CONTENDERS: &[&str] = &["bridge", "ptp", "veth", "tap"];
+const CONTENDERS: &[&str] = &["bridge", "ptp", "veth", TAP, TAP_FRAMES];
+/// The relay has the pod's TAP itself, or a process beside the pod sends it the frames over a
+/// UNIX socket.
+const TAP: &str = "tap";
+const TAP_FRAMES: &str = "tap-frames";
+const TAPS: [&str; 2] = [TAP, TAP_FRAMES];
 /// CNI's error code for a network configuration that the plugin doesn't take (spec, section 5).
 const INVALID_CONFIGURATION: u64 = 7;
 
@@ -65,9 +70,10 @@ pub fn conflist(contender: &str, folder: &str) -> Value {
     let plugin = match contender {
         "bridge" => json!({"type": "bridge", "bridge": "bridge", "isGateway": true, "ipam": ipam}),
         "ptp" => json!({"type": "ptp", "ipam": ipam}),
-        datapath => json!({
-            "type": "cni-hpk", "datapath": datapath, "subnet": subnet,
-            "dataDir": format!("{folder}/data"), "ipMasq": false,
+        ours => json!({
+            "type": "cni-hpk", "subnet": subnet, "dataDir": format!("{folder}/data"),
+            "ipMasq": false, "datapath": if TAPS.contains(&ours) { "tap" } else { "veth" },
+            "tapForm": if ours == TAP_FRAMES { "frames" } else { "descriptor" },
         }),
     };
     json!({"cniVersion": "1.0.0", "name": "bench", "plugins": [plugin]})
@@ -93,16 +99,14 @@ impl Scenario for OneNode {
         for word in ["tcp-1", "tcp-4", "udp", "tcp-rr", "udp-rr"] {
             aims.push(traffic::aim(word, "veth", "ptp", Bound::AtLeast(0.95)));
         }
-        for word in ["tcp-1", "tcp-4"] {
-            aims.push(traffic::aim(word, "tap", "bridge", Bound::AtLeast(0.5)));
-        }
-        for word in ["tcp-rr", "udp-rr"] {
-            aims.push(traffic::latency_aim(
-                word,
-                "tap",
-                "bridge",
-                Bound::AtMost(3.0),
-            ));
+        for tap in TAPS {
+            for word in ["tcp-1", "tcp-4"] {
+                aims.push(traffic::aim(word, tap, "bridge", Bound::AtLeast(0.5)));
+            }
+            for word in ["tcp-rr", "udp-rr"] {
+                let most = Bound::AtMost(3.0);
+                aims.push(traffic::latency_aim(word, tap, "bridge", most));
+            }
         }
         aims
     }
@@ -127,7 +131,7 @@ impl Scenario for OneNode {
         for pod in &pods {
             let answer = self.attach("add", contender, pod)?;
             let refused = &answer["refused"];
-            if refused["code"] == INVALID_CONFIGURATION && contender == "tap" {
+            if refused["code"] == INVALID_CONFIGURATION && TAPS.contains(&contender) {
                 self.begun.retain(|name| *name != contender);
                 return Ok(Standing::Absent(format!(
                     "the plugin refuses it: {}",
@@ -195,7 +199,9 @@ mod tests {
         let plugin = |contender| conflist(contender, "/f")["plugins"][0].clone();
         assert_eq!(plugin("bridge")["type"], "bridge");
         assert_eq!(plugin("ptp")["type"], "ptp");
-        assert_eq!(plugin("tap")["datapath"], "tap");
-        assert_eq!(plugin("veth")["dataDir"], "/f/data");
+        assert_eq!(plugin(TAP)["datapath"], "tap");
+        assert_eq!(plugin(TAP_FRAMES)["tapForm"], "frames");
+        assert_eq!(plugin("veth")["datapath"], "veth");
+        assert_eq!(plugin("cni-hpk")["dataDir"], "/f/data");
     }
 }

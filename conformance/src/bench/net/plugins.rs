@@ -95,11 +95,6 @@ impl Scenario for Plugins {
     fn set_up(&mut self, contender: &'static str) -> Result<Standing> {
         let node = node(contender);
         let folder = format!("/run/{node}");
-        let datapath = if contender == "bridge" {
-            "bridge"
-        } else {
-            "veth"
-        };
         let script = format!(
             "set -e; mkdir -p {folder}; cat > {folder}/conflist; ip netns add {node}
              for number in $(seq 0 {}); do ip netns add {node}-$number; done",
@@ -107,7 +102,7 @@ impl Scenario for Plugins {
         );
         self.testbed
             .on("root", HOST, script)
-            .input(conflist(datapath, &folder).to_string())
+            .input(conflist(contender, &folder).to_string())
             .success()?;
         Ok(Standing::Ready)
     }

@@ -1,7 +1,7 @@
 //! iperf3 and sockperf between two ends.
 
 use std::io::{BufRead, BufReader};
-use std::process::Child;
+use std::process::{Child, ChildStdout};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -13,6 +13,11 @@ const IPERF3_PORT: u16 = 15201;
 const SOCKPERF_PORT: u16 = 15202;
 /// Payload of datagrams and requests, bytes.
 const SMALL: u32 = 64;
+/// What the watcher of a server says.
+const LISTENING: &str = "the-server-listens";
+const SILENT: &str = "the-server-does-not-listen";
+/// How often requests are tried when one is lost before anything was measured.
+const TRIES: usize = 3;
 /// Seconds beyond the traffic's own that a run may take.
 const SLACK: u64 = 30;
 
@@ -166,6 +171,8 @@ pub fn run(testbed: &Testbed, path: &Path, word: &str, pace: Pace) -> Result<Vec
 #[derive(Debug)]
 struct Server {
     child: Child,
+    /// Held so that what it says later doesn't end it.
+    _output: BufReader<ChildStdout>,
 }
 
 impl Server {
@@ -188,25 +195,36 @@ impl Server {
         // The watcher ends with the first look that sees the socket; the server takes this
         // shell's place, so that ending it ends the server.
         let script = format!(
-            "timeout 10 bash -c 'until {enter}ss -Hln {filter} | grep -q .; do sleep 0.02; done; echo listening' & \
-             exec {enter}{command} >&2"
+            "{{ timeout 10 bash -c 'until {enter}ss -Hln {filter} | grep -q .; do sleep 0.02; done' && \
+             echo {LISTENING} || echo {SILENT}; }} & exec {enter}{command} 2>&1"
         );
         let mut child = testbed
             .on("root", path.server.host, script)
             .limit(3600)
             .spawn()?;
         let pipe = child.stdout.take().context("the server has no output")?;
-        let mut line = String::new();
-        let read = BufReader::new(pipe).read_line(&mut line);
-        let server = Self { child };
-        match read {
-            Ok(_) if line.trim() == "listening" => Ok(server),
-            other => {
-                server.stop()?;
-                other.context("reading from the server")?;
-                bail!("{command} did not listen within 10 s on {:?}", path.server);
+        let mut output = BufReader::new(pipe);
+        let mut said = String::new();
+        loop {
+            let mut line = String::new();
+            let count = output.read_line(&mut line).context("reading a server");
+            match (count, line.trim_end()) {
+                (Ok(1..), LISTENING) => break,
+                (Ok(1..), other) if other != SILENT => said.push_str(&line),
+                (count, _) => {
+                    stop(child)?;
+                    count?;
+                    bail!(
+                        "{command} does not listen on {}; it said {said:?}",
+                        path.server.host
+                    );
+                }
             }
         }
+        Ok(Self {
+            child,
+            _output: output,
+        })
     }
 
     fn stop(self) -> Result<()> {
@@ -231,19 +249,22 @@ fn client(testbed: &Testbed, path: &Path, kind: Kind, pace: Pace) -> Result<Vec<
             if tcp { " --tcp" } else { "" }
         ),
     };
-    let text = testbed
+    let exec = testbed
         .on("root", path.client.host, script)
-        .limit(seconds + SLACK)
-        .success()?;
+        .limit(seconds + SLACK);
     match kind {
-        Kind::Tcp { .. } => tcp(&text),
+        Kind::Tcp { .. } => tcp(&exec.success()?),
         Kind::Datagrams => {
-            let answer = answers::datagrams(&text)?;
+            let answer = answers::datagrams(&exec.success()?)?;
             Ok(vec![answer.received_per_second, answer.lost_percent])
         }
         Kind::Requests { .. } => {
-            let answer = answers::requests(&text)?;
-            Ok(vec![answer.per_second, answer.p50, answer.p99])
+            for _ in 0..TRIES {
+                if let Some(answer) = answers::requests(&exec.success()?)? {
+                    return Ok(vec![answer.per_second, answer.p50, answer.p99]);
+                }
+            }
+            bail!("a message was lost in the first moments of {TRIES} tries");
         }
     }
 }
