@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+    RouteProtocol, RouteScope, RouteType,
 };
 
 use super::Netlink;
@@ -21,6 +21,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The gateway is taken to be on the device, whatever its addresses.
     pub onlink: bool,
+    /// Smaller than the device's, bytes.
+    pub mtu: Option<u32>,
 }
 
 impl Netlink {
@@ -97,6 +99,10 @@ fn route_message(route: &Route, index: u32) -> RouteMessage {
         Some(gateway) => attributes.push(RouteAttribute::Gateway(address(gateway))),
         None => message.header.scope = RouteScope::Link,
     }
+    if let Some(mtu) = route.mtu {
+        let metrics = vec![RouteMetric::Mtu(mtu)];
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
     message
 }
 
@@ -121,11 +127,18 @@ fn read_route(message: &RouteMessage, index: u32) -> Option<Route> {
     let mut destination = unspecified;
     let mut gateway = None;
     let mut device = None;
+    let mut mtu = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(value) => destination = address(value)?,
             RouteAttribute::Gateway(value) => gateway = address(value),
             RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
@@ -133,6 +146,7 @@ fn read_route(message: &RouteMessage, index: u32) -> Option<Route> {
         destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
         gateway,
         onlink: header.flags.contains(RouteFlags::Onlink),
+        mtu,
     })
 }
 
@@ -145,6 +159,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             gateway: gateway.map(|text| text.parse().unwrap()),
             onlink: gateway.is_some(),
+            mtu: gateway.map(|_| 1400),
         }
     }
 

@@ -57,6 +57,13 @@ pub struct Config {
     /// Name of the device
     #[arg(long, default_value = "hpk-vxlan")]
     pub device: String,
+    /// Threads each way (mode host); one a core, at most four, unless given
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub queues: Option<u8>,
+    /// Buffer of each UDP socket each way, bytes; the kernel gives at most
+    /// net.core.rmem_max and wmem_max (mode host)
+    #[arg(long, default_value_t = 4 << 20)]
+    pub socket_buffer: u32,
     /// Process in the bubble whose namespaces to enter (mode host)
     #[arg(long)]
     pub enter_pid: Option<i32>,

@@ -1,6 +1,6 @@
 //! Observes and applies: the device, its neighbours and routes.
 
-use std::path::Path;
+use std::net::IpAddr;
 
 use tracing::debug;
 
@@ -10,6 +10,7 @@ use super::plan::{Device, Observed, Step, Wanted, plan};
 use crate::netlink::{self, Netlink};
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARDING6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
 /// Brings the kernel to what is wanted; returns how many changes that took.
 /// Goes on after a failed one, so that one bad peer doesn't cut off the
@@ -31,12 +32,11 @@ pub async fn ensure(netlink: &Netlink, wanted: &Wanted) -> Result<usize, Error> 
 }
 
 async fn observe(netlink: &Netlink, device: &Device) -> Result<Observed, Error> {
-    let path = Path::new(FORWARDING);
-    let forwarding = std::fs::read_to_string(path)
-        .map_err(|source| netlink::Error::new("read", path.display(), source))?;
     let mut observed = Observed {
         link: netlink.link(&device.name).await?,
-        forwarding: forwarding.trim() == "1",
+        forwarding: is_set(FORWARDING)?,
+        // Asked only where it is wanted: a kernel may be without IPv6.
+        forwarding6: device.node_ips.iter().any(IpAddr::is_ipv6) && is_set(FORWARDING6)?,
         ..Observed::default()
     };
     if let Some(link) = &observed.link {
@@ -45,6 +45,16 @@ async fn observe(netlink: &Netlink, device: &Device) -> Result<Observed, Error> 
         observed.routes = netlink.routes(link.index).await?;
     }
     Ok(observed)
+}
+
+fn is_set(path: &str) -> Result<bool, netlink::Error> {
+    let value = std::fs::read_to_string(path)
+        .map_err(|source| netlink::Error::new("read", path, source))?;
+    Ok(value.trim() == "1")
+}
+
+fn set(path: &str) -> Result<(), netlink::Error> {
+    std::fs::write(path, "1").map_err(|source| netlink::Error::new("write", path, source))
 }
 
 async fn apply(netlink: &Netlink, device: &Device, step: &Step) -> Result<(), netlink::Error> {
@@ -65,8 +75,8 @@ async fn apply(netlink: &Netlink, device: &Device, step: &Step) -> Result<(), ne
         Step::SetUp => netlink.set_up(name).await,
         Step::AddAddress(address) => netlink.add_address(name, *address, true).await,
         Step::RemoveAddress(address) => netlink.remove_address(name, *address).await,
-        Step::SetForwarding => std::fs::write(FORWARDING, "1")
-            .map_err(|source| netlink::Error::new("write", FORWARDING, source)),
+        Step::SetForwarding => set(FORWARDING),
+        Step::SetForwarding6 => set(FORWARDING6),
         Step::RemoveRoute(route) => netlink.remove_route(name, route).await,
         Step::RemoveNeighbour(neighbour) => netlink.remove_neighbour(name, neighbour).await,
         Step::SetNeighbour(neighbour) => netlink.set_neighbour(name, neighbour).await,

@@ -3,8 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
-
 use crate::{netlink, subnet};
 
 pub use crate::plugin::error::chain as causes;
@@ -29,6 +27,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("listen for readers of the counters at {path}")]
+    Metrics {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("start moving frames")]
     Thread(#[source] io::Error),
     #[error("the bubble has ended")]
@@ -38,7 +42,7 @@ pub enum Error {
     #[error("Flannel leased no IPv4 subnet, which the overlay's node address is of")]
     NoIpv4Lease,
     #[error("Flannel's lease changed from {before} to {now}")]
-    LeaseChanged { before: Ipv4Net, now: Ipv4Net },
+    LeaseChanged { before: String, now: String },
     #[error("link MTU {0} is too small for an overlay")]
     Mtu(u32),
     #[error("write state file {path}")]

@@ -17,6 +17,7 @@
 //! - [`plan`]: what device, neighbours and routes are missing or too many
 //! - [`device`]: observes and applies
 //! - [`host`]: mode `host`, frames moved by this program
+//! - [`metrics`]: counters for Prometheus
 //! - [`registry`]: publishing and following in etcd
 //! - [`error`]
 
@@ -24,10 +25,12 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod host;
+pub mod metrics;
 pub mod peer;
 pub mod plan;
 pub mod registry;
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
@@ -35,12 +38,11 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::netlink::Netlink;
-use crate::subnet::{Lease, OverlayState, SubnetEnv};
+use crate::subnet::{OverlayState, SubnetEnv};
 use config::{Config, Mode};
 use error::Error;
 use host::{Forwarding, Prepared};
-use ipnet::Ipv4Net;
-use peer::{Own, Peers};
+use peer::{Leases, Own, Peers};
 use plan::Wanted;
 
 /// How often Flannel's lease is looked for at the start.
@@ -65,8 +67,8 @@ pub async fn run(config: Config, prepared: Option<Prepared>) -> Result<(), Error
     if config.mtu < LEAST_MTU + peer::OVERHEAD {
         return Err(Error::Mtu(config.mtu));
     }
-    let lease = wait_for_lease(&config.subnet_file).await?;
-    let own = Own::new(&config, &lease);
+    let leases = wait_for_leases(&config.subnet_file).await?;
+    let own = Own::new(&config, &leases);
     let netlink = Netlink::open()?;
     let (sender, mut peers) = watch::channel(Peers::default());
 
@@ -96,6 +98,12 @@ pub async fn run(config: Config, prepared: Option<Prepared>) -> Result<(), Error
         "overlay is up"
     );
 
+    let metrics = forwarding.as_ref().map(|forwarding| {
+        let file = config.state_file.with_extension("sock");
+        metrics::Endpoint::open(file, forwarding.statistics())
+    });
+    let metrics = metrics.transpose()?;
+
     let publish = registry::run(&config.etcd, &own, sender);
     tokio::pin!(publish);
     let (mut known, mut news) = (false, false);
@@ -114,15 +122,23 @@ pub async fn run(config: Config, prepared: Option<Prepared>) -> Result<(), Error
         tokio::select! {
             never = &mut publish => match never {},
             error = ended(&mut forwarding) => return Err(error),
+            never = serve(&metrics) => match never {},
             changed = peers.changed() => {
                 // The sender lives as long as `publish`.
                 news = changed.is_ok();
                 known |= news;
             }
             () = tokio::time::sleep(delay) => {
-                same_lease(&config.subnet_file, &lease)?;
+                same_leases(&config.subnet_file, &leases)?;
             }
         }
+    }
+}
+
+async fn serve(metrics: &Option<metrics::Endpoint>) -> Infallible {
+    match metrics {
+        Some(metrics) => metrics.serve().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -164,11 +180,11 @@ impl Own {
     }
 }
 
-async fn wait_for_lease(path: &Path) -> Result<Lease<Ipv4Net>, Error> {
+async fn wait_for_leases(path: &Path) -> Result<Leases, Error> {
     let mut waited = false;
     loop {
         match SubnetEnv::load(path) {
-            Ok(env) => return env.ipv4.ok_or(Error::NoIpv4Lease),
+            Ok(env) => return leases(env).ok_or(Error::NoIpv4Lease),
             Err(error) if error.is_not_yet() => {
                 if !waited {
                     info!(path = %path.display(), "waiting for Flannel's lease");
@@ -183,13 +199,20 @@ async fn wait_for_lease(path: &Path) -> Result<Lease<Ipv4Net>, Error> {
 
 /// A bubble that has got another lease needs another device address, and
 /// pods of the former are lost anyway: start afresh.
-fn same_lease(path: &Path, lease: &Lease<Ipv4Net>) -> Result<(), Error> {
-    match SubnetEnv::load(path).map(|env| env.ipv4) {
-        Ok(Some(now)) if now.subnet != lease.subnet => Err(Error::LeaseChanged {
-            before: lease.subnet,
-            now: now.subnet,
+fn same_leases(path: &Path, before: &Leases) -> Result<(), Error> {
+    match SubnetEnv::load(path).map(leases) {
+        Ok(Some(now)) if now != *before => Err(Error::LeaseChanged {
+            before: before.to_string(),
+            now: now.to_string(),
         }),
         // Being rewritten, or gone for a moment: flanneld's business.
         _ => Ok(()),
     }
+}
+
+fn leases(env: SubnetEnv) -> Option<Leases> {
+    Some(Leases {
+        ipv4: env.ipv4?,
+        ipv6: env.ipv6,
+    })
 }

@@ -2,12 +2,14 @@
 //! `/hpk/overlay/peers/10.244.3.0-24`, its lease's subnet being the key.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
-use ipnet::Ipv4Net;
+use hpk_frames::codec::table::{Peer, Table};
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::config::Config;
+use super::config::{Config, Mode};
 use super::plan::Device;
 use crate::netlink::{Mac, Vxlan};
 use crate::subnet::Lease;
@@ -28,6 +30,39 @@ pub struct Record {
     /// Of the device, bytes.
     pub mtu: u32,
     pub node_ip: Ipv4Addr,
+    /// Of its lease, where the pods have IPv6. Its first address is the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
+}
+
+impl Record {
+    /// The node's addresses on the overlay: the first of each subnet.
+    pub fn node_ips(&self) -> Vec<IpAddr> {
+        node_ips(self.node_ip, self.subnet6)
+    }
+}
+
+fn node_ips(node_ip: Ipv4Addr, subnet6: Option<Ipv6Net>) -> Vec<IpAddr> {
+    let node_ip6 = subnet6.map(|subnet| IpAddr::from(subnet.network()));
+    std::iter::once(node_ip.into()).chain(node_ip6).collect()
+}
+
+/// What flanneld leased to this bubble. IPv4 it must be, for the records'
+/// keys; IPv6 as well it may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leases {
+    pub ipv4: Lease<Ipv4Net>,
+    pub ipv6: Option<Lease<Ipv6Net>>,
+}
+
+impl fmt::Display for Leases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.ipv4.subnet)?;
+        match &self.ipv6 {
+            Some(ipv6) => write!(f, " and {}", ipv6.subnet),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The other bubbles, by subnet.
@@ -38,12 +73,16 @@ pub type Peers = BTreeMap<Ipv4Net, Record>;
 pub struct Own {
     pub subnet: Ipv4Net,
     pub network: Ipv4Net,
+    /// All pods' IPv6 network, where they have IPv6.
+    pub network6: Option<Ipv6Net>,
     pub record: Record,
     pub device: Device,
 }
 
 impl Own {
-    pub fn new(config: &Config, lease: &Lease<Ipv4Net>) -> Self {
+    pub fn new(config: &Config, leases: &Leases) -> Self {
+        let lease = &leases.ipv4;
+        let subnet6 = leases.ipv6.as_ref().map(|lease| lease.subnet);
         // Flannel's own device has this address too: the subnet's first.
         let node_ip = lease.subnet.network();
         let mac = Mac::of_ipv4(node_ip);
@@ -51,6 +90,7 @@ impl Own {
         Self {
             subnet: lease.subnet,
             network: lease.network(),
+            network6: leases.ipv6.as_ref().map(Lease::network),
             record: Record {
                 node: config.node.clone(),
                 host_ip: config.host_ip,
@@ -60,6 +100,7 @@ impl Own {
                 mac,
                 mtu,
                 node_ip,
+                subnet6,
             },
             device: Device {
                 name: config.device.clone(),
@@ -71,7 +112,7 @@ impl Own {
                 },
                 mac,
                 mtu,
-                node_ip,
+                node_ips: node_ips(node_ip, subnet6),
             },
         }
     }
@@ -93,7 +134,8 @@ impl Own {
         if subnet == self.subnet {
             return Ok(None);
         }
-        let record: Record = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+        let mut record: Record =
+            serde_json::from_slice(value).map_err(|error| error.to_string())?;
         if !self.network.contains(&subnet) {
             return Err(format!("subnet {subnet} is not within {}", self.network));
         }
@@ -112,7 +154,30 @@ impl Own {
         if record.mac == self.record.mac {
             return Err(format!("hardware address {} is ours", record.mac));
         }
+        if let Some(subnet6) = record.subnet6 {
+            match self.network6 {
+                Some(network) if !network.contains(&subnet6) => {
+                    return Err(format!("subnet {subnet6} is not within {network}"));
+                }
+                Some(_) => {}
+                // Nothing here could answer.
+                None => record.subnet6 = None,
+            }
+        }
         Ok(Some((subnet, record)))
+    }
+
+    /// What the data path needs of them.
+    pub fn table(&self, peers: &Peers) -> Table {
+        let peer = |(subnet, record): (&Ipv4Net, &Record)| Peer {
+            mac: record.mac.0,
+            address: SocketAddrV4::new(record.host_ip, record.udp_port),
+            kernel: record.mode != Mode::Host.as_str(),
+            subnet: *subnet,
+            subnet6: record.subnet6,
+        };
+        let peers = peers.iter().map(peer).collect();
+        Table::new(self.record.vni, self.record.mac.0, peers)
     }
 
     /// The subnet a key stands for.
@@ -125,7 +190,6 @@ impl Own {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::config::Mode;
     use super::*;
 
     pub fn own() -> Own {
@@ -133,6 +197,7 @@ pub(super) mod tests {
         Own {
             subnet,
             network: "10.244.0.0/16".parse().unwrap(),
+            network6: "fd00::/32".parse().ok(),
             record: record(subnet),
             device: Device {
                 name: "hpk-vxlan".to_owned(),
@@ -144,7 +209,7 @@ pub(super) mod tests {
                 },
                 mac: Mac::of_ipv4(subnet.network()),
                 mtu: 1450,
-                node_ip: subnet.network(),
+                node_ips: vec![subnet.network().into()],
             },
         }
     }
@@ -159,6 +224,7 @@ pub(super) mod tests {
             mac: Mac::of_ipv4(subnet.network()),
             mtu: 1450,
             node_ip: subnet.network(),
+            subnet6: None,
         }
     }
 
@@ -200,6 +266,11 @@ pub(super) mod tests {
             ..good.clone()
         };
         assert!(refuse(key, &odd).contains("10.244.6.0"));
+        let odd = Record {
+            subnet6: "fd01::/64".parse().ok(),
+            ..good.clone()
+        };
+        assert!(refuse(key, &odd).contains("fd01::/64"));
         let odd = Record {
             mac: own().record.mac,
             ..good

@@ -4,7 +4,7 @@
 //! address, taken to be on the device; whose hardware address, and which host
 //! and port that is at, are permanent entries. Nothing is learnt.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -21,7 +21,8 @@ pub struct Device {
     pub vxlan: Vxlan,
     pub mac: Mac,
     pub mtu: u32,
-    pub node_ip: Ipv4Addr,
+    /// One of each family.
+    pub node_ips: Vec<IpAddr>,
 }
 
 /// What there should be.
@@ -40,6 +41,7 @@ pub struct Observed {
     pub neighbours: Vec<Neighbour>,
     pub routes: Vec<Route>,
     pub forwarding: bool,
+    pub forwarding6: bool,
 }
 
 /// One change.
@@ -53,6 +55,7 @@ pub enum Step {
     AddAddress(IpNet),
     RemoveAddress(IpNet),
     SetForwarding,
+    SetForwarding6,
     RemoveRoute(Route),
     RemoveNeighbour(Neighbour),
     SetNeighbour(Neighbour),
@@ -70,27 +73,36 @@ impl Device {
 
 /// In mode `host` forwarding is not the kernel's business.
 fn neighbours(mode: Mode, record: &Record) -> Vec<Neighbour> {
-    let arp = Neighbour::Ip {
-        address: record.node_ip.into(),
-        mac: record.mac,
-    };
+    let node_ips = record.node_ips().into_iter();
+    let mut neighbours: Vec<_> = node_ips
+        .map(|address| Neighbour::Ip {
+            address,
+            mac: record.mac,
+        })
+        .collect();
     let fdb = Neighbour::Fdb {
         mac: record.mac,
         host: record.host_ip.into(),
         port: record.udp_port,
     };
-    match mode {
-        Mode::Kernel => vec![arp, fdb],
-        Mode::Host => vec![arp],
+    if mode == Mode::Kernel {
+        neighbours.push(fdb);
     }
+    neighbours
 }
 
-fn route(subnet: Ipv4Net, record: &Record) -> Route {
-    Route {
-        destination: subnet.into(),
-        gateway: Some(record.node_ip.into()),
-        onlink: true,
-    }
+/// A peer on a link with smaller frames gets no longer ones.
+fn routes(subnet: Ipv4Net, record: &Record, own_mtu: u32) -> impl Iterator<Item = Route> {
+    let subnets = std::iter::once(IpNet::from(subnet)).chain(record.subnet6.map(IpNet::from));
+    let mtu = (record.mtu < own_mtu).then_some(record.mtu);
+    subnets
+        .zip(record.node_ips())
+        .map(move |(destination, gateway)| Route {
+            destination,
+            gateway: Some(gateway),
+            onlink: true,
+            mtu,
+        })
 }
 
 /// The changes, in an order in which a route never leads nowhere: routes go
@@ -101,6 +113,10 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Step> {
     if !observed.forwarding {
         steps.push(Step::SetForwarding);
     }
+    let ipv6 = wanted.device.node_ips.iter().any(IpAddr::is_ipv6);
+    if ipv6 && !observed.forwarding6 {
+        steps.push(Step::SetForwarding6);
+    }
     let Some(peers) = &wanted.peers else {
         return steps;
     };
@@ -110,7 +126,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Step> {
         .collect();
     let wanted_routes: Vec<Route> = peers
         .iter()
-        .map(|(subnet, record)| route(*subnet, record))
+        .flat_map(|(subnet, record)| routes(*subnet, record, wanted.device.mtu))
         .collect();
     // A new device has lost them all.
     let (neighbours, routes): (&[_], &[_]) = match fresh {
@@ -134,7 +150,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Step> {
 
 /// Returns whether the device is made anew.
 fn plan_device(device: &Device, observed: &Observed, steps: &mut Vec<Step>) -> bool {
-    let address = IpNet::from(std::net::IpAddr::from(device.node_ip));
+    let addresses: Vec<_> = device.node_ips.iter().copied().map(IpNet::from).collect();
     let kept = observed
         .link
         .as_ref()
@@ -144,7 +160,7 @@ fn plan_device(device: &Device, observed: &Observed, steps: &mut Vec<Step>) -> b
             steps.push(Step::RemoveDevice);
         }
         steps.push(Step::AddDevice);
-        steps.push(Step::AddAddress(address));
+        steps.extend(addresses.into_iter().map(Step::AddAddress));
         return true;
     };
     if link.mac != device.mac {
@@ -156,11 +172,11 @@ fn plan_device(device: &Device, observed: &Observed, steps: &mut Vec<Step>) -> b
     if !link.up {
         steps.push(Step::SetUp);
     }
-    let stale = observed.addresses.iter().filter(|it| **it != address);
+    let observed = &observed.addresses;
+    let stale = observed.iter().filter(|it| !addresses.contains(it));
     steps.extend(stale.copied().map(Step::RemoveAddress));
-    if !observed.addresses.contains(&address) {
-        steps.push(Step::AddAddress(address));
-    }
+    let missing = addresses.iter().filter(|it| !observed.contains(it));
+    steps.extend(missing.copied().map(Step::AddAddress));
     false
 }
 
@@ -200,16 +216,17 @@ mod tests {
                 bridge: None,
                 isolated: false,
             }),
-            addresses: vec![std::net::IpAddr::from(device.node_ip).into()],
+            addresses: device.node_ips.iter().copied().map(IpNet::from).collect(),
             neighbours: peers
                 .values()
                 .flat_map(|record| neighbours(Mode::Kernel, record))
                 .collect(),
             routes: peers
                 .iter()
-                .map(|(net, record)| route(*net, record))
+                .flat_map(|(net, record)| routes(*net, record, device.mtu))
                 .collect(),
             forwarding: true,
+            forwarding6: false,
         }
     }
 
@@ -258,6 +275,29 @@ mod tests {
             steps[1],
             Step::SetNeighbour(Neighbour::Fdb { port: 4444, .. })
         ));
+    }
+
+    #[test]
+    fn a_peer_with_ipv6_and_a_smaller_link_gets_routes_of_its_mtu_in_both_families() {
+        let mut wanted = wanted(&["10.244.5.0/24"]);
+        wanted.device.node_ips.push("fd00:3::".parse().unwrap());
+        for record in wanted.peers.iter_mut().flat_map(|peers| peers.values_mut()) {
+            record.mtu = 1400;
+            record.subnet6 = "fd00:5::/64".parse().ok();
+        }
+        let steps = plan(&wanted, &in_place(&[]));
+        assert_eq!(steps[0], Step::SetForwarding6);
+        assert_eq!(steps[1], Step::AddAddress("fd00:3::/128".parse().unwrap()));
+        assert_eq!(steps.len(), 7);
+        let routes: Vec<_> = steps[5..].iter().collect();
+        assert!(
+            routes
+                .iter()
+                .all(|step| matches!(step, Step::SetRoute(route) if route.mtu == Some(1400)))
+        );
+        assert!(
+            matches!(routes[1], Step::SetRoute(route) if route.gateway == "fd00:5::".parse().ok())
+        );
     }
 
     #[test]

@@ -162,12 +162,14 @@ impl PodInterface {
             destination: destination.into(),
             gateway: Some(self.gateway.into()),
             onlink: false,
+            mtu: None,
         };
         vec![
             Route {
                 destination: Ipv4Net::from(self.gateway).into(),
                 gateway: None,
                 onlink: false,
+                mtu: None,
             },
             via(self.address.trunc()),
             via(Ipv4Net::default()),

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each test binary uses another part
 
+pub mod site;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -178,7 +178,7 @@ impl Bubble<'_> {
             api: stage::api_url(self.cluster, self.controller),
             vni: self.cluster.vni,
             overlay_port: ports::free_overlay_port()?,
-            overlay_mode: overlay::mode()?,
+            overlay_mode: self.overlay_mode()?,
             link_mtu: stage::link_mtu(host_ip),
             grant: Grant::parse(&variables())?,
             labels: labels(self.controller, &self.cluster.id, controller_name),
@@ -187,6 +187,17 @@ impl Bubble<'_> {
             logs: self.folder.logs(&self.node.name),
             proxies: proxies(self.cluster),
         })
+    }
+
+    fn overlay_mode(&self) -> Result<OverlayMode> {
+        let (mode, reason) = overlay::mode()?;
+        if let Some(reason) = reason {
+            println!(
+                "hpk: {}: the overlay runs in mode kernel, which is slower: {reason}",
+                self.node.name
+            );
+        }
+        Ok(mode)
     }
 
     /// The overlay's daemon, where it is the host's to run.

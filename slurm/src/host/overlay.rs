@@ -2,6 +2,7 @@
 //! and enters the bubble's user and network namespace with it.
 
 use std::fs::File;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -20,13 +21,33 @@ pub struct Overlay {
     pub local: PathBuf,
 }
 
-/// HPK_OVERLAY: `host`, the default, or `kernel`, whose UDP port other users of the host may
-/// take over or send to (docs/files.md).
-pub fn mode() -> Result<OverlayMode> {
+/// HPK_OVERLAY: `host`, or `kernel`, whose UDP port other users of the host may take over or send
+/// to (docs/files.md). Unset: `host` where it can run, else `kernel`, with the reason.
+pub fn mode() -> Result<(OverlayMode, Option<String>)> {
     match std::env::var("HPK_OVERLAY").as_deref() {
-        Err(_) | Ok("host") => Ok(OverlayMode::Host),
-        Ok("kernel") => Ok(OverlayMode::Kernel),
+        Err(_) => Ok(match probe(Path::new(TUN)) {
+            Ok(()) => (OverlayMode::Host, None),
+            Err(reason) => (OverlayMode::Kernel, Some(reason)),
+        }),
+        Ok("host") => match probe(Path::new(TUN)) {
+            Ok(()) => Ok((OverlayMode::Host, None)),
+            Err(reason) => bail!("HPK_OVERLAY=host: {reason}"),
+        },
+        Ok("kernel") => Ok((OverlayMode::Kernel, None)),
         Ok(other) => bail!("HPK_OVERLAY={other} is neither kernel nor host"),
+    }
+}
+
+const TUN: &str = "/dev/net/tun";
+
+/// What mode `host` needs of the host itself; the rest the bubble needs as well.
+fn probe(tun: &Path) -> std::result::Result<(), String> {
+    let opened = File::options().read(true).write(true).open(tun);
+    let opened = opened.map_err(|error| format!("{}: {error}", tun.display()))?;
+    // A plain file of that name is no way to a TAP.
+    match opened.metadata().map(|it| it.file_type().is_char_device()) {
+        Ok(true) => Ok(()),
+        _ => Err(format!("{} is not a device", tun.display())),
     }
 }
 
@@ -83,5 +104,19 @@ impl Overlay {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("running {}", self.program.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_a_tun_device_is_told_so() {
+        let reason = probe(Path::new("/nowhere/net/tun")).unwrap_err();
+        assert!(reason.contains("/nowhere/net/tun"), "{reason}");
+        let plain = tempfile::NamedTempFile::new().unwrap();
+        let reason = probe(plain.path()).unwrap_err();
+        assert!(reason.contains("not a device"), "{reason}");
     }
 }
