@@ -39,9 +39,9 @@ impl Axis {
         axis
     }
 
-    /// A ratio of 0 lies at the left edge.
+    /// A ratio of 0, or of a difference that came out negative, lies at the left edge.
     fn x(self, ratio: f64) -> f64 {
-        let power = ratio.log10().clamp(self.low, self.high);
+        let power = ratio.max(0.0).log10().clamp(self.low, self.high);
         let part = (power - self.low) / (self.high - self.low);
         NAMES + part * (WIDTH - NAMES - FIGURES)
     }
@@ -82,6 +82,7 @@ pub fn render(results: &Results) -> String {
         text(&mut body, MARGIN, y + 4.0, "note", note);
         y += HEAD;
     }
+    y += 10.0;
     let top = y;
     let mut section = "";
     for block in &results.blocks {
@@ -101,7 +102,9 @@ pub fn render(results: &Results) -> String {
             grid,
             r#"<line class="{class}" x1="{x:.1}" x2="{x:.1}" y1="{top:.1}" y2="{y:.1}"/>"#
         );
-        text(&mut grid, x, y + 14.0, "tick", &short(tick));
+        for label in [top - 2.0, y + 14.0] {
+            text(&mut grid, x, label, "tick", &short(tick));
+        }
     }
     let height = y + 14.0 + MARGIN;
     format!(
@@ -199,7 +202,7 @@ mod tests {
         let axis = Axis::over([0.02, 1.5].into_iter());
         assert_eq!((axis.low, axis.high), (-2.0, 0.5));
         assert_eq!(axis.x(0.01), NAMES);
-        assert_eq!(axis.x(0.0), NAMES);
+        assert_eq!((axis.x(0.0), axis.x(-1.0)), (NAMES, NAMES));
         assert!(axis.x(0.02) < axis.x(1.0) && axis.x(1.0) < WIDTH - FIGURES);
         assert!(axis.ticks().contains(&1.0));
     }

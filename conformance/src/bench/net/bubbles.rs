@@ -178,7 +178,7 @@ impl Bubbles {
         // schedstat's first field: nanoseconds on a CPU (Documentation/scheduler/sched-stats).
         let job = &self.cluster.job;
         let script = format!(
-            "set -e
+            "set -e -o pipefail
              pid=$(pgrep -f '^[^ ]*hpk-net-daemon overlay .*/hpk-[0-9]*-{job}/')
              total() {{ cat /proc/$pid/task/*/schedstat | awk '{{ n += $1 }} END {{ printf \"%.0f\\n\", n }}'; }}
              total; sleep {seconds}; total"
