@@ -62,6 +62,14 @@ kernel: deps binaries ## tests on the real kernel, in namespaces of their own
 system: testbed ## the whole system on the testbed, case by case
 	@bin/hpk-conformance test
 
+# The reference first: a failure of its own would say nothing about the shim.
+.PHONY: test-containerd
+test-containerd: testbed ## containerd's own client suite on the runc shim, then on ours
+	@$(STEP) "build containerd's client suite" shim-hpk/tests/containerd/build.sh
+	@for runtime in runc hpk; do \
+	    conformance/testbed exec -u root node1 -- /hpk/shim-hpk/tests/containerd/run.sh io.containerd.$$runtime.v2 || exit 1; \
+	done
+
 .PHONY: test
 test: ## everything: unit, kernel and whole-system tests
 	@$(MAKE) --no-print-directory lint unit kernel system

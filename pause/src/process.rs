@@ -13,7 +13,7 @@ use std::{
 
 use hpk_pause::{
     sys,
-    wire::{Capabilities, Process},
+    wire::{Capabilities, Process, Seccomp},
 };
 use nix::{
     errno::Errno,
@@ -36,6 +36,8 @@ pub struct Program {
     env: Vec<CString>,
     /// The terminal's own end, its number in /dev/pts.
     pub terminal: Option<u32>,
+    /// Left to install: as late as can be, as it may forbid what this program still does.
+    filter: Option<Seccomp>,
 }
 
 /// Terminal or streams, directory, limits; everything that wants root's rights. The program's path
@@ -61,6 +63,7 @@ pub fn prepare(process: &Process, fds: &Descriptors, shim: &Shim) -> Result<Prog
         args: c_strings(&process.args)?,
         env: environment(process)?,
         terminal,
+        filter: None,
     })
 }
 
@@ -74,19 +77,38 @@ impl Program {
         };
         // As root first (a directory closed to the user), else as the user (NFS with root squash).
         let entered = std::env::set_current_dir(cwd);
+        // Without no_new_privs only CAP_SYS_ADMIN, which may go next, may install a filter.
+        let privileged = !process.no_new_privileges && !sys::has_no_new_privileges();
+        if privileged {
+            install_filter(process.seccomp.as_ref())?;
+        }
         become_user(process, shim)?;
         if entered.is_err() {
             std::env::set_current_dir(cwd).context(|| format!("enter working directory {cwd}"))?;
         }
         self.path = find_program(process)?;
+        if !privileged {
+            self.filter = process.seccomp.clone();
+        }
         Ok(())
     }
 
     /// Becomes the program; returns why it couldn't.
     pub fn exec(&self) -> Error {
         sys::reset_signals();
+        if let Err(e) = install_filter(self.filter.as_ref()) {
+            return e;
+        }
         let Err(e) = nix::unistd::execve(&self.path, &self.args, &self.env);
         Error::plain(format!("exec {:?}: {}", self.path, io::Error::from(e)))
+    }
+}
+
+fn install_filter(filter: Option<&Seccomp>) -> Result<(), Error> {
+    match filter {
+        Some(filter) => sys::set_seccomp_filter(filter.flags, &filter.program)
+            .context(|| "install the seccomp filter".into()),
+        None => Ok(()),
     }
 }
 

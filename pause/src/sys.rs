@@ -186,6 +186,40 @@ pub fn prctl(option: libc::c_int, arg2: u64, arg3: u64) -> io::Result<libc::c_in
     }
 }
 
+/// Installs a seccomp filter (instructions as in [`crate::wire::Seccomp`]).
+pub fn set_seccomp_filter(flags: u32, program: &[u64]) -> io::Result<()> {
+    let mut instructions: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|bits| libc::sock_filter {
+            code: *bits as u16,
+            jt: (*bits >> 16) as u8,
+            jf: (*bits >> 24) as u8,
+            k: (*bits >> 32) as u32,
+        })
+        .collect();
+    let length =
+        u16::try_from(instructions.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let filter = libc::sock_fprog {
+        len: length,
+        filter: instructions.as_mut_ptr(),
+    };
+    // SAFETY: `filter` describes `instructions`; both outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const filter,
+        )
+    })
+    .map(drop)
+}
+
+/// Whether no_new_privs is set: by this program or by who started it (Apptainer does in a bubble).
+pub fn has_no_new_privileges() -> bool {
+    prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0).is_ok_and(|set| set == 1)
+}
+
 /// Names this process in `ps` (at most 15 bytes).
 pub fn set_name(name: &CStr) {
     // SAFETY: the name is NUL-terminated and outlives the call, which only fails for a bad pointer.

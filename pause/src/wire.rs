@@ -237,12 +237,25 @@ record! {
         pub rlimits: Vec<Rlimit>,
         pub oom_score_adj: Option<i32>,
         pub no_new_privileges: bool,
+        /// In force from the program's first instruction on.
+        pub seccomp: Option<Seccomp>,
         /// Allocate a terminal in the container's /dev/pts and send its master to the shim.
         pub terminal: bool,
         /// Columns and rows.
         pub console_size: Option<(u32, u32)>,
         /// stdin, stdout, stderr; empty with a terminal.
         pub stdio: Vec<Fd>,
+    }
+}
+
+record! {
+    /// A filter for seccomp(2).
+    pub struct Seccomp {
+        /// SECCOMP_FILTER_FLAG_….
+        pub flags: u32,
+        /// `struct sock_filter`, each as one integer: code, jump if true, jump if false, operand, from
+        /// the lowest bits up.
+        pub program: Vec<u64>,
     }
 }
 

@@ -1,104 +1,245 @@
-//! `start` and `delete`, and the server's own beginning and end.
+//! `start`: the address of the pod's shim, which is started unless it runs.
+//!
+//! Two forms (containerd's docs/runtime-v2.md): since containerd 2.3 a `BootstrapParams` message on
+//! stdin and a `BootstrapResult` as the answer; before, flags and environment. There the answer is the
+//! plain address, which every containerd takes for Task API v2, or the JSON that names v3, for a
+//! caller whose MAX_SHIM_VERSION says that it knows it. Both versions are served at the same address.
 
-use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    io::{IsTerminal, Read},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::FileTypeExt,
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
+    path::Path,
+    process::{Command, Stdio},
+    time::SystemTime,
+};
 
-use async_trait::async_trait;
 use containerd_shim::{
-    Config, DeleteResponse, Flags, StartOpts,
-    asynchronous::{ExitSignal, spawn},
-    protos::protobuf::well_known_types::timestamp::Timestamp,
-    publisher::RemotePublisher,
+    Flags, StartOpts,
+    bootstrap::any_is,
+    protos::{
+        bootstrap_api::{BootstrapParams, BootstrapResult},
+        protobuf::{
+            Message,
+            well_known_types::{any::Any, timestamp::Timestamp},
+        },
+        shim::oci::Options,
+    },
 };
 
-use crate::{
-    apply::{programs::Programs, reaper::Reaper},
-    cleanup, config,
-    error::Error,
-    events::Events,
-    service::Service,
-};
+use crate::{cgroup::hierarchies, config, error::Error, serve};
 
-/// What a killed container's exit is reported as: SIGKILL.
-const KILLED: u32 = 128 + libc::SIGKILL as u32;
+/// As in containerd.
+const INPUT_LIMIT: u64 = 10 << 20;
+/// Killed for lack of memory before its parent: oom_score_adj's top.
+const OOM_SCORE_TOP: i32 = 1000;
+const TASK_API: i32 = containerd_shim::protos::TASK_API_VERSION;
 
-/// One run of the binary.
-pub struct Shim {
-    namespace: String,
-    bundle: PathBuf,
-    exit: Arc<ExitSignal>,
+/// Does `start` in the bundle, which is the working directory; gives the answer.
+pub fn start(flags: &Flags) -> Result<Vec<u8>, Error> {
+    let input = read_input()?;
+    let (options, bootstrap) = parameters(&input, flags)?;
+    let address = ensure_shim(&options)?;
+    write_address(&address)?;
+    if bootstrap {
+        let result = BootstrapResult {
+            version: TASK_API,
+            address,
+            protocol: "ttrpc".to_owned(),
+            ..Default::default()
+        };
+        return crate::encode(&result);
+    }
+    let knows_v3 = std::env::var("MAX_SHIM_VERSION").is_ok_and(|v| v == TASK_API.to_string());
+    Ok(if knows_v3 {
+        let reply = serde_json::json!({
+            "version": TASK_API, "address": address, "protocol": "ttrpc"
+        });
+        reply.to_string().into_bytes()
+    } else {
+        address.into_bytes()
+    })
 }
 
-#[async_trait]
-impl containerd_shim::asynchronous::Shim for Shim {
-    type T = Service;
+fn read_input() -> Result<Vec<u8>, Error> {
+    let stdin = std::io::stdin();
+    let mut input = Vec::new();
+    if !stdin.is_terminal() {
+        stdin
+            .lock()
+            .take(INPUT_LIMIT)
+            .read_to_end(&mut input)
+            .map_err(Error::system("read the parameters from stdin"))?;
+    }
+    Ok(input)
+}
 
-    async fn new(_runtime_id: &str, flags: &Flags, _config: &mut Config) -> Self {
-        let bundle = if flags.bundle.is_empty() {
-            ".".into()
-        } else {
-            PathBuf::from(&flags.bundle)
-        };
-        Self {
-            namespace: flags.namespace.clone(),
-            bundle,
-            exit: Arc::default(),
+/// What the caller says, and whether in the form of containerd 2.3.
+fn parameters(input: &[u8], flags: &Flags) -> Result<(StartOpts, bool), Error> {
+    let environment = |name: &str| std::env::var(name).unwrap_or_default();
+    let params = BootstrapParams::parse_from_bytes(input).ok();
+    // Anything decodes as a message; ours names what the flags name.
+    let (mut options, bootstrap) = match params {
+        Some(p) if p.instance_id == flags.id && p.namespace == flags.namespace => {
+            (StartOpts::from(p), true)
+        }
+        _ => {
+            let mut options = StartOpts {
+                id: flags.id.clone(),
+                namespace: flags.namespace.clone(),
+                address: flags.address.clone(),
+                publish_binary: flags.publish_binary.clone(),
+                ttrpc_address: environment("TTRPC_ADDRESS"),
+                ..StartOpts::default()
+            };
+            options.extensions = Any::parse_from_bytes(input).into_iter().collect();
+            (options, false)
+        }
+    };
+    if options.address.is_empty() {
+        options.address = environment("GRPC_ADDRESS");
+    }
+    options.debug |= flags.debug;
+    options.socket_dir = options
+        .socket_dir
+        .or_else(|| std::env::var("HPK_SHIM_SOCKET_DIR").ok());
+    for (field, value) in [
+        ("-id", &options.id),
+        ("-namespace", &options.namespace),
+        ("TTRPC_ADDRESS", &options.ttrpc_address),
+    ] {
+        if value.is_empty() {
+            return Err(Error::Invalid {
+                field: field.into(),
+                why: "it is missing".into(),
+            });
         }
     }
+    Ok((options, bootstrap))
+}
 
-    async fn start_shim(&mut self, mut opts: StartOpts) -> containerd_shim::Result<String> {
-        let here = PathBuf::from(".");
-        let grouping = config::grouping(&config::load(&here)?, &opts.id);
-        if let Ok(directory) = std::env::var("HPK_SHIM_SOCKET_DIR") {
-            opts.socket_dir.get_or_insert(directory);
-        }
-        let address = opts.socket_address(&grouping);
-        // The pod's shim may be there already; asking its socket is cheaper than a process.
-        let socket = address.trim_start_matches("unix://");
-        let address = if UnixStream::connect(socket).is_ok() {
-            address
-        } else {
-            spawn(opts, &grouping, Vec::new()).await?
-        };
-        std::fs::write("address", &address).map_err(|source| Error::File {
-            action: "write",
-            path: "address".into(),
+/// The address of the pod's shim. The listening socket is made here, so that the caller may connect
+/// as soon as it has the address.
+fn ensure_shim(options: &StartOpts) -> Result<String, Error> {
+    let grouping = config::grouping(&config::load(Path::new("."))?, &options.id);
+    let address = options.socket_address(&grouping);
+    let socket = Path::new(address.trim_start_matches("unix://"));
+    let failed = |action| {
+        move |source| Error::File {
+            action,
+            path: socket.to_owned(),
             source,
+        }
+    };
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+    }
+    let listener = loop {
+        match UnixListener::bind(socket) {
+            Ok(listener) => break listener,
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(e) => return Err(failed("listen on")(e)),
+        }
+        match UnixStream::connect(socket) {
+            Ok(_) => return Ok(address),
+            // The shim that left it is dead.
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                let is_socket = socket.metadata().is_ok_and(|m| m.file_type().is_socket());
+                if !is_socket {
+                    return Err(failed("listen on")(e));
+                }
+                std::fs::remove_file(socket).map_err(failed("remove"))?;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed("connect to")(e)),
+        }
+    };
+    if let Err(e) = spawn(options, &address, &listener) {
+        // Nobody serves it: the next `start` must not wait for an answer.
+        std::fs::remove_file(socket).map_err(failed("remove"))?;
+        return Err(e);
+    }
+    Ok(address)
+}
+
+fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<(), Error> {
+    let program = std::env::current_exe().map_err(Error::system("find this program"))?;
+    let mut command = Command::new(program);
+    command
+        .args(["-namespace", &options.namespace, "-id", &options.id])
+        .args(["-address", &options.address, "-socket", address])
+        .env("TTRPC_ADDRESS", &options.ttrpc_address)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    if options.debug {
+        command.arg("-debug");
+    }
+    let number = listener.as_raw_fd();
+    // SAFETY: system calls with integers only.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || serve::inherit_listener(number));
+    }
+    let mut child = command.spawn().map_err(Error::system("start the shim"))?;
+    let confined = confine(child.id(), options);
+    if confined.is_err() {
+        let ended = child.kill().and_then(|()| child.wait());
+        ended.map_err(Error::system("end the shim"))?;
+    }
+    confined
+}
+
+/// The shim's own cgroup (runtime option `ShimCgroup`), and a better victim than its parent.
+fn confine(pid: u32, options: &StartOpts) -> Result<(), Error> {
+    let runtime_options = options
+        .extensions
+        .iter()
+        .find(|any| any_is::<Options>(any))
+        .map(|any| Options::parse_from_bytes(&any.value))
+        .transpose()
+        .map_err(|e| Error::Invalid {
+            field: "runtime options".into(),
+            why: e.to_string(),
         })?;
-        Ok(address)
+    if let Some(group) = runtime_options
+        .map(|o| o.shim_cgroup)
+        .filter(|g| !g.is_empty())
+    {
+        enter_cgroup(pid, &group)?;
     }
+    let path = |pid: u32| format!("/proc/{pid}/oom_score_adj");
+    let parent = path(std::os::unix::process::parent_id());
+    let score = std::fs::read_to_string(&parent)
+        .map_err(Error::system(format!("read {parent}")))?
+        .trim()
+        .parse::<i32>()
+        .unwrap_or(OOM_SCORE_TOP);
+    if score < OOM_SCORE_TOP {
+        let own = path(pid);
+        std::fs::write(&own, (score + 1).to_string())
+            .map_err(Error::system(format!("write {own}")))?;
+    }
+    Ok(())
+}
 
-    async fn delete_shim(&mut self) -> containerd_shim::Result<DeleteResponse> {
-        let pid = cleanup::clean(&self.bundle)?;
-        Ok(DeleteResponse {
-            pid,
-            exit_status: KILLED,
-            exited_at: Some(timestamp(SystemTime::now())).into(),
-            ..Default::default()
-        })
+fn enter_cgroup(pid: u32, group: &str) -> Result<(), Error> {
+    let step = || format!("move the shim to cgroup {group}");
+    for hierarchy in hierarchies::probe().map_err(Error::system(step()))? {
+        let directory = hierarchy.mount.join(group.trim_start_matches('/'));
+        // It is the caller's to make, on the hierarchies it likes.
+        if directory.exists() {
+            std::fs::write(directory.join("cgroup.procs"), pid.to_string())
+                .map_err(Error::system(step()))?;
+        }
     }
-
-    async fn wait(&mut self) {
-        self.exit.wait().await;
-    }
-
-    async fn create_task_service(&self, publisher: RemotePublisher) -> Service {
-        // Out of the caller's session and process group: a signal to those isn't meant for pods.
-        let _ = nix::unistd::setsid();
-        let events = Events::start(publisher, self.namespace.clone());
-        let reaper = Reaper::start().unwrap_or_else(|e| {
-            // Without it no end would ever be told: better no shim than that.
-            log::error!("listen to SIGCHLD: {e}");
-            std::process::exit(1);
-        });
-        let exit = Arc::clone(&self.exit);
-        Service::new(
-            self.namespace.clone(),
-            Programs::find(),
-            events,
-            reaper,
-            exit,
-        )
-    }
+    Ok(())
 }
 
 /// A time as protobuf has it.
@@ -110,5 +251,55 @@ pub fn timestamp(at: SystemTime) -> Timestamp {
         seconds: since.as_secs() as i64,
         nanos: since.subsec_nanos() as i32,
         ..Default::default()
+    }
+}
+
+fn write_address(address: &str) -> Result<(), Error> {
+    std::fs::write("address", address).map_err(|source| Error::File {
+        action: "write",
+        path: "address".into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> Flags {
+        Flags {
+            id: "c1".into(),
+            namespace: "default".into(),
+            address: "/run/containerd/containerd.sock".into(),
+            ..Flags::default()
+        }
+    }
+
+    fn params() -> BootstrapParams {
+        BootstrapParams {
+            instance_id: "c1".into(),
+            namespace: "default".into(),
+            containerd_ttrpc_address: "/run/t.sock".into(),
+            socket_dir: Some("/run/s".into()),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_message_of_containerd_2_3_is_told_from_runtime_options() {
+        let input = params().write_to_bytes().unwrap();
+        let (options, bootstrap) = parameters(&input, &flags()).unwrap();
+        assert!(bootstrap);
+        assert_eq!(options.socket_dir.as_deref(), Some("/run/s"));
+        assert_eq!(options.ttrpc_address, "/run/t.sock");
+    }
+
+    #[test]
+    fn parameters_without_an_events_address_are_refused() {
+        let mut params = params();
+        params.containerd_ttrpc_address.clear();
+        let input = params.write_to_bytes().unwrap();
+        let error = parameters(&input, &flags()).unwrap_err().to_string();
+        assert_eq!(error, "TTRPC_ADDRESS is invalid: it is missing");
     }
 }

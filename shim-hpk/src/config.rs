@@ -25,13 +25,18 @@ pub fn load(bundle: &Path) -> Result<Spec, Error> {
 
 /// The id containers share a shim under: the pod's sandbox, or the container's own.
 pub fn grouping(spec: &Spec, id: &str) -> String {
-    let annotations = spec.annotations().as_ref();
     SANDBOX_ID
         .iter()
-        .find_map(|name| annotations?.get(*name))
+        .find_map(|name| annotation(spec, name))
         .filter(|sandbox| !sandbox.is_empty())
-        .map_or(id, String::as_str)
+        .unwrap_or(id)
         .to_owned()
+}
+
+/// One of the spec's annotations.
+pub fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+    let annotations = spec.annotations().as_ref()?;
+    annotations.get(name).map(String::as_str)
 }
 
 #[cfg(test)]

@@ -2,14 +2,18 @@
 //!
 //! - [`container`] – a whole container. [`exec`] – a further process in one.
 //! - `mounts` – the spec's mounts and devices. `process` – its `process`. `rootfs` – the mounts of
-//!   the Create request. `engine` – Apptainer's command line and configuration. `refuse` – what
-//!   isn't supported.
+//!   the Create request. `engine` – Apptainer's command line and configuration. `seccomp` – a filter
+//!   for the kernel. [`ids`] – which users there are. `sysctl`. `refuse` – what isn't supported. `cgroup_view` – /sys/fs/cgroup.
 
+mod cgroup_view;
 pub mod engine;
+pub mod ids;
 mod mounts;
 mod process;
 mod refuse;
 pub mod rootfs;
+pub mod seccomp;
+mod sysctl;
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +21,10 @@ use hpk_pause::wire;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
-use crate::error::Error;
+pub use mounts::MOUNT_OPTIONS;
+pub use process::capability_name;
+
+use crate::{cgroup, config, error::Error};
 
 /// A path whose mounts are opened for the container, in the order of their descriptors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +50,7 @@ pub enum PidNamespace {
 }
 
 /// All that creating one container takes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct Container {
     /// Apptainer's sandbox directory.
     pub rootfs: PathBuf,
@@ -58,6 +65,7 @@ pub struct Container {
     pub sources: Vec<Source>,
     pub setup: wire::Setup,
     pub process: wire::Process,
+    pub cgroup: cgroup::Request,
     /// Asked for, and not done: for the log.
     pub warnings: Vec<String>,
 }
@@ -73,9 +81,11 @@ pub fn first_source(terminal: bool) -> wire::Fd {
 /// [`Error::Unsupported`] or [`Error::Invalid`] with the field's name.
 pub fn container(
     spec: &Spec,
+    id: &str,
     bundle: &Path,
     rootfs_mounts: Vec<rootfs::Mount>,
     terminal: bool,
+    mapped: &ids::Mapped,
 ) -> Result<Container, Error> {
     refuse::spec(spec)?;
     let linux = spec.linux().clone().unwrap_or_default();
@@ -87,7 +97,7 @@ pub fn container(
     };
     let namespaces = namespaces(spec)?;
     let mut planned = mounts::plan(spec, bundle, first_source(terminal))?;
-    let process = match spec.process() {
+    let mut process = match spec.process() {
         Some(process) => process::plan(process, terminal)?,
         None => {
             return Err(Error::Invalid {
@@ -96,15 +106,12 @@ pub fn container(
             });
         }
     };
+    if let Some(profile) = linux.seccomp() {
+        process.seccomp = seccomp::compile(profile)?;
+    }
     let uts_is_ours = namespaces.unshare.contains(CloneFlags::CLONE_NEWUTS);
-    let mut sysctls: Vec<_> = linux
-        .sysctl()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
-    sysctls.sort();
-    planned.warnings.extend(refuse::ignored(&linux));
+    let squash = config::annotation(spec, ids::SQUASH) == Some("true");
+    planned.warnings.extend(mapped.check(&mut process, squash)?);
     Ok(Container {
         rootfs,
         rootfs_mounts,
@@ -126,7 +133,7 @@ pub fn container(
                 .filter(|name| uts_is_ours && !name.is_empty()),
             loopback_up: namespaces.unshare.contains(CloneFlags::CLONE_NEWNET),
             new_cgroup_namespace: namespaces.new_cgroup,
-            sysctls,
+            sysctls: sysctl::plan(spec)?,
             readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
             masked_paths: linux.masked_paths().clone().unwrap_or_default(),
             readonly_root: root.and_then(|r| r.readonly()).unwrap_or(false),
@@ -134,14 +141,24 @@ pub fn container(
             keep_sys: planned.keep_sys,
         },
         process,
+        cgroup: cgroup::Request {
+            path: cgroup::path(linux.cgroups_path().as_deref(), id)?,
+            resources: linux.resources().clone().unwrap_or_default(),
+        },
         warnings: planned.warnings,
     })
 }
 
 /// Plans a further process.
-pub fn exec(process: &Process, terminal: bool) -> Result<wire::Process, Error> {
+pub fn exec(
+    process: &Process,
+    terminal: bool,
+    mapped: &ids::Mapped,
+) -> Result<wire::Process, Error> {
     refuse::process(process)?;
-    process::plan(process, terminal)
+    let mut planned = process::plan(process, terminal)?;
+    mapped.check(&mut planned, false)?;
+    Ok(planned)
 }
 
 struct Namespaces {

@@ -1,6 +1,6 @@
 //! What a container's bundle remembers for `delete`, should the shim die: `hpk.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,13 +8,22 @@ use crate::{error::Error, procfs};
 
 const NAME: &str = "hpk.json";
 
-/// The container's processes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// A container's traces outside its bundle.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
     /// Apptainer, while it lives.
     pub engine: Option<i32>,
     /// The container's first process.
     pub init: Option<i32>,
+    /// The directories made for its cgroup, a parent before its children.
+    pub cgroup: Vec<PathBuf>,
+}
+
+/// The same, as it is on disk.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    pub processes: Vec<Identity>,
+    pub cgroup: Vec<PathBuf>,
 }
 
 /// A pid alone may be somebody else's later: its start time tells.
@@ -43,13 +52,19 @@ impl Record {
                 })
             })
         };
-        let identities: Vec<Identity> = [self.engine, self.init]
-            .into_iter()
-            .filter_map(identify)
-            .collect();
+        let remembered = Remembered {
+            processes: [self.engine, self.init]
+                .into_iter()
+                .filter_map(identify)
+                .collect(),
+            cgroup: self.cgroup.clone(),
+        };
         let path = bundle.join(NAME);
         let temporary = bundle.join("hpk.json.tmp");
-        let bytes = serde_json::to_vec(&identities).unwrap_or_default();
+        let bytes = serde_json::to_vec(&remembered).map_err(|source| Error::Spec {
+            path: path.clone(),
+            source,
+        })?;
         std::fs::write(&temporary, bytes)
             .and_then(|()| std::fs::rename(&temporary, &path))
             .map_err(|source| Error::File {
@@ -61,11 +76,11 @@ impl Record {
 }
 
 /// What a bundle remembers; nothing if it never had a container.
-pub fn read(bundle: &Path) -> Result<Vec<Identity>, Error> {
+pub fn read(bundle: &Path) -> Result<Remembered, Error> {
     let path = bundle.join(NAME);
     match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| Error::Spec { path, source }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Remembered::default()),
         Err(source) => Err(Error::File {
             action: "read",
             path,
@@ -90,12 +105,15 @@ mod tests {
     fn a_record_names_this_very_process() {
         let bundle = tempfile::tempdir().unwrap();
         Record {
-            engine: None,
             init: Some(std::process::id() as i32),
+            cgroup: vec!["/sys/fs/cgroup/x".into()],
+            ..Record::default()
         }
         .write(bundle.path())
         .unwrap();
-        let identities = read(bundle.path()).unwrap();
+        let remembered = read(bundle.path()).unwrap();
+        assert_eq!(remembered.cgroup, [PathBuf::from("/sys/fs/cgroup/x")]);
+        let identities = remembered.processes;
         assert!(identities[0].is_alive());
         let other = Identity {
             started: identities[0].started + 1,
@@ -107,6 +125,6 @@ mod tests {
     #[test]
     fn a_bundle_without_a_record_has_no_processes() {
         let bundle = tempfile::tempdir().unwrap();
-        assert_eq!(read(bundle.path()).unwrap(), []);
+        assert_eq!(read(bundle.path()).unwrap(), Remembered::default());
     }
 }

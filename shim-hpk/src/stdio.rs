@@ -3,30 +3,25 @@
 //! Without a terminal the process gets the FIFOs, files and pipes themselves: nothing is copied,
 //! and a dead shim loses no byte. The shim holds each FIFO's other end, so that its reader's or
 //! writer's coming and going (a containerd restart) doesn't end or fail the process. With a terminal
-//! the shim copies between its master and the FIFOs.
+//! the shim copies between its master and the FIFOs ([`crate::terminal`]).
 
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::{FileTypeExt, OpenOptionsExt},
-    },
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::Path,
 };
-
-use containerd_shim::asynchronous::io::{IoTasks, Pty};
-use hpk_pause::sys;
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    unistd::{Uid, fchown},
-};
-use tokio::io::AsyncWriteExt;
 
 use crate::{
     apply::reaper::Reaper,
     error::Error,
+    fifo::{self, is_fifo},
     logger::{Logger, Owner},
+    terminal::{Output, Terminal},
+};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    unistd::{Uid, fchown},
 };
 
 /// Where the streams go, as the request says.
@@ -47,10 +42,8 @@ pub struct Held {
     outputs: Vec<File>,
     logger: Option<Logger>,
     /// The terminal's output where it doesn't go to a FIFO.
-    sink: Option<OwnedFd>,
-    terminal: Option<Pty>,
-    copies: IoTasks,
-    sink_copy: Option<tokio::task::JoinHandle<()>>,
+    sink: Option<Output>,
+    terminal: Option<Terminal>,
     stdin_closed: bool,
 }
 
@@ -75,9 +68,10 @@ pub async fn open(
     if stdio.terminal {
         if stdio.stdout.starts_with("binary://") {
             let (logger, out, _err) = Logger::start(&stdio.stdout, owner, reaper).await?;
-            (held.logger, held.sink) = (Some(logger), Some(out));
+            held.logger = Some(logger);
+            held.sink = Some(Output::Pipe(out));
         } else if let Some(path) = stdio.stdout.strip_prefix("file://") {
-            held.sink = Some(open_log_file(path)?);
+            held.sink = Some(Output::File(open_log_file(path)?.into()));
         }
         return Ok((Vec::new(), held));
     }
@@ -90,13 +84,13 @@ pub async fn open(
         held.logger = Some(logger);
         return Ok((vec![stdin, out, err], held));
     }
-    let stdout = open_output(&stdio.stdout, &mut held)?;
+    let stdout = open_output(&stdio.stdout, &mut held).await?;
     let stderr = if stdio.stderr == stdio.stdout && !stdio.stderr.is_empty() {
         stdout
             .try_clone()
             .map_err(Error::system("duplicate a descriptor"))?
     } else {
-        open_output(&stdio.stderr, &mut held)?
+        open_output(&stdio.stderr, &mut held).await?
     };
     Ok((vec![stdin, stdout, stderr], held))
 }
@@ -119,44 +113,30 @@ impl Held {
     }
 
     /// Copies between the terminal and the streams from now on.
-    pub fn attach_terminal(&mut self, master: OwnedFd, stdio: &Stdio) -> Result<(), Error> {
+    pub async fn attach_terminal(&mut self, master: OwnedFd, stdio: &Stdio) -> Result<(), Error> {
         let failed = || Error::system::<io::Error>("connect the terminal");
-        let other = |e: containerd_shim::Error| io::Error::other(e.to_string());
-        let pty = Pty::new(File::from(master))
-            .map_err(other)
-            .map_err(failed())?;
-        if let Some(sink) = self.sink.take() {
-            self.sink_copy = Some(tokio::spawn(copy_to(pty.clone(), sink)));
-        } else if !stdio.stdout.is_empty() {
-            self.copies
-                .copy_to_fifo(pty.clone(), &stdio.stdout)
-                .map_err(other)
-                .map_err(failed())?;
-        } else {
-            // Nobody listens, but a full terminal would block the program.
-            let sink = File::options()
-                .write(true)
-                .open("/dev/null")
-                .map_err(failed())?;
-            self.sink_copy = Some(tokio::spawn(copy_to(pty.clone(), sink.into())));
-        }
-        if !stdio.stdin.is_empty() {
-            self.copies
-                .copy_from_fifo(&stdio.stdin, pty.clone())
-                .map_err(other)
-                .map_err(failed())?;
-            if self.stdin_closed {
-                self.copies.close_input();
+        let (output, hold) = match self.sink.take() {
+            Some(sink) => (sink, None),
+            None if stdio.stdout.is_empty() => (Output::Nowhere, None),
+            None => {
+                let opened = fifo::open_output(&stdio.stdout).await;
+                let fifo = opened.map_err(open_failed(&stdio.stdout))?;
+                (Output::Pipe(fifo.end.into()), Some(fifo.hold))
             }
+        };
+        let input = Some(stdio.stdin.as_str()).filter(|path| !path.is_empty());
+        let mut terminal = Terminal::start(master, output, hold, input).map_err(failed())?;
+        if self.stdin_closed {
+            terminal.close_input();
         }
-        self.terminal = Some(pty);
+        self.terminal = Some(terminal);
         Ok(())
     }
 
     /// Sets the terminal's size in characters; false without a terminal.
     pub fn resize(&self, columns: u16, rows: u16) -> io::Result<bool> {
         match &self.terminal {
-            Some(pty) => sys::set_terminal_size(pty.as_fd(), columns, rows).map(|()| true),
+            Some(terminal) => terminal.resize(columns, rows).map(|()| true),
             None => Ok(false),
         }
     }
@@ -165,7 +145,9 @@ impl Held {
     pub fn close_stdin(&mut self) {
         self.stdin = None;
         self.stdin_closed = true;
-        self.copies.close_input();
+        if let Some(terminal) = &mut self.terminal {
+            terminal.close_input();
+        }
     }
 
     /// The process has ended: the logger may end too.
@@ -175,35 +157,15 @@ impl Held {
         }
     }
 
-    /// Lets copies and logger finish, within limits.
+    /// Lets the terminal's copy and the logger finish, within limits.
     pub async fn close(mut self) {
-        self.terminal = None;
-        self.copies.shutdown().await;
-        if let Some(copy) = self.sink_copy.take() {
-            let abort = copy.abort_handle();
-            if tokio::time::timeout(std::time::Duration::from_secs(5), copy)
-                .await
-                .is_err()
-            {
-                abort.abort();
-            }
+        if let Some(terminal) = self.terminal.take() {
+            terminal.close().await;
         }
         if let Some(logger) = self.logger.take() {
             logger.finish().await;
         }
     }
-}
-
-async fn copy_to(mut from: Pty, sink: OwnedFd) {
-    let mut sink = tokio::fs::File::from_std(File::from(sink));
-    // EIO is how a terminal says that nobody has it open any more.
-    match tokio::io::copy(&mut from, &mut sink).await {
-        Err(e) if e.raw_os_error() != Some(libc::EIO) => {
-            log::warn!("copy a terminal's output: {e}")
-        }
-        _ => {}
-    }
-    let _ = sink.flush().await;
 }
 
 fn open_failed(path: &str) -> impl FnOnce(io::Error) -> Error {
@@ -224,10 +186,6 @@ fn null(write: bool) -> Result<OwnedFd, Error> {
         .map_err(open_failed("/dev/null"))
 }
 
-fn is_fifo(path: &str) -> bool {
-    std::fs::metadata(path).is_ok_and(|m| m.file_type().is_fifo())
-}
-
 /// O_NONBLOCK is for the open only: the process must block as on any pipe.
 fn make_blocking(file: &File) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
@@ -240,28 +198,19 @@ fn open_input(path: &str, held: &mut Held) -> Result<OwnedFd, Error> {
         return null(false);
     }
     let open = || -> io::Result<(File, Option<File>)> {
-        let input = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?;
-        // With a reader there, opening for writing doesn't wait.
-        let hold = is_fifo(path)
-            .then(|| {
-                OpenOptions::new()
-                    .write(true)
-                    .custom_flags(libc::O_NONBLOCK)
-                    .open(path)
-            })
-            .transpose()?;
-        make_blocking(&input)?;
-        Ok((input, hold))
+        if !is_fifo(path) {
+            return Ok((File::open(path)?, None));
+        }
+        let fifo = fifo::open_input(path)?;
+        make_blocking(&fifo.end)?;
+        Ok((fifo.end, Some(fifo.hold)))
     };
     let (input, hold) = open().map_err(open_failed(path))?;
     held.stdin = hold;
     Ok(input.into())
 }
 
-fn open_output(path: &str, held: &mut Held) -> Result<OwnedFd, Error> {
+async fn open_output(path: &str, held: &mut Held) -> Result<OwnedFd, Error> {
     if path.is_empty() {
         return null(true);
     }
@@ -278,21 +227,10 @@ fn open_output(path: &str, held: &mut Held) -> Result<OwnedFd, Error> {
     if !is_fifo(path) {
         return open_log_file(path);
     }
-    let open = || -> io::Result<(File, File)> {
-        let hold = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?;
-        let output = OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?;
-        make_blocking(&output)?;
-        Ok((output, hold))
-    };
-    let (output, hold) = open().map_err(open_failed(path))?;
-    held.outputs.push(hold);
-    Ok(output.into())
+    let fifo = fifo::open_output(path).await.map_err(open_failed(path))?;
+    make_blocking(&fifo.end).map_err(open_failed(path))?;
+    held.outputs.push(fifo.hold);
+    Ok(fifo.end.into())
 }
 
 fn open_log_file(path: &str) -> Result<OwnedFd, Error> {

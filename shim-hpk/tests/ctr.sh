@@ -177,6 +177,85 @@ metrics() {
     gone me; grep -qi 'memory.usage\|usage_in_bytes' "$WORK/o" || { cat "$WORK/o"; return 1; }
     return $rc
 }
+# Where a container's cgroup is, of the controller $1: group CONTROLLER NAME.
+group() {
+    local v1=/sys/fs/cgroup/$1/$PREFIX/$PREFIX-$2
+    [ -d "$v1" ] && { echo "$v1"; return; }
+    echo "/sys/fs/cgroup/$PREFIX/$PREFIX-$2"
+}
+limits_are_in_force() {
+    run -d --memory-limit 67108864 --cpu-quota 50000 --cpu-period 100000 "$IMAGE" $PREFIX-lim sleep 1000 || return 1
+    local memory cpu
+    memory=$(cat "$(group memory lim)"/memory.limit_in_bytes "$(group memory lim)"/memory.max 2>/dev/null)
+    cpu=$(cat "$(group cpu lim)"/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 "$(group cpu lim)/cpu.max")
+    # An exec is under them too.
+    exec_in lim e1 sh -c 'sleep 1000' >/dev/null 2>&1 &
+    for _ in $(seq 50); do [ "$(grep -c . "$(group memory lim)/cgroup.procs")" = 2 ] && break; sleep 0.1; done
+    local members; members=$(grep -c . "$(group memory lim)/cgroup.procs")
+    gone lim; wait
+    is "$memory $cpu $members" '67108864 50000 2' || return 1
+    [ ! -e "$(group memory lim)" ] || { echo 'the cgroup is left'; return 1; }
+}
+pause_stops_it_and_resume_goes_on() {
+    daemon pr sh -c 'while :; do echo x >>/tick; sleep 0.02; done' || return 1
+    local ticks a b state; ticks=/proc/$(ctr task ls | awk -v t="$PREFIX-pr" '$1==t{print $2}')/root/tick
+    for _ in $(seq 50); do [ -s "$ticks" ] && break; sleep 0.1; done
+    ctr task pause $PREFIX-pr || { gone pr; return 1; }
+    state=$(ctr task ls | awk -v t="$PREFIX-pr" '$1==t{print $3}')
+    a=$(wc -l <"$ticks"); sleep 0.3; b=$(wc -l <"$ticks")
+    exec_in pr e1 true >/dev/null 2>&1 && { echo 'exec in a paused container'; gone pr; return 1; }
+    ctr task resume $PREFIX-pr || { gone pr; return 1; }
+    for _ in $(seq 50); do [ "$(wc -l <"$ticks")" -gt "$b" ] && break; sleep 0.1; done
+    local c; c=$(wc -l <"$ticks"); gone pr
+    is "$state $a" "PAUSED $b" && [ "$c" -gt "$b" ]
+}
+paused_container_can_be_killed() {
+    daemon pk sleep 1000 || return 1
+    ctr task pause $PREFIX-pk || { gone pk; return 1; }
+    local pid; pid=$(ctr task ls | awk -v t="$PREFIX-pk" '$1==t{print $2}')
+    ctr task kill -s SIGKILL $PREFIX-pk
+    for _ in $(seq 50); do alive "$pid" || break; sleep 0.1; done
+    alive "$pid"; local rc=$?; gone pk; [ $rc != 0 ]
+}
+# events NAME: what containerd published about a container, one word a line.
+events() { grep -F "$PREFIX-$1" "$WORK/events" | grep -o '/tasks/[a-z-]*' | cut -d/ -f3; }
+lack_of_memory_is_told_before_the_end() {
+    command timeout 60 ctr --address "$ADDRESS" --namespace "$PREFIX" events >"$WORK/events" 2>&1 &
+    local listener=$!
+    run --rm --memory-limit 20971520 "$IMAGE" $PREFIX-oom sh -c 'head -c 90m /dev/zero | tail' >/dev/null 2>&1
+    run --rm --memory-limit 20971520 "$IMAGE" $PREFIX-oom2 dd if=/dev/zero of=/dev/null bs=90M count=1 >/dev/null 2>&1
+    local code=$?
+    for _ in $(seq 50); do events oom2 | grep -q delete && break; sleep 0.1; done
+    kill $listener; wait $listener 2>/dev/null
+    is "$code" 137 && is "$(events oom2 | tr '\n' ' ')" 'create start oom exit delete ' && events oom | grep -q oom
+}
+events_come_in_order_and_once() {
+    command timeout 60 ctr --address "$ADDRESS" --namespace "$PREFIX" events >"$WORK/events" 2>&1 &
+    local listener=$!
+    run --rm "$IMAGE" $PREFIX-ev true
+    daemon ev2 sleep 1000 && exec_in ev2 e1 true && ctr task pause $PREFIX-ev2 && ctr task resume $PREFIX-ev2
+    gone ev2
+    for _ in $(seq 50); do events ev2 | grep -q delete && break; sleep 0.1; done
+    kill $listener; wait $listener 2>/dev/null
+    is "$(events 'ev"' | tr '\n' ' ')" 'create start exit delete ' &&
+        is "$(events ev2 | tr '\n' ' ')" 'create start exec-added exec-started exit paused resumed exit delete '
+}
+seccomp_profiles_are_in_force() {
+    printf '%s' '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":95}]}' >"$WORK/profile"
+    run --rm --seccomp --seccomp-profile "$WORK/profile" "$IMAGE" $PREFIX-sc sh -c 'mkdir /x; grep Seccomp: /proc/self/status' >"$WORK/o" 2>&1
+    grep -qi 'not supported' "$WORK/o" && grep -q 'Seccomp:.*2' "$WORK/o" || { cat "$WORK/o"; return 1; }
+    # containerd's default profile, and in an exec as well.
+    run -d --seccomp "$IMAGE" $PREFIX-sd sleep 1000 || return 1
+    exec_in sd e1 sh -c 'grep Seccomp: /proc/self/status; echo ran' >"$WORK/o" 2>&1
+    gone sd
+    grep -q 'Seccomp:.*2' "$WORK/o" && grep -q ran "$WORK/o" || { cat "$WORK/o"; return 1; }
+}
+much_terminal_output_arrives_whole() {
+    # The wait at the end is for script(1), which drops what its terminal holds when ctr ends.
+    local text
+    text=$(script -qec "timeout --foreground 50 ctr -a $ADDRESS -n $PREFIX run --rm -t --runtime $RUNTIME $IMAGE $PREFIX-tto sh -c 'seq 400000; sleep 1'" /dev/null </dev/null | tr -d '\r')
+    is "$(echo "$text" | wc -l) $(echo "$text" | tail -n 1)" '400000 400000'
+}
 no_engine_process_stays() {
     [ "$RUNTIME" = io.containerd.hpk.v2 ] || return 0
     daemon eng sleep 1000 || return 1
@@ -198,6 +277,7 @@ nothing_is_left() {
     ps -eo pid,args | grep -F "$PREFIX" | grep -v -e grep -e "$0" -e 'ctr.sh' && bad=1
     grep -F "/$PREFIX/" /proc/self/mounts && bad=1
     ls -d /run/containerd/io.containerd.runtime.v2.task/"$PREFIX"/* 2>/dev/null && bad=1
+    find /sys/fs/cgroup -type d -path "*/$PREFIX/*" 2>/dev/null | grep . && bad=1
     return $bad
 }
 
@@ -221,6 +301,13 @@ check 'exec with a terminal' exec_terminal
 check 'kill, state, delete' kill_and_state
 check 'ps and kill --all' kill_all_reaches_every_process
 check 'metrics' metrics
+check 'limits are in force, in an exec too' limits_are_in_force
+check 'pause and resume' pause_stops_it_and_resume_goes_on
+check 'a paused container can be killed' paused_container_can_be_killed
+check 'a kill for lack of memory is told, once, before the end' lack_of_memory_is_told_before_the_end
+check 'events in order, each once' events_come_in_order_and_once
+check 'seccomp profiles, in an exec too' seccomp_profiles_are_in_force
+check '3 MB of terminal output arrive whole' much_terminal_output_arrives_whole
 check 'no process of the engine stays' no_engine_process_stays
 check 'a killed shim leaves nothing' killed_shim_leaves_nothing
 check 'nothing is left' nothing_is_left

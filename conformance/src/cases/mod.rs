@@ -180,6 +180,7 @@ pub const TABLE: &[Case] = table! {
         the_cnitool_example_of_the_docs_works
         the_ctr_example_of_the_docs_works
         the_shim_keeps_its_promises_under_containerd
+        the_shim_refuses_hostile_specs_and_leaves_nothing
         hpktainer_runs_an_image_on_the_pod_network
         the_doctor_finds_nothing_essential_missing;
     isolation:

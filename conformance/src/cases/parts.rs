@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::Context;
+use crate::testbed::Output;
 
 /// The first shell block after the line `<!-- tested: NAME -->` of a documentation file.
 fn example(file: &str, name: &str) -> Result<String> {
@@ -61,6 +62,24 @@ pub fn the_shim_keeps_its_promises_under_containerd(context: &mut Context) -> Re
         )
         .limit(300)
         .output()?;
+    all_are_ok(&output)
+}
+
+pub fn the_shim_refuses_hostile_specs_and_leaves_nothing(context: &mut Context) -> Result<()> {
+    let output = context
+        .testbed
+        .on(
+            "root",
+            "node2",
+            "PATH=/hpk/bin:$PATH bash /hpk/shim-hpk/tests/hostile.sh",
+        )
+        .limit(300)
+        .output()?;
+    all_are_ok(&output)
+}
+
+/// A table whose every line must begin with `ok`.
+fn all_are_ok(output: &Output) -> Result<()> {
     let failed: Vec<_> = output
         .stdout
         .lines()

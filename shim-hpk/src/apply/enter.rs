@@ -14,7 +14,7 @@ use hpk_pause::wire;
 use nix::sched::CloneFlags;
 
 use super::{Waiting, channel, programs::Programs, reaper};
-use crate::error::Error;
+use crate::{cgroup::Cgroup, error::Error};
 
 /// In the order they are joined: the mount namespace before the last, as /proc goes with it.
 const NAMESPACES: [(&str, CloneFlags); 6] = [
@@ -26,12 +26,19 @@ const NAMESPACES: [(&str, CloneFlags); 6] = [
     ("mnt", CloneFlags::CLONE_NEWNS),
 ];
 
-/// Sets a process up in the container whose first process is `init`, up to its exec.
+/// The container to enter.
+pub struct Target<'a> {
+    /// Its first process.
+    pub init: i32,
+    pub cgroup: &'a Cgroup,
+}
+
+/// Sets a process up in a container, up to its exec.
 ///
 /// # Errors
 /// The step that failed; nothing is left of the process then.
 pub async fn enter(
-    init: i32,
+    Target { init, cgroup }: Target<'_>,
     process: wire::Process,
     streams: &[OwnedFd],
     programs: &Programs,
@@ -74,6 +81,8 @@ pub async fn enter(
     let helper_pid = spawn(programs, &theirs)?;
     let mut exit = reaper.watch(helper_pid);
     drop(theirs);
+    // Before it is told anything: what it forks is in the cgroup from the beginning.
+    cgroup.join(helper_pid)?;
     channel.configure(&config, &fds).await?;
     let ready = channel.ready().await?;
     for warning in &ready.warnings {

@@ -32,10 +32,17 @@ use nix::{
 
 use super::{Waiting, channel, programs::Programs, reaper};
 use crate::{
+    cgroup::Cgroup,
     error::Error,
     plan::{self, PidNamespace, Source, engine, rootfs},
     record::Record,
 };
+
+/// Where a container's traces are.
+pub struct Place<'a> {
+    pub bundle: &'a Path,
+    pub cgroup: &'a mut Cgroup,
+}
 
 /// Creates a container's process, up to but not including its program.
 ///
@@ -43,12 +50,31 @@ use crate::{
 /// With the reason of whoever failed: Apptainer's own words, or the step of the set-up. Nothing is
 /// left of the container then.
 pub async fn launch(
-    mut plan: plan::Container,
-    streams: &[OwnedFd],
-    bundle: &Path,
+    plan: plan::Container,
+    streams: Vec<OwnedFd>,
+    place: Place<'_>,
     programs: &Programs,
     reaper: &reaper::Reaper,
 ) -> Result<Waiting, Error> {
+    let mut started = Started {
+        processes: Vec::new(),
+        reaper,
+    };
+    let made = try_launch(plan, &streams, place, programs, &mut started).await;
+    if made.is_err() {
+        started.end().await;
+    }
+    made
+}
+
+async fn try_launch(
+    mut plan: plan::Container,
+    streams: &[OwnedFd],
+    Place { bundle, cgroup }: Place<'_>,
+    programs: &Programs,
+    started: &mut Started<'_>,
+) -> Result<Waiting, Error> {
+    plan.show_cgroup(&cgroup.views());
     let trees = open_sources(&mut plan)?;
     let pid_namespace = match &plan.pid_namespace {
         PidNamespace::Join(path) => Some(open_namespace(path)?),
@@ -57,6 +83,12 @@ pub async fn launch(
     let (channel, theirs) = channel::pair()?;
     let said = memfd_create(c"apptainer", MFdFlags::MFD_CLOEXEC)
         .map_err(Error::system("make a file for apptainer's messages"))?;
+    let mut record = Record {
+        cgroup: cgroup.made().to_vec(),
+        ..Record::default()
+    };
+    // Before there is anything to clean up: a shim killed from here on leaves no unknown trace.
+    record.write(bundle)?;
     let mut command = apptainer(&plan, bundle, programs, &theirs, &said)?;
     let child = command.spawn().map_err(|source| {
         // The child says more than an errno carries.
@@ -73,15 +105,9 @@ pub async fn launch(
     drop(command);
     drop(theirs);
     let engine_pid = child.id() as i32;
-    let engine_exit = reaper.watch(engine_pid);
-    let mut guard = Guard {
-        pids: vec![engine_pid],
-    };
-    Record {
-        engine: Some(engine_pid),
-        init: None,
-    }
-    .write(bundle)?;
+    let engine_exit = started.watch(engine_pid);
+    record.engine = Some(engine_pid);
+    record.write(bundle)?;
 
     let Some(first_pid) = channel.hello().await? else {
         let exit = reaper::ended(engine_exit).await;
@@ -90,15 +116,17 @@ pub async fn launch(
             said: words_of(&said),
         });
     };
-    guard.pids.push(first_pid);
-    let mut exit = reaper.watch(first_pid);
-    Record {
-        engine: Some(engine_pid),
-        init: Some(first_pid),
+    let mut exit = started.watch(first_pid);
+    record.init = Some(first_pid);
+    record.write(bundle)?;
+    if !programs.keep_engine {
+        terminate(engine_pid);
+        reaper::ended(engine_exit).await;
+        record.engine = None;
     }
-    .write(bundle)?;
-    terminate(engine_pid);
-    reaper::ended(engine_exit).await;
+    for warning in cgroup.add(first_pid) {
+        log::warn!("{}: {warning}", bundle.display());
+    }
 
     let mut fds: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
     fds.extend(trees.iter().map(AsFd::as_fd));
@@ -124,16 +152,11 @@ pub async fn launch(
     }
     if ready.pid != first_pid {
         // In a PID namespace joined by path the first process forked; its child is the container.
-        guard.pids.push(ready.pid);
-        let first_exit = std::mem::replace(&mut exit, reaper.watch(ready.pid));
+        let first_exit = std::mem::replace(&mut exit, started.watch(ready.pid));
         reaper::ended(first_exit).await;
     }
-    Record {
-        engine: None,
-        init: Some(ready.pid),
-    }
-    .write(bundle)?;
-    guard.pids.clear();
+    record.init = Some(ready.pid);
+    record.write(bundle)?;
     Ok(Waiting {
         pid: ready.pid,
         exit,
@@ -142,18 +165,32 @@ pub async fn launch(
     })
 }
 
-/// Kills what was started, unless cleared.
-struct Guard {
-    pids: Vec<i32>,
+/// Processes that must not outlive a failure.
+struct Started<'a> {
+    processes: Vec<(i32, reaper::ExitReceiver)>,
+    reaper: &'a reaper::Reaper,
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.pids.iter().for_each(|&pid| terminate(pid));
+impl Started<'_> {
+    fn watch(&mut self, pid: i32) -> reaper::ExitReceiver {
+        let exit = self.reaper.watch(pid);
+        self.processes.push((pid, exit.clone()));
+        exit
+    }
+
+    /// Kills them and waits until they are gone: only then can their cgroup be removed.
+    async fn end(self) {
+        for (pid, _) in &self.processes {
+            terminate(*pid);
+        }
+        for (_, exit) in self.processes {
+            reaper::ended(exit).await;
+        }
     }
 }
 
-fn terminate(pid: i32) {
+/// Kills a process.
+pub fn terminate(pid: i32) {
     // ESRCH: it is gone already, which is what is wanted.
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
@@ -184,7 +221,12 @@ fn open_sources(plan: &mut plan::Container) -> Result<Vec<OwnedFd>, Error> {
                 field: field.clone(),
                 why: "a NUL in the path".into(),
             })?;
-        let opened = sys::open_tree(&c_path, *recursive);
+        let opened = match device_of(&plan.setup, first + n as wire::Fd) {
+            Some(device) if !is_that_device(path, device) => {
+                Err(std::io::ErrorKind::NotFound.into())
+            }
+            _ => sys::open_tree(&c_path, *recursive),
+        };
         let fd = match opened {
             Ok(tree) => tree,
             Err(_) if *optional => {
@@ -207,6 +249,19 @@ fn open_sources(plan: &mut plan::Container) -> Result<Vec<OwnedFd>, Error> {
         trees.push(fd);
     }
     Ok(trees)
+}
+
+fn device_of(setup: &wire::Setup, source: wire::Fd) -> Option<&wire::Device> {
+    setup.devices.iter().find(|d| d.tree == Some(source))
+}
+
+/// Whether the node outside is the one the spec means, and not another of that name.
+fn is_that_device(path: &Path, device: &wire::Device) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).is_ok_and(|meta| {
+        let number = libc::makedev(device.major, device.minor);
+        meta.mode() & libc::S_IFMT == device.kind && meta.rdev() == number
+    })
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd, Error> {

@@ -14,6 +14,8 @@ pub struct Programs {
     pub apptainer: Option<PathBuf>,
     /// Kept open, so that an update of the file on disk doesn't matter to running pods.
     pub pause: Option<File>,
+    /// Apptainer's parent process stays while a container runs (HPK_KEEP_ENGINE=1).
+    pub keep_engine: bool,
     path: String,
 }
 
@@ -36,6 +38,7 @@ impl Programs {
         Self {
             apptainer: named("HPK_APPTAINER").or_else(|| in_path(&path, "apptainer")),
             pause: pause.and_then(|p| File::open(p).ok()),
+            keep_engine: std::env::var_os("HPK_KEEP_ENGINE").is_some_and(|v| v == "1"),
             path,
         }
     }

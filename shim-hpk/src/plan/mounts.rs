@@ -20,6 +20,57 @@ const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
+/// A mount of cgroups, until it is known which.
+pub const CGROUP: &str = "cgroup";
+
+/// The options of mounts that are done; file systems may know more.
+pub const MOUNT_OPTIONS: &[&str] = &[
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "loud",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "private",
+    "ratime",
+    "rbind",
+    "rdev",
+    "rdiratime",
+    "relatime",
+    "rexec",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnosuid",
+    "ro",
+    "rprivate",
+    "rro",
+    "rrw",
+    "rshared",
+    "rslave",
+    "rsuid",
+    "runbindable",
+    "rw",
+    "shared",
+    "silent",
+    "slave",
+    "strictatime",
+    "suid",
+    "sync",
+    "unbindable",
+];
+
 /// What the spec's mounts and devices come to.
 pub struct Planned {
     pub mounts: Vec<wire::Mount>,
@@ -121,22 +172,9 @@ impl Planned {
             kind: if bind { "bind".to_owned() } else { kind },
         };
         if mount.kind == "cgroup" || mount.kind == "cgroup2" {
-            // The bubble's hierarchies, never writable: the container has no cgroup of its own.
-            mount.flags |= MsFlags::MS_RDONLY.bits();
-            mount.recursive_flags = true;
-            mount.kind = "bind".to_owned();
+            // What it shows depends on the cgroup the container gets: see `cgroup_view`.
+            mount.kind = CGROUP.to_owned();
             mount.data.clear();
-            mount.source = "/sys/fs/cgroup".to_owned();
-            let path = PathBuf::from(&mount.source);
-            mount.tree = Some(self.source(
-                first,
-                Source {
-                    path,
-                    recursive: true,
-                    field,
-                    optional: false,
-                },
-            ));
         } else if bind {
             if source.as_os_str().is_empty() {
                 return Err(Error::Invalid {

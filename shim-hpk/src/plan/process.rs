@@ -65,6 +65,22 @@ pub fn plan(process: &Process, terminal: bool) -> Result<wire::Process, Error> {
             why: "it is empty".into(),
         });
     }
+    for (field, id) in [("uid", user.uid()), ("gid", user.gid())] {
+        // setresuid(2) takes it for "leave it as it is", which is root.
+        if id == u32::MAX {
+            return Err(Error::Invalid {
+                field: format!("process.user.{field}"),
+                why: format!("{id} is no id"),
+            });
+        }
+    }
+    let cwd = process.cwd();
+    if !cwd.as_os_str().is_empty() && !cwd.is_absolute() {
+        return Err(Error::Invalid {
+            field: "process.cwd".into(),
+            why: format!("{} is not absolute", cwd.display()),
+        });
+    }
     let size = process
         .console_size()
         .filter(|b| b.width() > 0 && b.height() > 0);
@@ -91,6 +107,7 @@ pub fn plan(process: &Process, terminal: bool) -> Result<wire::Process, Error> {
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         terminal,
         console_size: size.map(|b| (b.width() as u32, b.height() as u32)),
+        seccomp: None,
         stdio: if terminal { Vec::new() } else { vec![1, 2, 3] },
     })
 }

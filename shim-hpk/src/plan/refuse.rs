@@ -1,6 +1,6 @@
 //! What the spec may ask for and this runtime does not do. Refused by name, never silently.
 
-use oci_spec::runtime::{Linux, LinuxSeccompAction, Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::error::Error;
 
@@ -53,12 +53,6 @@ fn linux(linux: &Linux) -> Result<(), Error> {
     if linux.gid_mappings().as_ref().is_some_and(|m| !m.is_empty()) {
         refuse("linux.gidMappings", userns)?;
     }
-    if let Some(seccomp) = linux.seccomp() {
-        let rules = seccomp.syscalls().as_ref().is_some_and(|s| !s.is_empty());
-        if rules || seccomp.default_action() != LinuxSeccompAction::ScmpActAllow {
-            refuse("linux.seccomp", "filters are not applied yet")?;
-        }
-    }
     if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
         refuse("linux.mountLabel", "SELinux labels are not applied")?;
     }
@@ -105,39 +99,4 @@ pub fn process(process: &Process) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// What is not done but doesn't stop a container: named in the log.
-pub fn ignored(linux: &Linux) -> Vec<String> {
-    let Some(resources) = linux.resources() else {
-        return Vec::new();
-    };
-    [
-        (
-            "memory",
-            resources
-                .memory()
-                .as_ref()
-                .is_some_and(|m| m.limit().is_some()),
-        ),
-        (
-            "cpu",
-            resources
-                .cpu()
-                .as_ref()
-                .is_some_and(|c| c.quota().is_some() || c.cpus().is_some()),
-        ),
-        ("pids", resources.pids().is_some()),
-        (
-            "hugepageLimits",
-            resources
-                .hugepage_limits()
-                .as_ref()
-                .is_some_and(|h| !h.is_empty()),
-        ),
-    ]
-    .iter()
-    .filter(|(_, present)| *present)
-    .map(|(field, _)| format!("linux.resources.{field} is not enforced: no cgroup is managed"))
-    .collect()
 }

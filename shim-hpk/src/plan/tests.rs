@@ -27,13 +27,28 @@ fn merge(base: &mut Value, extra: Value) {
 }
 
 fn planned(extra: Value) -> Container {
-    container(&spec(extra), Path::new("/bundle"), Vec::new(), false).unwrap()
+    container(
+        &spec(extra),
+        "id",
+        Path::new("/bundle"),
+        Vec::new(),
+        false,
+        &ids::Mapped::all(),
+    )
+    .unwrap()
 }
 
 fn refusal(extra: Value) -> String {
-    container(&spec(extra), Path::new("/bundle"), Vec::new(), false)
-        .unwrap_err()
-        .to_string()
+    container(
+        &spec(extra),
+        "id",
+        Path::new("/bundle"),
+        Vec::new(),
+        false,
+        &ids::Mapped::all(),
+    )
+    .unwrap_err()
+    .to_string()
 }
 
 #[test]
@@ -149,8 +164,8 @@ fn what_is_not_supported_is_refused_by_its_name() {
             "hooks.createRuntime",
         ),
         (
-            json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}}),
-            "linux.seccomp",
+            json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}}),
+            "linux.seccomp SCMP_ACT_NOTIFY",
         ),
         (
             json!({"linux": {"namespaces": [{"type": "user"}]}}),
@@ -184,12 +199,84 @@ fn a_bind_without_a_source_is_invalid() {
 }
 
 #[test]
-fn unenforced_limits_are_named() {
-    let plan = planned(json!({"linux": {"resources": {"memory": {"limit": 1048576}}}}));
-    assert_eq!(plan.warnings.len(), 1);
-    assert!(
-        plan.warnings[0].starts_with("linux.resources.memory"),
-        "{:?}",
-        plan.warnings
+fn the_cgroup_is_the_specs_or_named_after_the_container() {
+    let plan = planned(
+        json!({"linux": {"cgroupsPath": "/default/c1", "resources": {"pids": {"limit": 7}}}}),
     );
+    assert_eq!(plan.cgroup.path, Path::new("default/c1"));
+    assert_eq!(plan.cgroup.resources.pids().map(|p| p.limit()), Some(7));
+    assert_eq!(planned(json!({})).cgroup.path, Path::new("hpk/id"));
+}
+
+fn with_cgroup_mount() -> Container {
+    planned(json!({"mounts": [
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]},
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+    ]}))
+}
+
+fn view(name: Option<&str>, path: &str) -> cgroup::View {
+    cgroup::View {
+        name: name.map(str::to_owned),
+        path: path.into(),
+    }
+}
+
+fn destinations(plan: &Container) -> Vec<&str> {
+    plan.setup
+        .mounts
+        .iter()
+        .map(|m| m.destination.as_str())
+        .collect()
+}
+
+#[test]
+fn a_container_sees_its_own_v1_cgroups_below_a_tmpfs_that_ends_up_read_only() {
+    let mut plan = with_cgroup_mount();
+    plan.show_cgroup(&[
+        view(Some("memory"), "/sys/fs/cgroup/memory/default/c1"),
+        view(Some("pids"), "/sys/fs/cgroup/pids/default/c1"),
+    ]);
+    assert_eq!(
+        destinations(&plan),
+        [
+            "/sys",
+            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/memory",
+            "/sys/fs/cgroup/pids",
+            "/tmp"
+        ]
+    );
+    assert_eq!(plan.setup.mounts[1].flags, libc::MS_NOSUID);
+    assert_eq!(
+        plan.setup.mounts[2].flags,
+        libc::MS_NOSUID | libc::MS_RDONLY
+    );
+    assert_eq!(plan.setup.readonly_paths, ["/sys/fs/cgroup"]);
+    let last = plan.sources.last().unwrap();
+    assert_eq!(last.path, Path::new("/sys/fs/cgroup/pids/default/c1"));
+    assert_eq!(
+        plan.setup.mounts[3].tree,
+        Some(3 + plan.sources.len() as u32)
+    );
+}
+
+#[test]
+fn a_container_sees_its_own_v2_cgroup_in_place_of_the_whole_tree() {
+    let mut plan = with_cgroup_mount();
+    plan.show_cgroup(&[view(None, "/sys/fs/cgroup/default/c1")]);
+    assert_eq!(destinations(&plan), ["/sys", "/sys/fs/cgroup", "/tmp"]);
+    assert_eq!(plan.setup.mounts[1].source, "/sys/fs/cgroup/default/c1");
+    assert!(!plan.sources.last().unwrap().recursive);
+}
+
+#[test]
+fn a_container_without_a_cgroup_sees_the_outer_ones_read_only() {
+    let mut plan = with_cgroup_mount();
+    plan.show_cgroup(&[]);
+    let mount = &plan.setup.mounts[1];
+    assert_eq!(mount.source, "/sys/fs/cgroup");
+    assert!(mount.recursive_flags && mount.flags & libc::MS_RDONLY != 0);
+    assert!(plan.sources.last().unwrap().recursive);
 }

@@ -1,15 +1,16 @@
 //! Containers, and processes in them.
 
-use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf};
+use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use hpk_pause::wire;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     apply::{
         channel::Channel,
         reaper::{Exit, ExitReceiver},
     },
+    cgroup::{Cgroup, oom},
     error::Error,
     life::Life,
     procfs::Membership,
@@ -23,6 +24,24 @@ pub struct Container {
     pub execs: HashMap<String, Process>,
     /// Once its process exists.
     pub membership: Option<Membership>,
+    /// Nowhere until its process exists.
+    pub cgroup: Arc<Cgroup>,
+    pub paused: bool,
+    /// For its execs too.
+    pub seccomp: Option<wire::Seccomp>,
+    pub oom: Option<Watched>,
+}
+
+/// A watch for a lack of memory, and who listens to it.
+pub struct Watched {
+    pub watch: Arc<oom::Watch>,
+    pub task: JoinHandle<()>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// A container's first process, or an exec.
@@ -58,6 +77,10 @@ impl Container {
             init: Process::new(Life::Creating, stdio, None),
             execs: HashMap::new(),
             membership: None,
+            cgroup: Arc::default(),
+            paused: false,
+            seccomp: None,
+            oom: None,
         }
     }
 

@@ -12,19 +12,15 @@ use containerd_shim::{
     },
     protos::{
         api::{CheckpointTaskRequest, PauseRequest, ProcessInfo, ResumeRequest},
-        cgroups_v2::metrics::{CPUStat, MemoryStat, Metrics, PidsStat},
         events::task::{TaskCreate, TaskExecAdded, TaskIO},
-        protobuf::{EnumOrUnknown, Message, well_known_types::any::Any},
+        protobuf::EnumOrUnknown,
     },
 };
 
-use super::{Create, Service};
+use super::{Service, create::Create};
 use crate::{
-    apply::reaper::ended, bootstrap::timestamp, error::Error, life::Life, plan, procfs,
-    stdio::Stdio,
+    apply::reaper::ended, bootstrap::timestamp, error::Error, life::Life, plan, stdio::Stdio,
 };
-
-const METRICS_TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// Does work that a caller's hanging up must not leave half done.
 async fn to_the_end<T: Send + 'static>(
@@ -65,7 +61,7 @@ impl Task for Service {
         let pid = to_the_end(async move { service.create_container(create).await })
             .await
             .inspect_err(|e| log::error!("create {}: {e}", request.id))?;
-        self.inner.events.send(TaskCreate {
+        self.inner.events.send(&TaskCreate {
             container_id: request.id,
             bundle: request.bundle,
             rootfs: request.rootfs,
@@ -103,10 +99,12 @@ impl Task for Service {
             .get_mut(&request.id)
             .ok_or_else(|| Error::NotFound(format!("container {}", request.id)))?;
         let bundle = container.bundle.to_string_lossy().into_owned();
+        let paused = container.paused && request.exec_id.is_empty();
         let process = container.process(&request.id, &request.exec_id)?;
         let status = match process.life {
             Life::Creating => Status::UNKNOWN,
             Life::Created => Status::CREATED,
+            Life::Starting(_) | Life::Running if paused => Status::PAUSED,
             Life::Starting(_) | Life::Running => Status::RUNNING,
             Life::Stopped(_) => Status::STOPPED,
         };
@@ -169,18 +167,17 @@ impl Task for Service {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
         let spec = serde_json::from_slice(&request.spec().value).map_err(Error::ExecSpec)?;
-        let program = plan::exec(&spec, request.terminal)?;
+        let program = plan::exec(&spec, request.terminal, &self.inner.mapped)?;
         let stdio = Stdio {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        self.containers()
-            .get_mut(&request.id)
-            .ok_or_else(|| Error::NotFound(format!("container {}", request.id)))?
-            .add_exec(&request.id, &request.exec_id, program, stdio)?;
-        self.inner.events.send(TaskExecAdded {
+        self.with_container(&request.id, |container| {
+            container.add_exec(&request.id, &request.exec_id, program, stdio)
+        })?;
+        self.inner.events.send(&TaskExecAdded {
             container_id: request.id,
             exec_id: request.exec_id,
             ..Default::default()
@@ -228,38 +225,8 @@ impl Task for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
-        let usage = procfs::usage(&self.members(&request.id)?);
-        let metrics = Metrics {
-            cpu: Some(CPUStat {
-                usage_usec: usage.cpu.as_micros() as u64,
-                user_usec: usage.user.as_micros() as u64,
-                system_usec: usage.cpu.saturating_sub(usage.user).as_micros() as u64,
-                ..Default::default()
-            })
-            .into(),
-            memory: Some(MemoryStat {
-                usage: usage.resident_bytes,
-                ..Default::default()
-            })
-            .into(),
-            // The v2 controller counts tasks.
-            pids: Some(PidsStat {
-                current: usage.threads,
-                ..Default::default()
-            })
-            .into(),
-            ..Default::default()
-        };
-        let value = metrics
-            .write_to_bytes()
-            .map_err(|e| Error::Container(format!("encode metrics of {}: {e}", request.id)))?;
-        let any = Any {
-            type_url: METRICS_TYPE.to_owned(),
-            value,
-            ..Default::default()
-        };
         Ok(StatsResponse {
-            stats: Some(any).into(),
+            stats: Some(self.stats_of(&request.id)?).into(),
             ..Default::default()
         })
     }
@@ -287,16 +254,20 @@ impl Task for Service {
         Ok(Empty::default())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        Err(Error::Unimplemented("update: no cgroup is managed, so no limit can be set").into())
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        self.update_container(&request.id, request.resources.as_ref())?;
+        Ok(Empty::default())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> TtrpcResult<Empty> {
-        Err(Error::Unimplemented("pause").into())
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
+        let service = self.clone();
+        to_the_end(async move { service.pause_container(&request.id).await }).await?;
+        Ok(Empty::default())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> TtrpcResult<Empty> {
-        Err(Error::Unimplemented("resume").into())
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
+        self.resume_container(&request.id)?;
+        Ok(Empty::default())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {

@@ -1,0 +1,99 @@
+//! The answer to `-info`: what the runtime does, in the form of the OCI runtime spec's features.md, and
+//! which cgroup controllers it may use here.
+
+use containerd_shim::protos::{
+    protobuf::well_known_types::any::Any,
+    types::introspection::{RuntimeInfo, RuntimeVersion},
+};
+
+use crate::{
+    RUNTIME,
+    cgroup::hierarchies::{self, Version},
+    error::Error,
+    plan,
+};
+
+/// The key of the annotation that tells of cgroups.
+const CGROUP: &str = "io.hpk.cgroup";
+
+/// Gathers it.
+pub fn runtime_info() -> Result<RuntimeInfo, Error> {
+    let cgroups = cgroups().map_err(Error::system("look for cgroups"))?;
+    let features = Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features".to_owned(),
+        value: features().to_string().into_bytes(),
+        ..Default::default()
+    };
+    Ok(RuntimeInfo {
+        name: RUNTIME.to_owned(),
+        version: Some(RuntimeVersion {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+        .into(),
+        features: Some(features).into(),
+        annotations: [(CGROUP.to_owned(), cgroups)].into(),
+        ..Default::default()
+    })
+}
+
+/// `v1: cpu,memory` or `v2: …`, those in which the shim's own user may make a cgroup; or `none`.
+fn cgroups() -> std::io::Result<String> {
+    let mut version = None;
+    let mut names = Vec::new();
+    for hierarchy in hierarchies::probe()? {
+        let writable = [
+            hierarchy.mount.clone(),
+            hierarchy.mount.join(&hierarchy.own),
+        ]
+        .iter()
+        .any(|d| nix::unistd::access(d, nix::unistd::AccessFlags::W_OK).is_ok());
+        if writable {
+            version = Some(hierarchy.version);
+            names.extend(hierarchy.controllers);
+        }
+    }
+    Ok(match version {
+        None => "none".to_owned(),
+        Some(Version::V1) => format!("v1: {}", names.join(",")),
+        Some(Version::V2) => format!("v2: {}", names.join(",")),
+    })
+}
+
+fn features() -> serde_json::Value {
+    let capabilities: Vec<String> = (0..).map_while(plan::capability_name).collect();
+    serde_json::json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.1",
+        "hooks": [],
+        "mountOptions": plan::MOUNT_OPTIONS,
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "capabilities": capabilities,
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
+            "seccomp": plan::seccomp::features(),
+            "apparmor": {"enabled": false},
+            "selinux": {"enabled": false},
+            "intelRdt": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": false}},
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_features_name_what_containerd_asks_for() {
+        let features = features();
+        let options = features["mountOptions"].as_array().unwrap();
+        assert!(options.contains(&"rro".into()), "{options:?}");
+        assert_eq!(
+            features["linux"]["mountExtensions"]["idmap"]["enabled"],
+            false
+        );
+        let info = runtime_info().unwrap();
+        assert!(!info.annotations[CGROUP].is_empty());
+    }
+}

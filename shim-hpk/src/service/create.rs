@@ -1,0 +1,212 @@
+//! Create, and what a container's and an exec's process have in common.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use containerd_shim::protos::events::task::TaskExit;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{Container, Service};
+use crate::{
+    apply::{
+        Waiting,
+        channel::Channel,
+        launch::{self, Place},
+        reaper::{Exit, ExitReceiver, ended},
+    },
+    bootstrap::timestamp,
+    cgroup::Cgroup,
+    config,
+    error::Error,
+    plan,
+    procfs::Membership,
+    record,
+    stdio::{self, Held, Stdin, Stdio},
+};
+
+/// A Create request in this crate's words.
+pub struct Create {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub rootfs: Vec<plan::rootfs::Mount>,
+    pub stdio: Stdio,
+}
+
+/// A process that is set up, with its streams connected.
+pub struct Prepared {
+    pub pid: i32,
+    pub exit: ExitReceiver,
+    pub channel: Channel,
+    pub held: Held,
+}
+
+impl Service {
+    /// Makes a container, up to but not including its program; gives its pid.
+    pub(super) async fn create_container(&self, request: Create) -> Result<u32, Error> {
+        let Create {
+            id,
+            bundle,
+            rootfs,
+            stdio,
+        } = request;
+        let spec = config::load(&bundle)?;
+        let plan = plan::container(
+            &spec,
+            &id,
+            &bundle,
+            rootfs,
+            stdio.terminal,
+            &self.inner.mapped,
+        )?;
+        drop(spec);
+        for warning in &plan.warnings {
+            log::warn!("{id}: {warning}");
+        }
+        let container = Container::new(bundle.clone(), stdio.clone());
+        match self.containers().entry(id.clone()) {
+            std::collections::hash_map::Entry::Occupied(_) => {
+                return Err(Error::AlreadyExists(format!("container {id}")));
+            }
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(container);
+            }
+        }
+        let made = match Cgroup::make(&self.inner.hierarchies, &plan.cgroup) {
+            Ok((mut cgroup, warnings)) => {
+                warnings.iter().for_each(|w| log::warn!("{id}: {w}"));
+                let made = self.make(&id, &bundle, plan, &stdio, &mut cgroup).await;
+                if made.is_err() {
+                    cgroup.remove().await;
+                }
+                made
+            }
+            Err(e) => Err(e),
+        };
+        if made.is_err() {
+            self.containers().remove(&id);
+            record::remove(&bundle);
+        }
+        made
+    }
+
+    async fn make(
+        &self,
+        id: &str,
+        bundle: &Path,
+        plan: plan::Container,
+        stdio: &Stdio,
+        cgroup: &mut Cgroup,
+    ) -> Result<u32, Error> {
+        let inner = &self.inner;
+        let own_pid_namespace = plan.pid_namespace == plan::PidNamespace::New;
+        let uid = plan.process.uid;
+        let seccomp = plan.process.seccomp.clone();
+        let place = Place {
+            bundle,
+            cgroup: &mut *cgroup,
+        };
+        let prepared = self
+            .prepare(id, stdio, Stdin::AtStart, |streams| {
+                launch::launch(plan, streams, place, &inner.programs, &inner.reaper)
+            })
+            .await?;
+        let cgroup = Arc::new(std::mem::take(cgroup));
+        let (pid, exit) = (prepared.pid, prepared.exit);
+        self.with_container(id, |container| {
+            container.membership = Membership::of(pid, own_pid_namespace);
+            container.init.set_up(pid, prepared.channel, prepared.held);
+            container.init.uid = uid;
+            container.seccomp = seccomp;
+            container.cgroup = Arc::clone(&cgroup);
+            Ok(())
+        })?;
+        self.watch_memory(id, &cgroup);
+        self.follow(id, "", exit);
+        Ok(pid as u32)
+    }
+
+    /// Opens the streams, has `run` make a process with them, and connects its terminal. Of what
+    /// fails nothing is left.
+    pub(super) async fn prepare<F>(
+        &self,
+        id: &str,
+        stdio: &Stdio,
+        stdin: Stdin,
+        run: impl FnOnce(Vec<OwnedFd>) -> F,
+    ) -> Result<Prepared, Error>
+    where
+        F: Future<Output = Result<Waiting, Error>>,
+    {
+        let (streams, mut held) =
+            stdio::open(stdio, stdin, &self.owner(id), &self.inner.reaper).await?;
+        let made = run(streams).await;
+        let waiting = match made {
+            Ok(waiting) => waiting,
+            Err(e) => {
+                held.close().await;
+                return Err(e);
+            }
+        };
+        let attached = match waiting.terminal {
+            Some(master) => held.attach_terminal(master, stdio).await,
+            None => Ok(()),
+        };
+        if let Err(e) = attached {
+            launch::terminate(waiting.pid);
+            ended(waiting.exit).await;
+            held.close().await;
+            return Err(e);
+        }
+        Ok(Prepared {
+            pid: waiting.pid,
+            exit: waiting.exit,
+            channel: waiting.channel,
+            held,
+        })
+    }
+
+    /// Tells of the process's end when it comes.
+    pub(super) fn follow(&self, id: &str, exec_id: &str, exit: ExitReceiver) {
+        let (service, id, exec_id) = (self.clone(), id.to_owned(), exec_id.to_owned());
+        tokio::spawn(async move {
+            let exit = ended(exit).await;
+            // A kill for lack of memory is told before the end that it is the reason of.
+            service.announce_oom(&id);
+            let announce = service.with_process(&id, &exec_id, |process| Ok(process.ended(exit)));
+            if exec_id.is_empty() {
+                service.kill_rest(&id);
+            }
+            if announce.unwrap_or(false) {
+                service.announce_exit(&id, &exec_id, exit);
+            }
+        });
+    }
+
+    /// What a container's first process leaves behind in a PID namespace that isn't its own.
+    fn kill_rest(&self, id: &str) {
+        let membership = self.containers().get(id).and_then(|c| c.membership);
+        let left = membership.filter(|m| !m.ends_with_init());
+        for pid in left.map(|m| m.pids()).unwrap_or_default() {
+            // ESRCH: it has ended by itself.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+
+    pub(super) fn announce_exit(&self, id: &str, exec_id: &str, exit: Exit) {
+        let pid = self.with_process(id, exec_id, |p| Ok(p.pid)).unwrap_or(0);
+        self.inner.events.send(&TaskExit {
+            container_id: id.to_owned(),
+            id: if exec_id.is_empty() { id } else { exec_id }.to_owned(),
+            pid: pid as u32,
+            exit_status: exit.code,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        });
+    }
+}

@@ -1,0 +1,107 @@
+#!/bin/bash
+# Hostile bundles: a row is a change to a sound spec (jq) and what the error must name. Each must be
+# refused, and leave nothing: no process, mount, cgroup, bundle or socket. As root in a testbed host;
+# containerd's shim and hpk-pause in PATH, a containerd of its own is started.
+set -u
+work=$(mktemp -d /tmp/hostile.XXXXXX)
+name=hostile$$
+runtime=${RUNTIME:-io.containerd.hpk.v2}
+address=$work/sock
+failed=0
+count=0
+ctr() { timeout 60 ctr --address "$address" --namespace "$name" "$@"; }
+mkdir "$work/data" && mount -t tmpfs tmpfs "$work/data" || exit 1
+containerd --root "$work/data" --state "$work/state" --address "$address" >"$work/log" 2>&1 &
+daemon=$!
+finish() { kill $daemon; wait $daemon 2>/dev/null; umount "$work/data"; rm -rf "$work"; }
+trap finish EXIT
+for _ in $(seq 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
+
+mkdir -p "$work/rootfs/bin" "$work/rootfs/etc"
+# A static program that ends at once.
+cp "$(command -v hpk-pause)" "$work/rootfs/bin/true"
+ctr oci spec | jq --arg r "$work/rootfs" '.root.path = $r | .process.args = ["/bin/true", "--version"] | .process.terminal = false
+    | .linux.cgroupsPath = "/'"$name"'/x"' >"$work/sound.json"
+
+# What of a container may be left, by its name.
+left() {
+    ps -eo pid,args | grep -F -- "-id $1" | grep -v grep
+    grep -F "$work/state" /proc/self/mounts
+    ls -d "$work/state/io.containerd.runtime.v2.task/$name"/* 2>/dev/null
+    find /sys/fs/cgroup -type d -path "*/$name/*" 2>/dev/null
+}
+settled() { for _ in $(seq 50); do [ -z "$(left "$1")" ] && return; sleep 0.1; done; left "$1"; return 1; }
+
+# try WANTED FILTER: the spec changed by FILTER; the error must match WANTED, or, if that is `ok`, there is none.
+try() {
+    local wanted=$1 filter=$2 id output status
+    count=$((count + 1))
+    id=$name-$count
+    jq -c "$filter" "$work/sound.json" >"$work/spec.json" || { failed=1; return; }
+    output=$(ctr run --rm --runtime "$runtime" --config "$work/spec.json" "$id" 2>&1)
+    status=$?
+    ctr container rm "$id" >/dev/null 2>&1
+    if { [ "$wanted" = ok ] && [ $status = 0 ]; } || { [ "$wanted" != ok ] && [ $status != 0 ] && grep -Eq -- "$wanted" <<<"$output"; }; then
+        if output=$(settled "$id"); then echo "ok $count - $filter" | cut -c1-150; return; fi
+    fi
+    failed=1
+    echo "not ok $count - $filter" | cut -c1-150
+    echo "#   wanted: $wanted (exit $status)"
+    head -c 600 <<<"$output" | sed 's/^/#   /'
+}
+
+try ok '.'
+while IFS=$'\t' read -r wanted filter <&3; do
+    [ -z "$wanted" ] || try "$wanted" "$filter"
+done 3<<'TABLE'
+process	del(.process)
+process.args	.process.args = []
+process.args|NUL	.process.args = ["/bin/true", "a\u0000b"]
+executable file not found	.process.args = ["no-such-program"]
+no such file	.process.args = ["/no/such/program"]
+[Aa]rgument list too long	.process.args = ["/bin/true", ("x" * 3000000)]
+process.cwd	.process.cwd = "not/absolute"
+process.user.uid	.process.user.uid = 4294967295
+process.user.gid	.process.user.gid = 4294967295
+set limit	.process.rlimits = [{"type": "RLIMIT_NOFILE", "soft": 2000, "hard": 1000}]
+RLIMIT_NONSENSE	.process.rlimits = [{"type": "RLIMIT_NONSENSE", "soft": 1, "hard": 1}]
+CAP_NONSENSE	.process.capabilities.effective = ["CAP_NONSENSE"]
+oom_score_adj	.process.oomScoreAdj = 100000
+process.apparmorProfile	.process.apparmorProfile = "x"
+process.selinuxLabel	.process.selinuxLabel = "a:b:c:d"
+process.scheduler	.process.scheduler = {"policy": "SCHED_FIFO", "priority": 99}
+process.ioPriority	.process.ioPriority = {"class": "IOPRIO_CLASS_RT", "priority": 0}
+rootfs|no such file	.root.path = "/no/such/rootfs"
+host name|ENAMETOOLONG|[Nn]ame too long|Invalid argument	.hostname = ("h" * 300)
+no source	.mounts += [{"destination": "/x", "type": "bind"}]
+/no/such/source	.mounts += [{"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}]
+nonsense	.mounts += [{"destination": "/x", "type": "nonsense", "source": "nonsense"}]
+/x	.mounts += [{"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["size=nonsense"]}]
+namespaces user	.linux.namespaces += [{"type": "user"}]
+namespaces time	.linux.namespaces += [{"type": "time"}]
+/no/such/netns	.linux.namespaces |= map(if .type == "network" then .path = "/no/such/netns" else . end)
+join a namespace	.linux.namespaces |= map(if .type == "network" then .path = "/etc/passwd" else . end)
+linux.uidMappings	.linux.uidMappings = [{"containerID": 0, "hostID": 1000, "size": 1}]
+linux.sysctl kernel.core_pattern	.linux.sysctl = {"kernel.core_pattern": "|/bin/sh"}
+no name of a sysctl	.linux.sysctl = {"net.//.//.//.tmp.x": "1"}
+net.no.such	.linux.sysctl = {"net.no.such": "1"}
+linux.cgroupsPath	.linux.cgroupsPath = "/../../x"
+memory.swappiness	.linux.resources.memory = {"swappiness": 1000}
+memory.limit	.linux.resources.memory = {"limit": 99, "swap": 1}
+cpu.cpus	.linux.resources.cpu = {"cpus": "0;reboot"}
+cpu.cpus	.linux.resources.cpu = {"cpus": "9999"}
+cpu.quota	.linux.resources.cpu = {"quota": 1, "period": 100000}
+unified	.linux.resources.unified = {"../../x": "1"}
+hugepageLimits	.linux.resources.hugepageLimits = [{"pageSize": "../x", "limit": 1}]
+seccomp	.linux.seccomp = {"defaultAction": "SCMP_ACT_NOTIFY"}
+SCMP_NONSENSE|unknown variant|variant	.linux.seccomp = {"defaultAction": "SCMP_NONSENSE"}
+argument 9	.linux.seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 9, "value": 1, "op": "SCMP_CMP_EQ"}]}]}
+linux.devices	.linux.devices = [{"path": "/dev/x", "type": "a", "major": 1, "minor": 3}]
+hooks.prestart	.hooks = {"prestart": [{"path": "/bin/true"}]}
+hooks.poststop	.hooks = {"poststop": [{"path": "/bin/true"}]}
+linux.intelRdt	.linux.intelRdt = {"closID": "x"}
+linux.personality	.linux.personality = {"domain": "LINUX32"}
+linux.mountLabel	.linux.mountLabel = "x"
+TABLE
+echo "1..$count"
+exit $failed
