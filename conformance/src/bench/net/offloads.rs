@@ -9,9 +9,13 @@ use anyhow::{Context as _, Result, bail};
 use super::HOSTS;
 use crate::testbed::Testbed;
 
-/// ethtool's names of what is turned off, long and short.
-const FEATURES: [(&str, &str); 3] = [
+const COUNT: usize = 4;
+/// ethtool's names of what is turned off, as it lists them and as it takes them. UDP's
+/// segmentation is none of the group `gso`: with that one off alone, UDP_SEGMENT's super-frames
+/// go on passing whole.
+const FEATURES: [(&str, &str); COUNT] = [
     ("tcp-segmentation-offload", "tso"),
+    ("tx-udp-segmentation", "tx-udp-segmentation"),
     ("generic-segmentation-offload", "gso"),
     ("generic-receive-offload", "gro"),
 ];
@@ -21,7 +25,7 @@ const FEATURES: [(&str, &str); 3] = [
 struct Link {
     host: &'static str,
     device: String,
-    had: [bool; 3],
+    had: [bool; COUNT],
 }
 
 /// The links of the hosts that take part.
@@ -60,7 +64,7 @@ impl Links {
                     device,
                 };
                 self.changed.push(link.clone());
-                self.set(&link, [false; 3])?;
+                self.set(&link, [false; COUNT])?;
             }
         }
         Ok(())
@@ -75,7 +79,7 @@ impl Links {
         Ok(())
     }
 
-    fn set(&self, link: &Link, wanted: [bool; 3]) -> Result<()> {
+    fn set(&self, link: &Link, wanted: [bool; COUNT]) -> Result<()> {
         let words: Vec<_> = FEATURES
             .iter()
             .zip(wanted)
@@ -93,8 +97,8 @@ impl Links {
 }
 
 /// Which of [`FEATURES`] are on, in what `ethtool -k` lists.
-fn features(listed: &str) -> Result<[bool; 3]> {
-    let mut on = [false; 3];
+fn features(listed: &str) -> Result<[bool; COUNT]> {
+    let mut on = [false; COUNT];
     for (on, (name, _)) in on.iter_mut().zip(FEATURES) {
         let value = listed
             .lines()
@@ -115,8 +119,9 @@ mod tests {
     #[test]
     fn features_are_read_by_their_names() {
         let listed = "Features for eth0:\ntcp-segmentation-offload: on\n\ttx-tcp-segmentation: on\n\
-            generic-segmentation-offload: on\ngeneric-receive-offload: off [fixed]\n";
-        assert_eq!(features(listed).unwrap(), [true, true, false]);
+            generic-segmentation-offload: on\ngeneric-receive-offload: off [fixed]\n\
+            tx-udp-segmentation: on\n";
+        assert_eq!(features(listed).unwrap(), [true, true, true, false]);
         assert!(features("Features for eth0:\n").is_err());
     }
 }
