@@ -69,6 +69,9 @@ pub struct Args {
     /// What the node offers: `cpu=2,memory=4Gi,pods=110`.
     #[arg(long, value_delimiter = ',')]
     pub capacity: Vec<String>,
+    /// What of the capacity is kept from pods, for the node's own daemons: `memory=800Mi,…`.
+    #[arg(long, value_delimiter = ',')]
+    pub kube_reserved: Vec<String>,
     /// Labels to set on the node: `k=v,…`.
     #[arg(long, value_delimiter = ',')]
     pub node_labels: Vec<String>,
@@ -95,12 +98,15 @@ pub struct Args {
 pub enum Error {
     #[error("--{flag} wants KEY=VALUE, got {value:?}")]
     NotAPair { flag: &'static str, value: String },
-    #[error("--capacity {resource}")]
+    #[error("--{flag} {resource}")]
     Quantity {
+        flag: &'static str,
         resource: String,
         #[source]
         source: quantity::Error,
     },
+    #[error("--kube-reserved: {resource} is no part of the node's capacity")]
+    Unreservable { resource: String },
     #[error("--node-labels: {label:?} is in a namespace that NodeRestriction keeps from nodes")]
     RestrictedLabel { label: String },
     #[error("--tls-cert-file, --tls-private-key-file and --client-ca-file go together")]
@@ -112,19 +118,23 @@ pub enum Error {
 pub struct Config {
     pub args: Args,
     pub capacity: BTreeMap<String, Quantity>,
+    /// Of the capacity, kept from pods.
+    pub reserved: BTreeMap<String, Quantity>,
     pub labels: BTreeMap<String, String>,
 }
 
 impl Config {
     /// Checks what clap can't: pairs, quantities, labels, TLS files.
     pub fn new(args: Args) -> Result<Self, Error> {
-        let mut capacity = BTreeMap::new();
-        for (resource, value) in parse_pairs("capacity", &args.capacity)? {
-            let parsed = Quantity::parse(&value).map_err(|source| Error::Quantity {
-                resource: resource.clone(),
-                source,
-            })?;
-            capacity.insert(resource, parsed);
+        let capacity = parse_quantities("capacity", &args.capacity)?;
+        let reserved = parse_quantities("kube-reserved", &args.kube_reserved)?;
+        if let Some((name, quantity)) = reserved
+            .iter()
+            .find(|(name, part)| **part < Quantity::default() || !capacity.contains_key(*name))
+        {
+            return Err(Error::Unreservable {
+                resource: format!("{name}={}", quantity.to_api().0),
+            });
         }
         let labels = parse_pairs("node-labels", &args.node_labels)?;
         if let Some(label) = labels.keys().find(|label| !may_set_label(label)) {
@@ -144,9 +154,27 @@ impl Config {
         Ok(Self {
             args,
             capacity,
+            reserved,
             labels,
         })
     }
+}
+
+fn parse_quantities(
+    flag: &'static str,
+    pairs: &[String],
+) -> Result<BTreeMap<String, Quantity>, Error> {
+    parse_pairs(flag, pairs)?
+        .into_iter()
+        .map(|(resource, value)| match Quantity::parse(&value) {
+            Ok(quantity) => Ok((resource, quantity)),
+            Err(source) => Err(Error::Quantity {
+                flag,
+                resource,
+                source,
+            }),
+        })
+        .collect()
 }
 
 fn parse_pairs(flag: &'static str, pairs: &[String]) -> Result<BTreeMap<String, String>, Error> {
@@ -217,6 +245,14 @@ mod tests {
         .expect("valid");
         assert_eq!(config.capacity["memory"].value(), 4 << 30);
         assert_eq!(config.labels["slurm.hpk.io/job"], "7");
+    }
+
+    #[test]
+    fn what_the_node_does_not_have_cannot_be_reserved() {
+        for part in ["--kube-reserved=memory=1Gi", "--kube-reserved=cpu=-1"] {
+            let refused = Config::new(args(&["--capacity=cpu=2", part]));
+            assert!(matches!(refused, Err(Error::Unreservable { .. })), "{part}");
+        }
     }
 
     #[test]

@@ -115,7 +115,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         bootstrap,
         resolver,
     };
-    agent.facts.allocatable = object::capacity(&agent.config, &observe::observe(&agent));
+    agent.facts.allocatable = object::allocatable(&agent.config, &observe::observe(&agent));
     Ok(agent)
 }
 

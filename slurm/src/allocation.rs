@@ -6,6 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{now, time_left};
+
 /// What one host grants to a bubble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
@@ -83,30 +85,79 @@ impl Job {
         let list = variables
             .get("SLURM_JOB_NODELIST")
             .context("SLURM_JOB_NODELIST is not set")?;
+        let names = output("scontrol", &["show", "hostnames", list])?;
+        let ends = match number(variables, "SLURM_JOB_END_TIME")? {
+            Some(ends) => Some(ends),
+            None => ask_end(&id)?,
+        };
         Ok(Self {
-            nodes: host_names(list)?,
+            nodes: names.split_whitespace().map(str::to_owned).collect(),
             grant: Grant::parse(variables)?,
             began: number(variables, "SLURM_JOB_START_TIME")?,
-            ends: number(variables, "SLURM_JOB_END_TIME")?,
+            ends,
             id,
         })
     }
+
+    /// The first line: what Slurm granted.
+    pub fn describe(&self, now: i64) -> String {
+        let cpus = self.grant.cpus;
+        let memory = match self.grant.memory_mib {
+            Some(mib) => format!("{:.1} GiB of memory", mib as f64 / 1024.0),
+            None => "the machine's memory".into(),
+        };
+        let hosts = self.nodes.len();
+        format!(
+            "hpk: job {} has {hosts} host{} ({}), on each {cpus} CPU{} and {memory}, {}",
+            self.id,
+            if hosts == 1 { "" } else { "s" },
+            self.nodes.join(" "),
+            if cpus == 1 { "" } else { "s" },
+            time_left(self.ends, now),
+        )
+    }
 }
 
-/// The names in a Slurm host list.
-fn host_names(list: &str) -> Result<Vec<String>> {
-    let output = Command::new("scontrol")
-        .args(["show", "hostnames", list])
+/// Seconds in what squeue says of a job's time left: `[DAYS-][[HOURS:]MINUTES:]SECONDS`. None for
+/// words, as UNLIMITED.
+fn seconds(text: &str) -> Option<i64> {
+    let (days, rest) = match text.split_once('-') {
+        Some((days, rest)) => (days.parse().ok()?, rest),
+        None => (0, text),
+    };
+    let numbers: Vec<i64> = rest
+        .split(':')
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    if numbers.len() > 3 {
+        return None;
+    }
+    let of_day = numbers.iter().fold(0, |sum, number| sum * 60 + number);
+    Some(days * 86_400 + of_day)
+}
+
+/// When the job's time is over, where Slurm doesn't say so in the environment (before 23.02).
+fn ask_end(id: &str) -> Result<Option<i64>> {
+    let left = output("squeue", &["--noheader", "--format=%L", "--jobs", id])?;
+    Ok(seconds(left.trim()).map(|left| now() + left))
+}
+
+/// What a program of Slurm's says.
+pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
         .output()
-        .context("running scontrol")?;
+        .with_context(|| format!("running {program}"))?;
     if !output.status.success() {
         bail!(
-            "scontrol show hostnames {list}: {}",
+            "{program} {}: {}",
+            arguments.join(" "),
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    let text = String::from_utf8(output.stdout).context("scontrol's answer is not UTF-8")?;
-    Ok(text.split_whitespace().map(str::to_owned).collect())
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("the answer of {program} is not UTF-8"))
 }
 
 #[cfg(test)]
@@ -148,5 +199,34 @@ mod tests {
             machine_memory_mib("MemTotal:  2048 kB\nMemFree: 1 kB\n"),
             Some(2)
         );
+    }
+
+    #[test]
+    fn the_first_line_says_cpus_memory_and_time() {
+        let job = Job {
+            id: "7".into(),
+            nodes: vec!["a".into(), "b".into()],
+            grant: Grant {
+                cpus: 2,
+                memory_mib: Some(3072),
+            },
+            began: Some(0),
+            ends: Some(1_795_265_700),
+        };
+        assert_eq!(
+            job.describe(1_795_265_700 - 3600),
+            "hpk: job 7 has 2 hosts (a b), on each 2 CPUs and 3.0 GiB of memory, \
+             for 60 min, until 2026-11-21 12:55 UTC"
+        );
+    }
+
+    #[test]
+    fn squeues_time_left_is_read_in_all_its_lengths() {
+        assert_eq!(seconds("59"), Some(59));
+        assert_eq!(seconds("9:05"), Some(545));
+        assert_eq!(seconds("1:00:01"), Some(3601));
+        assert_eq!(seconds("2-01:00:00"), Some(2 * 86_400 + 3600));
+        assert_eq!(seconds("UNLIMITED"), None);
+        assert_eq!(seconds("1:2:3:4"), None);
     }
 }

@@ -35,6 +35,9 @@ pub struct Cluster {
     /// The address of the controller's host, for other hosts.
     pub controller_address: Ipv4Addr,
     pub ports: Ports,
+    /// Where `launch` hands the ports' sockets over, on the controller's host; None when nobody
+    /// holds them.
+    pub handover: Option<PathBuf>,
     pub network: Network,
     /// VXLAN network identifier, random, so that neighbours' overlays don't meet.
     pub vni: u32,
@@ -46,8 +49,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster of these hosts, the first of which is the controller.
-    pub fn plan(id: &str, hosts: &[String], network: Network) -> Result<Vec<Node>> {
+    /// The nodes of a cluster on these hosts, the first of which is the controller.
+    pub fn plan_nodes(id: &str, hosts: &[String], network: &Network) -> Result<Vec<Node>> {
         if id.is_empty()
             || !id
                 .bytes()
@@ -116,6 +119,11 @@ impl Folder {
     /// Where a node's logs are copied when it ends.
     pub fn logs(&self, node: &str) -> PathBuf {
         self.0.join("logs").join(node)
+    }
+
+    /// Where the path of the bubble's node-local folder on that host is written down.
+    pub fn local_record(&self, host: &str) -> PathBuf {
+        self.0.join("local").join(host)
     }
 
     /// Writes everything; `pems` are the PKI's files.
@@ -193,7 +201,7 @@ mod tests {
     #[test]
     fn each_node_gets_a_subnet_and_its_first_address() {
         let hosts = ["a".to_owned(), "b".to_owned()];
-        let nodes = Cluster::plan("7", &hosts, network()).unwrap();
+        let nodes = Cluster::plan_nodes("7", &hosts, &network()).unwrap();
         assert_eq!(nodes[1].index, 2);
         assert_eq!(nodes[1].ip().to_string(), "10.244.2.0");
     }
@@ -201,13 +209,13 @@ mod tests {
     #[test]
     fn more_nodes_than_subnets_is_refused() {
         let hosts: Vec<_> = (0..4).map(|n| format!("n{n}")).collect();
-        let error = Cluster::plan("7", &hosts, network()).unwrap_err();
+        let error = Cluster::plan_nodes("7", &hosts, &network()).unwrap_err();
         assert!(error.to_string().contains("n3"), "{error}");
     }
 
     #[test]
     fn a_name_that_would_leave_the_folder_is_refused() {
-        assert!(Cluster::plan("../x", &[], network()).is_err());
+        assert!(Cluster::plan_nodes("../x", &[], &network()).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use observe::SubordinateIds;
 /// Prints the table; the exit code is 1 when something essential lacks.
 pub fn doctor() -> Result<ExitCode> {
     let findings = judge::judge(&observe::observe());
-    print!("{}", judge::table(&findings));
+    print!("{}", table(&findings));
     let missing = findings
         .iter()
         .filter(|finding| finding.verdict == Verdict::Missing)
@@ -40,4 +40,24 @@ pub fn require_essentials() -> Result<()> {
         }) => bail!("{what}: {found}; {ask}"),
         None => Ok(()),
     }
+}
+
+/// The findings as text, a line each, what to ask for below those that need it.
+fn table(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let mark = match finding.verdict {
+            Verdict::Fine => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Missing => "MISSING",
+        };
+        text.push_str(&format!(
+            "{:<8} {:<18} {}\n",
+            mark, finding.what, finding.found
+        ));
+        if !finding.ask.is_empty() {
+            text.push_str(&format!("{:27} → {}\n", "", finding.ask));
+        }
+    }
+    text
 }

@@ -1,11 +1,12 @@
 //! Files that are private from birth, and whole or absent.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Makes `path` and its missing parents, 0700.
 pub fn make_private_dir(path: &Path) -> Result<()> {
@@ -46,6 +47,39 @@ fn new_private(path: &Path) -> io::Result<File> {
 /// Reads a file whose absence is an error that names it.
 pub fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Bytes from the kernel that nobody can guess.
+pub fn random<const COUNT: usize>() -> Result<[u8; COUNT]> {
+    let mut bytes = [0; COUNT];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("reading /dev/urandom")?;
+    Ok(bytes)
+}
+
+/// Lets this process open as many files as the hard limit allows: etcd and the API server want
+/// more than the usual 1024. Returns the limit that holds now.
+pub fn raise_open_limit() -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("asking for the limit of files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
+    Ok(hard)
+}
+
+/// The names in a folder; none where it isn't there.
+pub fn names(folder: &Path) -> Result<Vec<String>> {
+    let list = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            // A name that is not UTF-8 is none of ours.
+            names.extend(entry?.file_name().into_string().ok());
+        }
+        Ok(names)
+    };
+    match list() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.with_context(|| format!("listing {}", folder.display())),
+    }
 }
 
 /// The first executable of that name on PATH; a name with a slash stands for itself.

@@ -4,20 +4,22 @@
 //! process says so, or when it is gone: their standard input is a pipe from here. (A signal
 //! through srun would reach every process of the step at once.)
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::allocation::{Grant, Job, variables};
+use crate::allocation::{Job, variables};
+use crate::clock::now;
 use crate::cluster::{Cluster, Folder, Node};
 use crate::kubeconfig::{self, Access};
 use crate::pki::{self, Controller, NodeNames};
-use crate::ports::{self, Held};
+use crate::ports::{self, Handover, Ports};
 use crate::settings::{self, Network};
-use crate::{doctor, own_path, sweep};
+use crate::{address, attempts, doctor, files, own_path, routes, sweep};
 
 /// How long cleaning the hosts may take.
 const CLEAN: Duration = Duration::from_secs(15);
@@ -27,25 +29,38 @@ pub async fn launch() -> Result<ExitCode> {
     let job = Job::current(&variables())?;
     let home = settings::hpk_home()?;
     let folder = Folder::of(&home, &job.id);
-    println!("{}", granted(&job, now()));
+    println!("{}", job.describe(now()));
     doctor::require_essentials()?;
     if let Err(error) = sweep::sweep_home(&home) {
         eprintln!("hpk: what earlier jobs left: {error:#}");
     }
     let held = ports::hold()?;
-    let cluster = prepare(&job.id, &job.nodes, &held, (job.began, job.ends))?;
-    held.serve(&job.id)?;
+    let handover = Handover::open(&job.id, &settings::local_parent())?;
+    let wanted = Wanted {
+        began: job.began,
+        ends: job.ends,
+        handover: Some(handover.folder().to_owned()),
+        ..Wanted::on(&job.id, &job.nodes, held.ports()?)
+    };
+    let cluster = prepare(wanted)?;
+    let giving = tokio::spawn(async {
+        if let Err(error) = handover.give(held).await {
+            eprintln!("hpk: {error:#}");
+        }
+    });
 
     let status = run_step(&job, &cluster).await;
+    // A controller that never came leaves it waiting, and its folder there.
+    giving.abort();
+    let _ = giving.await;
     if matches!(status, Ok(Ended::Itself(_))) {
         clean_hosts(&job).await;
     }
-    // Each part of the end is tried whatever the others do.
     let ends = [
         kubeconfig::unregister(&home, &job.id),
         folder.remove_secrets(),
     ];
-    for error in ends.into_iter().filter_map(Result::err) {
+    if let Err(error) = attempts::all(ends) {
         eprintln!("hpk: {error:#}");
     }
     let ended = status?;
@@ -69,16 +84,24 @@ pub async fn launch() -> Result<ExitCode> {
 
 /// `hpk-bubble prepare ID`: the files alone, for this host's Slurm job or for this host alone.
 pub fn prepare_only(id: &str) -> Result<ExitCode> {
-    let nodes = match Job::current(&variables()) {
-        Ok(job) => job.nodes,
-        Err(_) => vec![
+    let variables = variables();
+    let job = match variables.contains_key("SLURM_JOB_ID") {
+        true => Some(Job::current(&variables)?),
+        false => None,
+    };
+    let nodes = match &job {
+        Some(job) => job.nodes.clone(),
+        None => vec![
             nix::unistd::gethostname()
                 .context("asking for this host's name")?
                 .to_string_lossy()
                 .into_owned(),
         ],
     };
-    let cluster = prepare(id, &nodes, &ports::hold()?, (None, None))?;
+    let cluster = prepare(Wanted {
+        ends: job.and_then(|job| job.ends),
+        ..Wanted::on(id, &nodes, ports::hold()?.ports()?)
+    })?;
     println!("{}", cluster.api_url());
     Ok(ExitCode::SUCCESS)
 }
@@ -161,30 +184,50 @@ fn srun_arguments(nodes: usize, cpus_per_task: Option<&String>) -> Vec<String> {
     arguments
 }
 
+/// What a cluster is prepared from.
+struct Wanted<'a> {
+    id: &'a str,
+    hosts: &'a [String],
+    ports: Ports,
+    handover: Option<PathBuf>,
+    /// Seconds since 1970.
+    began: Option<i64>,
+    ends: Option<i64>,
+}
+
+impl<'a> Wanted<'a> {
+    /// A cluster without a time limit, whose ports nobody holds.
+    fn on(id: &'a str, hosts: &'a [String], ports: Ports) -> Self {
+        Self {
+            id,
+            hosts,
+            ports,
+            handover: None,
+            began: None,
+            ends: None,
+        }
+    }
+}
+
 /// Decides and writes all that the hosts need, and the user's kubeconfig.
-fn prepare(
-    id: &str,
-    hosts: &[String],
-    held: &Held,
-    (began, ends): (Option<i64>, Option<i64>),
-) -> Result<Cluster> {
+fn prepare(wanted: Wanted<'_>) -> Result<Cluster> {
     let network = Network::from_env()?;
-    check_routes(&network)?;
-    let nodes = Cluster::plan(id, hosts, network.clone())?;
-    let controller_address = own_address(hosts.get(1).map(String::as_str))?;
+    routes::check(&network, &routes::of_this_host()?)?;
+    let id = wanted.id;
     let cluster = Cluster {
         id: id.to_owned(),
-        controller_address,
-        ports: held.ports,
+        controller_address: address::own_address(wanted.hosts.get(1).map(String::as_str))?,
+        ports: wanted.ports,
+        handover: wanted.handover,
+        nodes: Cluster::plan_nodes(id, wanted.hosts, &network)?,
         network,
         vni: random_vni()?,
-        nodes,
-        began,
-        ends,
+        began: wanted.began,
+        ends: wanted.ends,
     };
-    let pems = pki::issue(id, &certificates(&cluster)?)?;
+    let pems = pki::issue(id, &certificates(&cluster)?, pki::last_day(cluster.ends))?;
     let home = settings::hpk_home()?;
-    crate::files::make_private_dir(&home)?;
+    files::make_private_dir(&home)?;
     let folder = Folder::of(&home, id);
     folder.write(&cluster, &pems)?;
     kubeconfig::register(
@@ -227,148 +270,13 @@ fn certificates(cluster: &Cluster) -> Result<Vec<pki::Wanted>> {
 
 /// 24 bits from the kernel, never 0.
 fn random_vni() -> Result<u32> {
-    use std::io::Read as _;
-    let mut bytes = [0; 4];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes[..3]))
-        .context("reading /dev/urandom")?;
-    Ok(u32::from_le_bytes(bytes).max(1))
-}
-
-/// The pods' and Services' networks must not be ones that the host reaches by a route of its own.
-fn check_routes(network: &Network) -> Result<()> {
-    let table = crate::files::read(std::path::Path::new("/proc/net/route"))?;
-    for route in crate::host::routes::parse(&table) {
-        for (variable, net) in [
-            ("HPK_POD_CIDR", network.pods),
-            ("HPK_SERVICE_CIDR", network.services),
-        ] {
-            if route.prefix_len() > 0 && (route.contains(&net) || net.contains(&route)) {
-                bail!(
-                    "{net} overlaps this host's route to {route}: choose another network in {variable}"
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-/// This host's address as `peer` sees it, or, without a peer, as the default route has it.
-/// HPK_HOST_IP overrides it.
-pub fn own_address(peer: Option<&str>) -> Result<Ipv4Addr> {
-    if let Ok(text) = std::env::var("HPK_HOST_IP") {
-        return text
-            .parse()
-            .with_context(|| format!("HPK_HOST_IP={text} is no IPv4 address"));
-    }
-    let target = match peer {
-        Some(name) => resolve(name)?,
-        None => Ipv4Addr::new(192, 0, 2, 1), // never asked: connect() only looks at the routes
-    };
-    let look = || -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((target, 9))?;
-        Ok(socket.local_addr()?.ip())
-    };
-    match (look(), peer) {
-        (Ok(IpAddr::V4(address)), _) if !address.is_unspecified() => Ok(address),
-        // No default route: a host alone is reached by its own name.
-        (_, None) => {
-            let name = nix::unistd::gethostname().context("asking for this host's name")?;
-            resolve(&name.to_string_lossy())
-        }
-        (Ok(address), Some(name)) => {
-            bail!("the way to {name} begins at {address}, no IPv4 address")
-        }
-        (Err(error), Some(name)) => bail!("no route to {name} ({target}): {error}"),
-    }
-}
-
-/// By getent, which asks whatever the site's hosts ask; a static program can't.
-fn resolve(name: &str) -> Result<Ipv4Addr> {
-    if let Ok(address) = name.parse() {
-        return Ok(address);
-    }
-    let output = Command::new("getent")
-        .args(["ahostsv4", name])
-        .output()
-        .context("running getent")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.split_whitespace()
-        .next()
-        .and_then(|word| word.parse().ok())
-        .with_context(|| format!("host {name} has no IPv4 address that getent knows"))
-}
-
-pub fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-    })
-}
-
-/// The first line: what Slurm granted.
-fn granted(job: &Job, now: i64) -> String {
-    let Grant { cpus, .. } = job.grant;
-    let memory = match job.grant.memory_mib {
-        Some(mib) => format!("{:.1} GiB of memory", mib as f64 / 1024.0),
-        None => "the machine's memory".into(),
-    };
-    let hosts = job.nodes.len();
-    format!(
-        "hpk: job {} has {hosts} host{} ({}), on each {cpus} CPU{} and {memory}, {}",
-        job.id,
-        if hosts == 1 { "" } else { "s" },
-        job.nodes.join(" "),
-        if cpus == 1 { "" } else { "s" },
-        time_left(job.ends, now),
-    )
-}
-
-/// "for 59 min, until 2026-11-21 12:55 UTC".
-pub fn time_left(ends: Option<i64>, now: i64) -> String {
-    let Some(ends) = ends else {
-        return "without a time limit that Slurm names".into();
-    };
-    let left = Duration::from_secs(u64::try_from(ends - now).unwrap_or(0)).as_secs();
-    let length = match left {
-        0..120 => format!("{left} s"),
-        120..7200 => format!("{} min", left / 60),
-        _ => format!("{:.1} h", left as f64 / 3600.0),
-    };
-    format!("for {length}, until {}", utc(ends))
-}
-
-/// Seconds since 1970 as "2026-11-21 12:55 UTC".
-pub fn utc(seconds: i64) -> String {
-    match time::OffsetDateTime::from_unix_timestamp(seconds) {
-        Ok(at) => format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute()),
-        Err(_) => format!("{seconds} s after 1970"),
-    }
+    let [low, middle, high] = files::random()?;
+    Ok(u32::from_le_bytes([low, middle, high, 0]).max(1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_line_says_cpus_memory_and_time() {
-        let job = Job {
-            id: "7".into(),
-            nodes: vec!["a".into(), "b".into()],
-            grant: Grant {
-                cpus: 2,
-                memory_mib: Some(3072),
-            },
-            began: Some(0),
-            ends: Some(1_795_265_700),
-        };
-        assert_eq!(
-            granted(&job, 1_795_265_700 - 3600),
-            "hpk: job 7 has 2 hosts (a b), on each 2 CPUs and 3.0 GiB of memory, \
-             for 60 min, until 2026-11-21 12:55 UTC"
-        );
-    }
 
     #[test]
     fn srun_is_told_the_cpus_since_it_does_not_take_them_over() {

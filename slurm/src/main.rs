@@ -2,29 +2,41 @@
 //!
 //! Layout:
 //! - `settings`: what the environment sets, and the values that stand otherwise
-//! - `allocation`: what Slurm granted
+//! - `allocation`, `clock`: what Slurm granted, and for how long
+//! - `address`, `routes`: how the host is reached, and which networks are its own
 //! - `doctor`: what the host has and lacks
-//! - `cluster`, `pki`, `kubeconfig`, `ports`: a cluster's files in `~/.hpk`
+//! - `cluster`, `pki`, `kubeconfig`: a cluster's files in `~/.hpk`
 //! - `launch`: the batch host's part: prepare, srun, finish
+//! - `ports`, `forward`: the host's TCP ports, held, and led into the controller's bubble
 //! - `host`: a host's part: instance, uplink, watching over both, clean-up
 //! - `bubble`: the part inside a bubble: the node's daemons, in order, supervised
 //! - `link`: what the host's and the bubble's part say to each other
-//! - `sweep`: what earlier clusters left that could not end in order
+//! - `local`, `sweep`: node-local folders, and what earlier clusters left
 //! - `userns`: removing what the bubble's users own; probing the kernel
+//! - `attempts`, `backoff`, `files`, `logs`, `procfs`: what the others share
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod address;
 mod allocation;
+mod attempts;
+mod backoff;
 mod bubble;
+mod clock;
 mod cluster;
 mod doctor;
 mod files;
+mod forward;
 mod host;
 mod kubeconfig;
 mod launch;
 mod link;
+mod local;
+mod logs;
 mod pki;
 mod ports;
+mod procfs;
+mod routes;
 mod settings;
 mod sweep;
 mod userns;
@@ -74,6 +86,13 @@ enum Command {
     /// In a bubble: run the node's daemons (the image's start script calls this).
     #[command(hide = true)]
     Supervise,
+    /// Lead the connections of the socket on standard input to a port in a bubble.
+    #[command(hide = true)]
+    Forward {
+        /// The bubble's init.
+        pid: i32,
+        port: u16,
+    },
     /// What must run in a user namespace of its own.
     #[command(hide = true)]
     InUserns {
@@ -89,6 +108,7 @@ fn main() -> ExitCode {
         (Some(Command::Prepare { id }), ..) => launch::prepare_only(&id),
         (Some(Command::Doctor), ..) => doctor::doctor(),
         (Some(Command::Supervise), ..) => block_on(bubble::supervise()),
+        (Some(Command::Forward { pid, port }), ..) => forward::run(pid, port),
         (Some(Command::InUserns { task }), ..) => userns::run(&task),
         (None, Some(id), Some(Role::Clean)) => host::clean(&id),
         (None, Some(id), Some(role)) => block_on(host::run(&id, role)),

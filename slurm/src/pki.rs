@@ -1,8 +1,8 @@
 //! The cluster's certificates: which there are, for whom, and issuing them.
 //!
 //! Three authorities, so that a certificate of one realm opens nothing in another: the cluster's,
-//! etcd's, and the front proxy's (aggregated APIs). Keys are ECDSA P-256; certificates end with
-//! the year after the job's, since the cluster doesn't outlive the job.
+//! etcd's, and the front proxy's (aggregated APIs). Keys are ECDSA P-256; certificates end a day
+//! after the job's time, since the cluster doesn't outlive the job.
 
 use std::net::IpAddr;
 
@@ -12,6 +12,10 @@ use rcgen::{
     IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
+
+/// The common names of etcd's clients, by which it tells them apart.
+pub const ETCD_API_USER: &str = "kube-apiserver";
+pub const ETCD_NODE_USER: &str = "hpk-node";
 
 /// Who signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +87,8 @@ pub fn plan_certificates(controller: &Controller, nodes: &[NodeNames]) -> Vec<Wa
             client: true, // a member is its own peer, and checks itself as a client
             ..server("etcd", Etcd, "etcd", host_names())
         },
-        client("apiserver-etcd-client", Etcd, "kube-apiserver"),
-        client("etcd-client", Etcd, "hpk-node"),
+        client("apiserver-etcd-client", Etcd, ETCD_API_USER),
+        client("etcd-client", Etcd, ETCD_NODE_USER),
         client("front-proxy-client", FrontProxy, "front-proxy-client"),
         Wanted {
             organization: Some("system:masters"),
@@ -164,12 +168,22 @@ fn server(
 /// A file of the PKI folder: its name and its PEM text.
 pub type PemFile = (String, String);
 
+/// When certificates of a job that ends then (seconds since 1970) are no longer valid: a day later,
+/// for clocks that differ; a year and a day from now for one that doesn't end.
+pub fn last_day(ends: Option<i64>) -> OffsetDateTime {
+    let end = ends.and_then(|ends| OffsetDateTime::from_unix_timestamp(ends).ok());
+    match end {
+        Some(end) => end + Duration::DAY,
+        None => OffsetDateTime::now_utc() + Duration::days(366),
+    }
+}
+
 /// Issues everything: authorities, certificates, and the key that signs service-account tokens.
-pub fn issue(cluster: &str, wanted: &[Wanted]) -> Result<Vec<PemFile>> {
+pub fn issue(cluster: &str, wanted: &[Wanted], until: OffsetDateTime) -> Result<Vec<PemFile>> {
     let mut files = Vec::new();
     let mut authorities = Vec::new();
     for authority in Authority::ALL {
-        let issuer = new_authority(&format!("hpk-{cluster} {}", authority.name()))
+        let issuer = new_authority(&format!("hpk-{cluster} {}", authority.name()), until)
             .with_context(|| format!("making the authority {}", authority.name()))?;
         files.push((format!("{}.crt", authority.name()), issuer.pem()));
         files.push((
@@ -185,7 +199,7 @@ pub fn issue(cluster: &str, wanted: &[Wanted]) -> Result<Vec<PemFile>> {
             .map(|(_, issuer)| issuer)
             .context("an authority is missing")?;
         let (certificate, key) =
-            certificate(one, issuer).with_context(|| format!("issuing {}", one.name))?;
+            certificate(one, issuer, until).with_context(|| format!("issuing {}", one.name))?;
         files.push((format!("{}.crt", one.name), certificate));
         files.push((format!("{}.key", one.name), key));
     }
@@ -197,8 +211,8 @@ pub fn issue(cluster: &str, wanted: &[Wanted]) -> Result<Vec<PemFile>> {
 
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
-fn new_authority(name: &str) -> Result<Issuer, rcgen::Error> {
-    let mut params = validity(CertificateParams::default());
+fn new_authority(name: &str, until: OffsetDateTime) -> Result<Issuer, rcgen::Error> {
+    let mut params = valid(until);
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -209,8 +223,12 @@ fn new_authority(name: &str) -> Result<Issuer, rcgen::Error> {
     CertifiedIssuer::self_signed(params, KeyPair::generate()?)
 }
 
-fn certificate(wanted: &Wanted, issuer: &Issuer) -> Result<(String, String), rcgen::Error> {
-    let mut params = validity(CertificateParams::default());
+fn certificate(
+    wanted: &Wanted,
+    issuer: &Issuer,
+    until: OffsetDateTime,
+) -> Result<(String, String), rcgen::Error> {
+    let mut params = valid(until);
     params.distinguished_name = rcgen::DistinguishedName::new();
     if let Some(organization) = wanted.organization {
         params
@@ -239,11 +257,11 @@ fn certificate(wanted: &Wanted, issuer: &Issuer) -> Result<(String, String), rcg
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
-/// A year from now; an hour back, for hosts whose clocks differ.
-fn validity(mut params: CertificateParams) -> CertificateParams {
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - Duration::HOUR;
-    params.not_after = now + Duration::days(366);
+/// From an hour ago, for hosts whose clocks differ.
+fn valid(until: OffsetDateTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.not_before = OffsetDateTime::now_utc() - Duration::HOUR;
+    params.not_after = until;
     params
 }
 
@@ -310,7 +328,7 @@ mod tests {
 
     #[test]
     fn each_certificate_comes_with_its_key() {
-        let files = issue("7", &planned()).unwrap();
+        let files = issue("7", &planned(), last_day(None)).unwrap();
         for (name, text) in &files {
             if let Some(stem) = name.strip_suffix(".crt") {
                 assert!(text.starts_with("-----BEGIN CERTIFICATE"), "{name}");
@@ -322,6 +340,23 @@ mod tests {
                             && text.starts_with("-----BEGIN PRIVATE KEY")),
                     "{key}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn every_certificate_ends_a_day_after_the_job() {
+        let ends = OffsetDateTime::now_utc().unix_timestamp() + 3600;
+        let until = last_day(Some(ends));
+        assert_eq!(until.unix_timestamp(), ends + 86_400);
+        let days = (last_day(None) - OffsetDateTime::now_utc()).whole_days();
+        assert!((365..=366).contains(&days), "{days}");
+        for (name, text) in issue("7", &planned(), until).unwrap() {
+            if name.ends_with(".crt") {
+                let (_, pem) = x509_parser::pem::parse_x509_pem(text.as_bytes()).unwrap();
+                let certificate = pem.parse_x509().unwrap();
+                let end = certificate.validity().not_after.timestamp();
+                assert_eq!(end, ends + 86_400, "{name}");
             }
         }
     }

@@ -18,6 +18,8 @@ pub const ETCD_PORT: u16 = 2379;
 pub const OVERLAY_PORT: u16 = 8472;
 /// Where flanneld keeps the network in etcd.
 pub const FLANNEL_PREFIX: &str = "/coreos.com/network";
+/// Where hpk-net-daemons keep their records in etcd.
+pub const OVERLAY_PREFIX: &str = "/hpk/overlay/peers/";
 
 /// The cluster's addresses and names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,12 +101,6 @@ pub fn local_parent() -> PathBuf {
         .map(PathBuf::from)
         .find(|dir| dir.is_absolute())
         .unwrap_or_else(|| "/tmp".into())
-}
-
-/// The folder of a cluster's bubble on this host.
-pub fn local_dir(id: &str) -> PathBuf {
-    let uid = nix::unistd::getuid();
-    local_parent().join(format!("hpk-{uid}-{id}"))
 }
 
 /// PATH, and the places of programs that a user's PATH often lacks.

@@ -1,31 +1,24 @@
 //! What clusters left that could not end in order (a host that lost power, a SIGKILL): their
 //! secrets, contexts and node-local folders go when the user's next cluster starts.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::SystemTime;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
+use crate::allocation::output;
 use crate::cluster::Folder;
-use crate::{kubeconfig, settings, userns};
+use crate::{attempts, files, kubeconfig, local, settings};
 
 /// How many ended clusters' logs are kept.
 const KEPT: usize = 10;
 
 /// The user's jobs that Slurm knows, running or waiting.
 fn known_jobs() -> Result<HashSet<String>> {
-    let output = Command::new("squeue")
-        .args(["--me", "--noheader", "--format=%A"])
-        .output()
-        .context("running squeue")?;
-    if !output.status.success() {
-        bail!("squeue: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.split_whitespace().map(str::to_owned).collect())
+    let jobs = output("squeue", &["--me", "--noheader", "--format=%A"])?;
+    Ok(jobs.split_whitespace().map(str::to_owned).collect())
 }
 
 /// Names that only a job can have given: those of `prepare` are the user's to remove.
@@ -40,32 +33,30 @@ fn ended<'a>(ids: impl Iterator<Item = &'a str>, known: &HashSet<String>) -> Vec
         .collect()
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
-}
-
 /// In the shared home: secrets and contexts of jobs that are no more, and the oldest logs.
 pub fn sweep_home(hpk_home: &Path) -> Result<()> {
     let clusters = hpk_home.join("clusters");
-    let ids = names(&clusters);
+    let ids = files::names(&clusters)?;
     let (with_secrets, without): (Vec<_>, Vec<_>) = ids
         .iter()
         .map(String::as_str)
         .filter(|id| is_job(id))
         .partition(|id| Folder::of(hpk_home, id).pki().exists());
-    if !with_secrets.is_empty() {
-        for id in ended(with_secrets.into_iter(), &known_jobs()?) {
-            kubeconfig::unregister(hpk_home, &id)?;
-            Folder::of(hpk_home, &id).remove_secrets()?;
-        }
-    }
-    for path in oldest(without.iter().map(|id| clusters.join(id)).collect(), KEPT) {
-        fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
-    }
-    Ok(())
+    let ended = match with_secrets.is_empty() {
+        true => Vec::new(),
+        false => ended(with_secrets.into_iter(), &known_jobs()?),
+    };
+    let secrets = ended.iter().flat_map(|id| {
+        [
+            kubeconfig::unregister(hpk_home, id),
+            Folder::of(hpk_home, id).remove_secrets(),
+        ]
+    });
+    let logs = oldest(without.iter().map(|id| clusters.join(id)).collect(), KEPT);
+    let logs = logs.iter().map(|path| {
+        fs::remove_dir_all(path).with_context(|| format!("removing {}", path.display()))
+    });
+    attempts::all(secrets.chain(logs))
 }
 
 /// All but the newest of these.
@@ -82,23 +73,29 @@ fn oldest(paths: Vec<PathBuf>, kept: usize) -> Vec<PathBuf> {
     dated.into_iter().map(|(_, path)| path).collect()
 }
 
-/// On this host: folders of jobs that are no more.
-pub fn sweep_local() -> Result<()> {
+/// On this host: folders of jobs that are no more, by their names and as they are written down.
+pub fn sweep_local(hpk_home: &Path, host: &str) -> Result<()> {
     let parent = settings::local_parent();
-    let prefix = format!("hpk-{}-", nix::unistd::getuid());
-    let all = names(&parent);
-    let ids: Vec<_> = all
-        .iter()
-        .filter_map(|name| name.strip_prefix(&prefix))
+    let mut ids: BTreeSet<String> = local::list(&parent)?
+        .into_iter()
+        .map(|(id, _)| id)
         .collect();
-    let own = std::env::var("SLURM_JOB_ID").unwrap_or_default();
-    if ids.iter().all(|id| *id == own || !is_job(id)) {
+    for id in files::names(&hpk_home.join("clusters"))? {
+        if Folder::of(hpk_home, &id).local_record(host).exists() {
+            ids.insert(id);
+        }
+    }
+    ids.retain(|id| is_job(id));
+    ids.remove(&std::env::var("SLURM_JOB_ID").unwrap_or_default());
+    if ids.is_empty() {
         return Ok(());
     }
-    for id in ended(ids.into_iter(), &known_jobs()?) {
-        userns::remove_tree(&settings::local_dir(&id))?;
-    }
-    Ok(())
+    let ended = ended(ids.iter().map(String::as_str), &known_jobs()?);
+    attempts::all(
+        ended
+            .iter()
+            .map(|id| local::clean(&Folder::of(hpk_home, id), id, host, &parent)),
+    )
 }
 
 #[cfg(test)]

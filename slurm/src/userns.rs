@@ -21,7 +21,7 @@ use crate::{own_path, settings};
 pub enum Task {
     /// Remove a folder whose files have subordinate owners.
     Remove { dir: PathBuf },
-    /// Mount an overlay on a tmpfs, below this folder.
+    /// Mount an overlay on a tmpfs that hides this folder, in a mount namespace that ends with it.
     ProbeOverlay { dir: PathBuf },
 }
 

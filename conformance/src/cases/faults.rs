@@ -176,6 +176,7 @@ pub fn every_other_process_of_a_bubble_comes_back(context: &mut Context) -> Resu
         "kube-controller-manager",
         "kube-scheduler",
         "coredns",
+        "hpk-bubble forward",
     ];
     let every = [
         "flanneld",

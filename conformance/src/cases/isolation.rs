@@ -1,8 +1,13 @@
 //! What another user of the same hosts can't do.
 
-use anyhow::{Result, ensure};
+use std::io::{BufRead as _, BufReader};
+use std::process::Child;
 
-use super::Context;
+use anyhow::{Result, bail, ensure};
+
+use super::{Context, SIZE};
+use crate::cluster::{self, Cluster};
+use crate::testbed::{self, Testbed};
 
 /// Files under ~/.hpk that others may read: docs/files.md says why each.
 const LISTED: &[&str] = &[];
@@ -131,5 +136,143 @@ pub fn only_listed_files_are_readable_by_others(context: &mut Context) -> Result
         unlisted.is_empty(),
         "readable by group or others, and not listed: {unlisted:?}"
     );
+    Ok(())
+}
+
+pub fn a_bubbles_key_opens_only_the_networks_part_of_etcd(context: &mut Context) -> Result<()> {
+    let cluster = context.cluster()?;
+    let etcdctl = |arguments: &str| {
+        let script = format!(
+            "c=~/.hpk/clusters/{}/cluster.json; pki=/var/lib/hpk/pki; \
+             apptainer --quiet exec instance://bubble2 etcdctl --command-timeout=5s \
+               --endpoints=https://$(jq -r .controller_address $c):$(jq .ports.etcd $c) \
+               --cacert=$pki/etcd-ca.crt --cert=$pki/etcd-client.crt --key=$pki/etcd-client.key {arguments}",
+            cluster.job
+        );
+        context.testbed.on("hpc", "node2", script).output()
+    };
+    let subnets = etcdctl("get --prefix --keys-only /coreos.com/network/subnets")?.success()?;
+    ensure!(
+        subnets.lines().filter(|key| !key.is_empty()).count() == 3,
+        "flannel's leases: {subnets}"
+    );
+    for arguments in [
+        "get --prefix --keys-only --limit=1 /registry/",
+        "put /registry/hpk-test x",
+        "put /coreos.com/network/config {}",
+        "get --prefix --keys-only /",
+        "user list",
+        "auth disable",
+    ] {
+        let answer = etcdctl(arguments)?;
+        ensure!(
+            answer.status != 0 && answer.stderr.contains("permission denied"),
+            "etcdctl {arguments} with a bubble's key: {answer:?}"
+        );
+    }
+    Ok(())
+}
+
+pub fn every_certificate_ends_soon_after_the_job(context: &mut Context) -> Result<()> {
+    let cluster = context.cluster()?;
+    // The job's time is an hour (SIZE); certificates outlive it by a day.
+    let script = format!(
+        "cd ~/.hpk/clusters/{}/pki && for file in *.crt; do \
+           openssl x509 -noout -checkend 86400 -in $file >/dev/null || echo \"$file ends too soon\"; \
+           openssl x509 -noout -checkend 90060 -in $file >/dev/null && echo \"$file ends too late\"; \
+           echo seen; done; true",
+        cluster.job
+    );
+    let said = context.testbed.on("hpc", "login", script).success()?;
+    let faults: Vec<_> = said.lines().filter(|line| *line != "seen").collect();
+    ensure!(faults.is_empty(), "{faults:?}");
+    ensure!(said.lines().count() >= 15, "too few certificates: {said}");
+    Ok(())
+}
+
+/// Takes, until it is ended, whatever a start could want under a name that can be guessed for the
+/// jobs from NEXT on: folders, abstract sockets, the usual ports. Perl is on every Debian.
+const SQUATTER: &str = r#"
+use strict; use Socket;
+$| = 1;
+my (@sockets, @folders);
+sub leave { rmdir for @folders; exit }
+$SIG{$_} = \&leave for qw(TERM INT HUP);
+sub hold {
+    my ($family, $type, $address) = @_;
+    socket(my $socket, $family, $type, 0) or die "socket: $!";
+    # A cluster that runs may have the port.
+    bind($socket, $address) or return;
+    $type == SOCK_DGRAM or listen($socket, 1) or die "listen: $!";
+    push @sockets, $socket;
+}
+my @jobs = NEXT .. NEXT + 20;
+for my $name ("hpk-instance-1000", map { "hpk-ports-1000-$_" } @jobs) {
+    hold(AF_UNIX, SOCK_STREAM, pack_sockaddr_un("\0$name"));
+}
+hold(AF_INET, SOCK_STREAM, pack_sockaddr_in($_, INADDR_ANY)) for 6443, 2379, 10250, 17900;
+hold(AF_INET, SOCK_DGRAM, pack_sockaddr_in(8472, INADDR_ANY));
+for my $name ("images", "hosts", @jobs, map { "$_-launch" } @jobs) {
+    mkdir "/tmp/hpk-1000-$name", 0777 or next;
+    push @folders, "/tmp/hpk-1000-$name";
+}
+print scalar(@sockets), " ", scalar(@folders), "\n";
+sleep 1 while 1;
+"#;
+
+/// Starts it as eve, and waits until it has all that is to be had.
+fn squat(testbed: &Testbed, host: &str, next: u64) -> Result<Child> {
+    let program = SQUATTER.replace("NEXT", &next.to_string());
+    let script = format!("exec perl -e '{}'", program.replace('\'', "'\\''"));
+    let mut child = testbed.on("eve", host, script).limit(200).spawn()?;
+    let mut line = String::new();
+    if let Some(output) = &mut child.stdout {
+        BufReader::new(output).read_line(&mut line)?;
+    }
+    let counts: Vec<u32> = line
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    if matches!(counts[..], [sockets, folders] if sockets >= 20 && folders >= 20) {
+        return Ok(child);
+    }
+    testbed::stop(child)?;
+    bail!("eve could only take {line:?} on {host}")
+}
+
+pub fn another_user_who_takes_every_guessable_name_stops_no_start(
+    context: &mut Context,
+) -> Result<()> {
+    let testbed = context.testbed.clone();
+    // Every user may see the next job's number.
+    let submit = "sbatch --parsable --hold --output=/dev/null --wrap=true";
+    let script = format!("job=$({submit}) && scancel $job && echo $job");
+    let last: u64 = testbed
+        .on("eve", "login", script)
+        .success()?
+        .trim()
+        .parse()?;
+    let mut squatters = Vec::new();
+    let mut result = Ok(());
+    for host in ["node1", "node2", "node3"] {
+        match squat(&testbed, host, last + 1) {
+            Ok(child) => squatters.push(child),
+            Err(error) => result = Err(error),
+        }
+    }
+    let started = result.and_then(|()| {
+        let cluster = Cluster::start(&testbed, 3, SIZE)?;
+        let log = cluster::log(&testbed, "hpc", &cluster.job);
+        cluster.cancel()?;
+        Ok((cluster, log?))
+    });
+    for child in squatters {
+        testbed::stop(child)?;
+    }
+    let (cluster, log) = started?;
+    super::jobs::gone(&testbed, &cluster.job)?;
+    for word in ["warning", "another user", "belongs to"] {
+        ensure!(!log.contains(word), "the start says {word:?}:\n{log}");
+    }
     Ok(())
 }

@@ -157,6 +157,7 @@ pub const TABLE: &[Case] = table! {
         pods_reach_the_outside
         pods_reach_the_api_server;
     pods:
+        a_node_keeps_memory_for_its_own_daemons
         environment_volumes_and_tokens_arrive_in_a_pod
         init_containers_run_in_order_before_the_app
         a_job_completes
@@ -187,7 +188,10 @@ pub const TABLE: &[Case] = table! {
         another_user_reads_nothing_of_the_cluster
         another_user_sees_no_secret_in_the_process_list
         another_user_cannot_use_the_ports
-        only_listed_files_are_readable_by_others;
+        only_listed_files_are_readable_by_others
+        a_bubbles_key_opens_only_the_networks_part_of_etcd
+        every_certificate_ends_soon_after_the_job
+        another_user_who_takes_every_guessable_name_stops_no_start;
     faults:
         twenty_pods_outlive_a_killed_kubelet
         every_other_process_of_a_bubble_comes_back

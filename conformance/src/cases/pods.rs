@@ -56,6 +56,26 @@ spec:
   - {name: host, hostPath: {path: /usr/local/bin, type: Directory}}
 "#;
 
+pub fn a_node_keeps_memory_for_its_own_daemons(context: &mut Context) -> Result<()> {
+    let cluster = context.cluster()?;
+    let mut kept = Vec::new();
+    for node in ["node1", "node2", "node3"] {
+        let bytes = |field: &str| -> Result<u64> {
+            let path = format!("{{.status.{field}.memory}}");
+            Ok(cluster
+                .value("default", &format!("node/{node}"), &path)?
+                .parse()?)
+        };
+        kept.push((bytes("capacity")? - bytes("allocatable")?) >> 20);
+    }
+    // The control plane is on the first.
+    ensure!(
+        kept[0] >= kept[1] + 400 && kept[1] >= 50 && kept[1] == kept[2],
+        "MiB kept from pods: {kept:?}"
+    );
+    Ok(())
+}
+
 pub fn environment_volumes_and_tokens_arrive_in_a_pod(context: &mut Context) -> Result<()> {
     in_namespace(context, "fed", |cluster, namespace| {
         cluster.apply(namespace, FED)?;

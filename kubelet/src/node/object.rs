@@ -68,6 +68,17 @@ pub fn capacity(config: &Config, observed: &Observed) -> BTreeMap<String, Quanti
     capacity
 }
 
+/// What of the capacity is left to pods, nothing at the least.
+pub fn allocatable(config: &Config, observed: &Observed) -> BTreeMap<String, Quantity> {
+    let mut allocatable = capacity(config, observed);
+    for (name, reserved) in &config.reserved {
+        if let Some(quantity) = allocatable.get_mut(name) {
+            *quantity = (*quantity - *reserved).max(Quantity::default());
+        }
+    }
+    allocatable
+}
+
 /// The whole object, as it is created. `old`: the conditions known, for transition times.
 pub fn node(config: &Config, observed: &Observed, now: Timestamp) -> Node {
     Node {
@@ -88,14 +99,16 @@ pub fn status(
     old: &[NodeCondition],
     now: Timestamp,
 ) -> NodeStatus {
-    let capacity: BTreeMap<String, ApiQuantity> = capacity(config, observed)
-        .into_iter()
-        .map(|(name, quantity)| (name, quantity.to_api()))
-        .collect();
+    let to_api = |quantities: BTreeMap<String, Quantity>| -> BTreeMap<String, ApiQuantity> {
+        let pairs = quantities.into_iter();
+        pairs
+            .map(|(name, quantity)| (name, quantity.to_api()))
+            .collect()
+    };
     NodeStatus {
         addresses: Some(addresses(&config.args.node_ip, &config.args.node_name)),
-        allocatable: Some(capacity.clone()),
-        capacity: Some(capacity),
+        allocatable: Some(to_api(allocatable(config, observed))),
+        capacity: Some(to_api(capacity(config, observed))),
         conditions: Some(conditions(observed, old, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -218,6 +231,25 @@ mod tests {
         assert_eq!(capacity["cpu"].0, "2");
         assert_eq!(capacity["memory"].0, "4294967296");
         assert_eq!(capacity["pods"].0, "110");
+    }
+
+    #[test]
+    fn what_is_reserved_is_no_pods() {
+        let mut config = config();
+        let reserve = |text: &str| {
+            let quantity = Quantity::parse(text).expect("a quantity");
+            BTreeMap::from([("memory".to_owned(), quantity)])
+        };
+        config.reserved = reserve("1Gi");
+        let left = status(&config, &Observed::default(), &[], Timestamp::UNIX_EPOCH);
+        let left = left.allocatable.expect("allocatable");
+        assert_eq!(
+            (left["memory"].0.as_str(), left["cpu"].0.as_str()),
+            ("3221225472", "2")
+        );
+        config.reserved = reserve("5Gi");
+        let none = allocatable(&config, &Observed::default());
+        assert_eq!(none["memory"].value(), 0);
     }
 
     #[test]

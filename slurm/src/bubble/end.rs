@@ -9,9 +9,10 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::process::{Supervisor, tail};
-use crate::files;
+use super::process::Supervisor;
+use crate::logs::tail;
 use crate::settings::BUBBLE_ROOT;
+use crate::{files, procfs};
 
 /// How long a daemon may take after SIGTERM.
 const DAEMON: Duration = Duration::from_millis(1500);
@@ -74,23 +75,13 @@ fn signal_pods(supervisor: &Supervisor, signal: Signal) {
 fn pods(supervisor: &Supervisor) -> Vec<i32> {
     let daemons = supervisor.pids();
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != 1 && *pid != own)
-        .filter(|pid| {
-            // Field 5 is the process group, field 3 the state (proc(5)).
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let fields: Vec<_> = match stat.rsplit_once(") ") {
-                Some((_, rest)) => rest.split(' ').collect(),
-                None => return false,
-            };
-            let group = fields.get(2).and_then(|group| group.parse().ok());
-            fields.first() != Some(&"Z") && group.is_none_or(|group: i32| !daemons.contains(&group))
-        })
+    // A list that can't be had: the end of the PID namespace ends them.
+    procfs::all()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(pid, _)| *pid != 1 && *pid != own)
+        .filter(|(_, stat)| stat.state != 'Z' && !daemons.contains(&stat.group))
+        .map(|(pid, _)| pid)
         .collect()
 }
 

@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -32,6 +31,7 @@ use tokio::sync::mpsc;
 use crate::files;
 use crate::link::{self, Report, Sender};
 use crate::settings::BUBBLE_ROOT;
+pub use daemons::overlay_options;
 use order::Order;
 use process::{Event, Supervisor};
 use reaper::Reaper;
@@ -77,7 +77,8 @@ async fn run(spec: &BubbleSpec, logs: &Path, began: Instant) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
     // Orphans of daemons come here, so that none is lost to the end.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a sub-reaper")?;
-    raise_limits();
+    // The limit that is there does too, for a small cluster.
+    let _ = files::raise_open_limit();
     make_root_bindable()?;
     let socket = Path::new(BUBBLE_ROOT).join(link::SOCKET);
     let stream = UnixStream::connect(&socket)
@@ -141,12 +142,4 @@ async fn send(reports: &mut Sender, report: &Report) {
 fn make_root_bindable() -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_PRIVATE, none).context("making the root mount private")
-}
-
-/// As many open files as the hard limit allows: etcd and the API server want more than 1024.
-fn raise_limits() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // The soft limit does too, for a small cluster.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }

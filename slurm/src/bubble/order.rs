@@ -57,7 +57,7 @@ impl Order<'_> {
     pub async fn run(&self) -> Result<()> {
         if self.spec.controller {
             self.supervisor.keep(daemons::etcd(self.spec));
-            until("etcd", || etcd::put_network(self.spec)).await?;
+            until("etcd", || etcd::set_up(self.spec)).await?;
             self.done("etcd answers");
             self.supervisor.keep(daemons::apiserver(self.spec));
         } else {
@@ -100,8 +100,10 @@ impl Order<'_> {
         if lease != wanted {
             bail!("flanneld leased {lease} instead of {wanted}");
         }
-        match self.spec.overlay_mode {
-            OverlayMode::Kernel => self.supervisor.keep(daemons::net_daemon(self.spec)),
+        match self.spec.overlay {
+            OverlayMode::Kernel { udp_port } => self
+                .supervisor
+                .keep(daemons::net_daemon(self.spec, udp_port)),
             OverlayMode::Host => self.send(Report::Leased),
         }
         until("the overlay", || async {

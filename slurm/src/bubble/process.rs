@@ -4,11 +4,10 @@
 //! Logs are node-local (`/var/lib/hpk/logs`), so that a hanging shared file system stops no
 //! daemon; they are cut when they grow large, and copied to `~/.hpk/clusters/ID/logs` at the end.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -21,12 +20,13 @@ use tokio::sync::mpsc;
 
 use super::daemons::Daemon;
 use super::reaper::{Reaper, describe};
+use crate::backoff::{Failures, TRIES, WINDOW};
+use crate::logs::{last_lines, open_log, tail};
 
-/// A daemon that ends this often within the window doesn't come back.
-const TRIES: usize = 6;
-const WINDOW: Duration = Duration::from_secs(60);
-/// The first pause before a restart; each next one is twice as long.
+/// The first pause before a restart.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// How much of a log's end is looked at for what a daemon said last, in bytes.
+const SAID: u64 = 4096;
 /// A log is cut at this size, in bytes; one older part of it is kept.
 const LOG_LIMIT: u64 = 16 << 20;
 
@@ -50,26 +50,6 @@ pub struct Supervisor {
     logs: PathBuf,
     events: mpsc::UnboundedSender<Event>,
     state: Arc<Mutex<State>>,
-}
-
-/// When a daemon failed, and what follows from it.
-#[derive(Debug, Default)]
-struct Failures(VecDeque<Instant>);
-
-impl Failures {
-    /// Counts a failure: the pause before the next try, or None when it was one too many.
-    fn add(&mut self, now: Instant) -> Option<Duration> {
-        while self
-            .0
-            .front()
-            .is_some_and(|at| now.duration_since(*at) > WINDOW)
-        {
-            self.0.pop_front();
-        }
-        self.0.push_back(now);
-        let count = self.0.len();
-        (count < TRIES).then(|| FIRST_PAUSE * (1 << (count - 1)))
-    }
 }
 
 impl Supervisor {
@@ -102,7 +82,7 @@ impl Supervisor {
     }
 
     async fn run(self, daemon: Daemon) {
-        let mut failures = Failures::default();
+        let mut failures = Failures::new(FIRST_PAUSE);
         loop {
             let end = match self.spawn(&daemon) {
                 Ok(Some(end)) => match end.await {
@@ -182,19 +162,15 @@ impl Supervisor {
     /// How it ended; if by itself, with the last thing that it said.
     fn describe(&self, name: &str, status: &WaitStatus) -> String {
         match status {
-            WaitStatus::Exited(..) => format!("{}: {}", describe(status), self.last_line(name)),
+            WaitStatus::Exited(..) => {
+                let said = last_lines(&tail(&self.log_of(name), SAID), 1);
+                match said.as_str() {
+                    "" => format!("{}: it said nothing", describe(status)),
+                    said => format!("{}: {said}", describe(status)),
+                }
+            }
             _ => describe(status),
         }
-    }
-
-    fn last_line(&self, name: &str) -> String {
-        let text = tail(&self.log_of(name), 4096);
-        let line = text.lines().rev().find(|line| !line.trim().is_empty());
-        line.unwrap_or("it said nothing")
-            .trim()
-            .chars()
-            .take(300)
-            .collect()
     }
 
     /// Process ids of the daemons, which are not pods.
@@ -244,31 +220,6 @@ impl Supervisor {
     }
 }
 
-fn open_log(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("opening {}", path.display()))
-}
-
-/// The end of a file, at most so many bytes; empty when it can't be read.
-pub fn tail(path: &Path, bytes: u64) -> String {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
-        let mut content = Vec::new();
-        file.read_to_end(&mut content)?;
-        Ok(content)
-    };
-    read()
-        .map(|content| String::from_utf8_lossy(&content).into_owned())
-        .unwrap_or_default()
-}
-
 /// The child is killed when this process's main thread ends, however it ends.
 #[allow(unsafe_code)]
 fn die_with_parent(command: &mut Command) {
@@ -285,28 +236,6 @@ fn die_with_parent(command: &mut Command) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_double_and_the_sixth_failure_in_a_minute_is_the_last() {
-        let mut failures = Failures::default();
-        let start = Instant::now();
-        let pauses: Vec<_> = (0..6)
-            .map(|n| failures.add(start + Duration::from_secs(n)))
-            .collect();
-        assert_eq!(pauses[0], Some(Duration::from_millis(200)));
-        assert_eq!(pauses[4], Some(Duration::from_millis(3200)));
-        assert_eq!(pauses[5], None);
-    }
-
-    #[test]
-    fn failures_of_long_ago_do_not_count() {
-        let mut failures = Failures::default();
-        let start = Instant::now();
-        for n in 0..20 {
-            let pause = failures.add(start + Duration::from_secs(n * 61));
-            assert_eq!(pause, Some(FIRST_PAUSE));
-        }
-    }
 
     fn daemon(argv: &[&str]) -> Daemon {
         Daemon {

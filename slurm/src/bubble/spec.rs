@@ -16,8 +16,8 @@ pub const FILE: &str = "bubble.json";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OverlayMode {
-    /// In the bubble, a kernel VXLAN device; the uplink forwards its port.
-    Kernel,
+    /// In the bubble, a kernel VXLAN device; the uplink forwards this UDP port of the host.
+    Kernel { udp_port: u16 },
     /// On the host, whose part then runs the overlay's daemon.
     Host,
 }
@@ -33,13 +33,10 @@ pub struct BubbleSpec {
     pub host_ip: Ipv4Addr,
     pub subnet: Ipv4Net,
     pub network: Network,
-    /// URLs as seen from this bubble.
+    /// Its URL as seen from this bubble.
     pub etcd: String,
-    pub api: String,
     pub vni: u32,
-    /// UDP port of the host that leads to the overlay's port in the bubble.
-    pub overlay_port: u16,
-    pub overlay_mode: OverlayMode,
+    pub overlay: OverlayMode,
     /// MTU of the link between the hosts, in bytes.
     pub link_mtu: u32,
     pub grant: Grant,

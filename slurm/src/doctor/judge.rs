@@ -242,6 +242,14 @@ fn local(seen: &Observed) -> Finding {
             describe(place),
             "a shared file system can't hold a node's state: name a folder of this host in HPK_LOCAL",
         ),
+        Ok(place) if place.lawless => missing(
+            WHAT,
+            format!(
+                "{}: other users may rename what is in it",
+                place.path.display()
+            ),
+            "ask for its sticky bit (mode 1777), or name another folder of this host in HPK_LOCAL",
+        ),
         Ok(place) if place.free_mib < LEAST_LOCAL_MIB => missing(
             WHAT,
             describe(place),
@@ -273,26 +281,6 @@ fn describe(place: &Place) -> String {
     )
 }
 
-/// The findings as text, a line each, what to ask for below those that need it.
-pub fn table(findings: &[Finding]) -> String {
-    let mut text = String::new();
-    for finding in findings {
-        let mark = match finding.verdict {
-            Verdict::Fine => "ok",
-            Verdict::Warning => "warning",
-            Verdict::Missing => "MISSING",
-        };
-        text.push_str(&format!(
-            "{:<8} {:<18} {}\n",
-            mark, finding.what, finding.found
-        ));
-        if !finding.ask.is_empty() {
-            text.push_str(&format!("{:27} → {}\n", "", finding.ask));
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,6 +292,7 @@ mod tests {
             path: "/x".into(),
             kind: kind.into(),
             free_mib: 9999,
+            lawless: false,
         };
         Observed {
             user: "hpc".into(),
@@ -382,6 +371,21 @@ mod tests {
             ..healthy()
         };
         assert_eq!(finding(&seen, "node-local space").verdict, Verdict::Missing);
+    }
+
+    #[test]
+    fn node_local_space_must_keep_others_from_renaming() {
+        let lawless = Place {
+            lawless: true,
+            ..healthy().local.unwrap()
+        };
+        let seen = Observed {
+            local: Ok(lawless),
+            ..healthy()
+        };
+        let found = finding(&seen, "node-local space");
+        assert_eq!(found.verdict, Verdict::Missing);
+        assert!(found.ask.contains("sticky"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Looking at a host.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -37,6 +38,8 @@ pub struct Place {
     /// As /proc/mounts names its type.
     pub kind: String,
     pub free_mib: u64,
+    /// Any user may remove or rename what others have in it.
+    pub lawless: bool,
 }
 
 /// The user's ranges in /etc/subuid and /etc/subgid: first id and count.
@@ -147,18 +150,11 @@ fn openable(device: &str) -> Result<(), String> {
 
 /// Tries it, in a child.
 fn probe_overlay() -> Result<()> {
-    let name = format!("hpk-probe-{}-{}", nix::unistd::getuid(), std::process::id());
-    let dir = settings::local_parent().join(name);
-    files::make_private_dir(&dir)?;
     let output = Command::new(own_path()?)
         .args(["in-userns", "probe-overlay"])
-        .arg(&dir)
+        .arg(settings::local_parent())
         .output()
-        .context("starting the probe");
-    // The mounts were in the child's namespace: here the folder is empty.
-    let removed = std::fs::remove_dir(&dir);
-    let output = output?;
-    removed.with_context(|| format!("removing {}", dir.display()))?;
+        .context("starting the probe")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         anyhow::bail!("{}", text.trim().trim_start_matches("hpk: "));
@@ -172,8 +168,12 @@ fn place(path: &Path) -> Result<Place> {
     let real = path
         .canonicalize()
         .with_context(|| format!("resolving {}", path.display()))?;
+    let mode = real.metadata().map(|metadata| metadata.mode());
+    let mode = mode.with_context(|| format!("looking at {}", path.display()))?;
     Ok(Place {
         path: path.to_owned(),
+        // Written by all, and not sticky.
+        lawless: mode & 0o1002 == 0o002,
         kind: kind_of(&mounts, &real).unwrap_or("unknown").to_owned(),
         free_mib: (seen.blocks_available() as u64).saturating_mul(seen.fragment_size() as u64)
             >> 20,

@@ -1,34 +1,38 @@
-//! A host's part: the node-local folder, the instance, the uplink; watching over them; the end.
+//! A host's part: the node-local folder, the instance, its helpers; watching over them; the end.
 //!
-//! - `stage`: the folder and what is in it
-//! - `instance`: Apptainer
-//! - `uplink`: pasta or slirp4netns
-//! - `overlay`: the overlay's daemon, where it runs on the host
-//! - `routes`: which networks the host uses itself
+//! - `stage`, `spec`: the folder, and what is in it for the bubble
+//! - `instance`, `binds`, `turn`: Apptainer
+//! - `helpers`: programs of the host that the bubble needs: `uplink` (pasta or slirp4netns),
+//!   `overlay` (where it runs on the host), and `crate::forward` (the ports)
 //! - `watch`: while the bubble runs
 
-pub mod instance;
-pub mod overlay;
-pub mod routes;
-pub mod stage;
-pub mod uplink;
+mod binds;
+mod helpers;
+mod instance;
+mod overlay;
+mod spec;
+mod stage;
+mod turn;
+mod uplink;
 mod watch;
 
-use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use tokio::net::UnixListener;
 
-use crate::allocation::{Grant, variables};
 use crate::bubble::spec::{BubbleSpec, OverlayMode};
 use crate::cluster::{Cluster, Folder, Node};
+use crate::forward::Forward;
+use crate::local::{self, OpenFolder};
 use crate::settings::{API_PORT, ETCD_PORT, OVERLAY_PORT};
-use crate::{Role, doctor, files, launch, link, own_path, ports, settings, sweep, userns};
-use instance::{Instance, Sources};
+use crate::{Role, attempts, doctor, files, link, own_path, ports, routes, settings, sweep};
+use binds::Sources;
+use helpers::{Part, Plan};
+use instance::Instance;
 use overlay::Overlay;
-use uplink::{Addresses, Forward, Program, Protocol, Uplink};
+use uplink::{Addresses, Program, UdpForward, Uplink};
 
 /// `hpk-bubble ID ROLE`, on each host by srun.
 pub async fn run(id: &str, role: Role) -> Result<ExitCode> {
@@ -67,11 +71,12 @@ async fn run_bubble(id: &str, role: Role, folder: &Folder) -> Result<()> {
         Role::Auto => node.index == 1,
     };
     doctor::require_essentials()?;
-    if let Err(error) = sweep::sweep_local() {
+    if let Err(error) = sweep::sweep_local(&settings::hpk_home()?, &node.name) {
         eprintln!("hpk: {}: what earlier jobs left: {error:#}", node.name);
     }
-    let local = settings::local_dir(id);
-    stage::make_local_dir(&local)?;
+    // What an earlier run of this cluster left.
+    local::remove_recorded(folder, &node.name)?;
+    let local = local::make(folder, id, &node.name, &settings::local_parent())?;
     let bubble = Bubble {
         folder,
         cluster: &cluster,
@@ -80,13 +85,13 @@ async fn run_bubble(id: &str, role: Role, folder: &Folder) -> Result<()> {
         local: &local,
     };
     let watched = bubble.start_and_watch(&mut stop).await;
-    let removed = userns::remove_tree(&local);
-    watched.and(removed)
+    attempts::all([watched, local::remove_recorded(folder, &node.name)])
 }
 
 /// `hpk-bubble ID clean`: what a killed predecessor left on this host.
 pub fn clean(id: &str) -> Result<ExitCode> {
-    userns::remove_tree(&settings::local_dir(id))?;
+    let folder = Folder::of(&settings::hpk_home()?, id);
+    local::clean(&folder, id, &node_name()?, &settings::local_parent())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -100,13 +105,9 @@ struct Bubble<'a> {
 
 impl Bubble<'_> {
     async fn start_and_watch(&self, stop: &mut watch::StopSignals) -> Result<()> {
-        let path = settings::search_path();
-        let apptainer = settings::apptainer();
-        let apptainer = files::find_program(&apptainer, &path)
-            .with_context(|| format!("{apptainer} is not found"))?;
-        let table = files::read(Path::new("/proc/net/route"))?;
+        stage::make_folders(self.local)?;
         let addresses = Addresses {
-            network: routes::uplink_network(&routes::parse(&table))
+            network: routes::uplink_network(&routes::of_this_host()?)
                 .context("every network that the uplink could use is one of the host's own")?,
         };
         let spec = self.spec()?;
@@ -119,25 +120,14 @@ impl Bubble<'_> {
             addresses.dns(),
         )?;
         let listener = self.listen()?;
-        let instance = self.start_instance(&apptainer)?;
+        let instance = self.start_instance()?;
         let result = async {
-            if self.controller {
-                ports::release(&self.cluster.id)?;
-            }
-            let uplink = Uplink {
-                program: Program::find(&path)?,
-                addresses,
-                forwards: self.forwards(&spec),
-                pid: instance.init.pid,
-                local: self.local.to_owned(),
-            };
-            let overlay = self.overlay(&spec, instance.init.pid, &path)?;
+            let plan = self.plan(&spec, addresses, instance.init.pid).await?;
             let watch = watch::Watch {
-                overlay: overlay.as_ref(),
                 cluster: self.cluster,
                 node: &self.node.name,
                 instance: &instance,
-                uplink: &uplink,
+                plan: &plan,
             };
             watch.run(listener, stop).await
         }
@@ -146,167 +136,83 @@ impl Bubble<'_> {
         result
     }
 
-    fn spec(&self) -> Result<BubbleSpec> {
-        let home = settings::hpk_home()?;
-        let controller_name = &self.cluster.controller()?.name;
-        let (host_ip, etcd) = if self.controller {
-            (
-                self.cluster.controller_address,
-                format!("https://127.0.0.1:{ETCD_PORT}"),
-            )
-        } else {
-            let towards = self.cluster.controller_address.to_string();
-            (
-                launch::own_address(Some(&towards))?,
-                self.cluster.etcd_url(),
-            )
-        };
-        Ok(BubbleSpec {
-            cluster: self.cluster.id.clone(),
-            node: self.node.name.clone(),
-            controller: self.controller,
-            nodes: self
-                .cluster
-                .nodes
-                .iter()
-                .map(|node| node.name.clone())
-                .collect(),
-            host_ip,
-            subnet: self.node.subnet,
-            network: self.cluster.network.clone(),
-            etcd,
-            api: stage::api_url(self.cluster, self.controller),
-            vni: self.cluster.vni,
-            overlay_port: ports::free_overlay_port()?,
-            overlay_mode: self.overlay_mode()?,
-            link_mtu: stage::link_mtu(host_ip),
-            grant: Grant::parse(&variables())?,
-            labels: labels(self.controller, &self.cluster.id, controller_name),
-            store: std::env::var_os("HPK_STORE").map_or_else(|| home.join("store"), PathBuf::from),
-            registries: home.join("registries.yaml"),
-            logs: self.folder.logs(&self.node.name),
-            proxies: proxies(self.cluster),
+    /// What the bubble needs of programs on the host; `pid`: its init.
+    async fn plan(&self, spec: &BubbleSpec, addresses: Addresses, pid: i32) -> Result<Plan> {
+        let path = settings::search_path();
+        Ok(Plan {
+            uplink: Uplink {
+                program: Program::find(&path)?,
+                addresses,
+                forward: match spec.overlay {
+                    OverlayMode::Host => None,
+                    OverlayMode::Kernel { udp_port } => Some(UdpForward {
+                        host: udp_port,
+                        bubble: OVERLAY_PORT,
+                    }),
+                },
+                pid,
+                local: self.local.to_owned(),
+            },
+            overlay: match spec.overlay {
+                OverlayMode::Host => Some(Overlay::find(spec, pid, self.local, &path)?),
+                OverlayMode::Kernel { .. } => None,
+            },
+            forwards: self.forwards(pid).await?,
+            logs: self.local.join("logs"),
         })
     }
 
-    fn overlay_mode(&self) -> Result<OverlayMode> {
-        let (mode, reason) = overlay::mode()?;
-        if let Some(reason) = reason {
-            println!(
-                "hpk: {}: the overlay runs in mode kernel, which is slower: {reason}",
-                self.node.name
-            );
+    /// The ways from the host's ports into the bubble.
+    async fn forwards(&self, pid: i32) -> Result<Vec<(Part, Forward)>> {
+        if !self.controller {
+            return Ok(Vec::new());
         }
-        Ok(mode)
-    }
-
-    /// The overlay's daemon, where it is the host's to run.
-    fn overlay(&self, spec: &BubbleSpec, pid: i32, path: &str) -> Result<Option<Overlay>> {
-        if spec.overlay_mode == OverlayMode::Kernel {
-            return Ok(None);
-        }
-        let beside = own_path()?.with_file_name("hpk-net-daemon");
-        let program = files::find_program(&beside.display().to_string(), path)
-            .or_else(|| files::find_program("hpk-net-daemon", path))
-            .with_context(|| format!("{} is missing (HPK_OVERLAY=host)", beside.display()))?;
-        Ok(Some(Overlay {
-            program,
-            spec: spec.clone(),
-            pid,
-            local: self.local.to_owned(),
-        }))
-    }
-
-    fn forwards(&self, spec: &BubbleSpec) -> Vec<Forward> {
-        let tcp = |host, bubble| Forward {
-            protocol: Protocol::Tcp,
-            host,
-            bubble,
+        let held = ports::take(self.cluster.ports, self.cluster.handover.as_deref()).await?;
+        let forward = |part, listener, port| {
+            let forward = Forward {
+                listener,
+                pid,
+                port,
+            };
+            (part, forward)
         };
-        let mut forwards = Vec::new();
-        if self.controller {
-            forwards.push(tcp(self.cluster.ports.apiserver, API_PORT));
-            forwards.push(tcp(self.cluster.ports.etcd, ETCD_PORT));
-        }
-        if spec.overlay_mode == OverlayMode::Kernel {
-            forwards.push(Forward {
-                protocol: Protocol::Udp,
-                host: spec.overlay_port,
-                bubble: OVERLAY_PORT,
-            });
-        }
-        forwards
+        Ok(vec![
+            forward(Part::ApiServerPort, held.apiserver, API_PORT),
+            forward(Part::EtcdPort, held.etcd, ETCD_PORT),
+        ])
     }
 
-    /// Binds through the folder's descriptor: a socket's path has room for 107 bytes only.
     fn listen(&self) -> Result<UnixListener> {
-        let folder = std::fs::File::open(self.local)
-            .with_context(|| format!("opening {}", self.local.display()))?;
-        let path = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), link::SOCKET);
-        UnixListener::bind(&path)
+        let folder = OpenFolder::of(self.local)?;
+        UnixListener::bind(folder.join(link::SOCKET))
             .with_context(|| format!("listening on {}", self.local.join(link::SOCKET).display()))
     }
 
-    fn start_instance(&self, apptainer: &Path) -> Result<Instance> {
+    fn start_instance(&self) -> Result<Instance> {
         let own = own_path()?;
         let hpk_home = settings::hpk_home()?;
         let home = settings::home()?;
-        let image = settings::find_image(&own, &hpk_home)?;
-        let trust_store = stage::trust_store();
-        let binds = instance::plan_binds(&Sources {
-            local: self.local,
-            home: &home,
-            hpk_home: &hpk_home,
-            own_program: &own,
-            trust_store: trust_store.as_deref(),
-            programs: stage::dev_programs(&own),
-        });
-        let pid_file = self.local.join("instance.pid");
+        let apptainer = settings::apptainer();
         let short = format!("bubble{}", self.node.index);
-        let names = [short.clone(), format!("{short}-{}", self.cluster.id)];
-        Instance::start(
-            apptainer,
-            &names,
-            |name| instance::start_arguments(&binds, &self.node.name, &pid_file, &image, name),
-            &pid_file,
-        )
-    }
-}
-
-fn labels(controller: bool, id: &str, controller_name: &str) -> Vec<(String, String)> {
-    let mut labels = vec![
-        ("hpk.io/cluster".to_owned(), id.to_owned()),
-        (
-            "hpk.io/controller-host".to_owned(),
-            controller_name.to_owned(),
-        ),
-    ];
-    if controller {
-        labels.push(("hpk.io/controller".to_owned(), "true".to_owned()));
-    }
-    labels
-}
-
-/// The host's proxy settings; the cluster's own addresses never go through a proxy.
-fn proxies(cluster: &Cluster) -> Vec<(String, String)> {
-    let mut list = Vec::new();
-    for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {
-        if let Ok(value) = std::env::var(name) {
-            list.push((name.to_owned(), value));
+        instance::Start {
+            apptainer: &files::find_program(&apptainer, &settings::search_path())
+                .with_context(|| format!("{apptainer} is not found"))?,
+            image: &settings::find_image(&own, &hpk_home)?,
+            binds: &binds::plan_binds(&Sources {
+                local: self.local,
+                home: &home,
+                hpk_home: &hpk_home,
+                own_program: &own,
+                trust_store: stage::trust_store().as_deref(),
+                programs: stage::dev_programs(&own),
+            }),
+            host_name: &self.node.name,
+            pid_file: &self.local.join("instance.pid"),
+            names: &[short.clone(), format!("{short}-{}", self.cluster.id)],
+            turn: &hpk_home
+                .join("hosts")
+                .join(format!("{}.lock", self.node.name)),
         }
+        .run()
     }
-    let own = std::env::var("no_proxy").or_else(|_| std::env::var("NO_PROXY"));
-    let network = &cluster.network;
-    let mut direct = format!(
-        "localhost,127.0.0.1,{},{},{},.{}",
-        cluster.controller_address, network.pods, network.services, network.domain
-    );
-    if let Ok(own) = own {
-        direct = format!("{own},{direct}");
-    }
-    if !list.is_empty() {
-        list.push(("no_proxy".into(), direct.clone()));
-        list.push(("NO_PROXY".into(), direct));
-    }
-    list
 }

@@ -9,7 +9,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use tokio::process::{Child, Command};
 
+use crate::bubble::overlay_options;
 use crate::bubble::spec::{BubbleSpec, OverlayMode};
+use crate::{files, own_path, ports};
 
 /// What it takes to start it, also anew.
 #[derive(Debug, Clone)]
@@ -25,17 +27,23 @@ pub struct Overlay {
 /// to (docs/files.md). Unset: `host` where it can run, else `kernel`, with the reason.
 pub fn mode() -> Result<(OverlayMode, Option<String>)> {
     match std::env::var("HPK_OVERLAY").as_deref() {
-        Err(_) => Ok(match probe(Path::new(TUN)) {
-            Ok(()) => (OverlayMode::Host, None),
-            Err(reason) => (OverlayMode::Kernel, Some(reason)),
-        }),
+        Err(_) => match probe(Path::new(TUN)) {
+            Ok(()) => Ok((OverlayMode::Host, None)),
+            Err(reason) => Ok((kernel()?, Some(reason))),
+        },
         Ok("host") => match probe(Path::new(TUN)) {
             Ok(()) => Ok((OverlayMode::Host, None)),
             Err(reason) => bail!("HPK_OVERLAY=host: {reason}"),
         },
-        Ok("kernel") => Ok((OverlayMode::Kernel, None)),
+        Ok("kernel") => Ok((kernel()?, None)),
         Ok(other) => bail!("HPK_OVERLAY={other} is neither kernel nor host"),
     }
+}
+
+fn kernel() -> Result<OverlayMode> {
+    Ok(OverlayMode::Kernel {
+        udp_port: ports::free_overlay_port()?,
+    })
 }
 
 const TUN: &str = "/dev/net/tun";
@@ -52,52 +60,40 @@ fn probe(tun: &Path) -> std::result::Result<(), String> {
 }
 
 /// The arguments, with the paths as the host has them.
-pub fn plan(overlay: &Overlay) -> Vec<String> {
+fn plan(overlay: &Overlay, udp_port: u16) -> Vec<String> {
     let local = &overlay.local;
-    let pki = |name: &str| local.join("pki").join(name).display().to_string();
-    let spec = &overlay.spec;
-    let mut arguments = vec!["overlay".to_owned()];
-    for (option, value) in [
-        ("etcd-endpoints", spec.etcd.clone()),
-        ("etcd-cacert", pki("etcd-ca.crt")),
-        ("etcd-cert", pki("etcd-client.crt")),
-        ("etcd-key", pki("etcd-client.key")),
-        ("node", spec.node.clone()),
-        ("host-ip", spec.host_ip.to_string()),
-        (
-            "subnet-file",
-            local.join("run/flannel/subnet.env").display().to_string(),
-        ),
-        (
-            "state-file",
-            local.join("run/hpk/overlay.json").display().to_string(),
-        ),
-        ("mode", "host".into()),
-        ("vni", spec.vni.to_string()),
-        ("udp-port", spec.overlay_port.to_string()),
-        ("mtu", spec.link_mtu.to_string()),
+    let mut options = overlay_options(&overlay.spec, local, &local.join("run"));
+    options.extend([
+        ("mode", "host".to_owned()),
+        ("udp-port", udp_port.to_string()),
         ("enter-pid", overlay.pid.to_string()),
-    ] {
-        arguments.push(format!("--{option}={value}"));
-    }
-    arguments
-}
-
-pub fn log_file(local: &Path) -> PathBuf {
-    local.join("logs").join("hpk-net-daemon.log")
+    ]);
+    let options = options
+        .iter()
+        .map(|(name, value)| format!("--{name}={value}"));
+    ["overlay".to_owned()].into_iter().chain(options).collect()
 }
 
 impl Overlay {
-    pub fn start(&self) -> Result<Child> {
-        let path = log_file(&self.local);
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
+    /// The daemon beside this program, or on `search_path`.
+    pub fn find(spec: &BubbleSpec, pid: i32, local: &Path, search_path: &str) -> Result<Self> {
+        let beside = own_path()?.with_file_name("hpk-net-daemon");
+        let program = files::find_program(&beside.display().to_string(), search_path)
+            .or_else(|| files::find_program("hpk-net-daemon", search_path))
+            .with_context(|| format!("{} is missing (HPK_OVERLAY=host)", beside.display()))?;
+        Ok(Self {
+            program,
+            spec: spec.clone(),
+            pid,
+            local: local.to_owned(),
+        })
+    }
+
+    /// Starts it with a UDP port that is free now: it tells the other bubbles which it has.
+    pub fn start(&self, log: File) -> Result<Child> {
         let errors = log.try_clone().context("duplicating the overlay's log")?;
         Command::new(&self.program)
-            .args(plan(self))
+            .args(plan(self, ports::free_overlay_port()?))
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)

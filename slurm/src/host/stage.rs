@@ -2,18 +2,17 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::instance::OWN_FOLDERS;
+use super::binds::OWN_FOLDERS;
 use crate::bubble::spec::{self, BubbleSpec};
 use crate::cluster::{Cluster, Folder, Node};
 use crate::files;
 use crate::kubeconfig::{self, Access};
 use crate::settings::API_PORT;
-use crate::userns;
 
 /// Where the site's certificate authorities may be, the first that is there counts.
 const TRUST_STORES: [&str; 4] = [
@@ -23,23 +22,8 @@ const TRUST_STORES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
 ];
 
-/// Makes the folder, 0700 and ours; what an earlier run of this cluster left there goes.
-pub fn make_local_dir(path: &Path) -> Result<()> {
-    if let Ok(metadata) = fs::symlink_metadata(path) {
-        if metadata.uid() != nix::unistd::getuid().as_raw() || !metadata.is_dir() {
-            bail!("{} belongs to another user or is no folder", path.display());
-        }
-        userns::remove_tree(path)?;
-    }
-    files::make_private_dir(path)?;
-    // Only ours if nobody made it in between.
-    let metadata =
-        fs::symlink_metadata(path).with_context(|| format!("looking at {}", path.display()))?;
-    if metadata.uid() != nix::unistd::getuid().as_raw()
-        || metadata.permissions().mode() & 0o077 != 0
-    {
-        bail!("{} was made by someone else", path.display());
-    }
+/// Makes the folders in the node-local one.
+pub fn make_folders(path: &Path) -> Result<()> {
     for (folder, _) in OWN_FOLDERS {
         files::make_private_dir(&path.join(folder))?;
     }
@@ -62,7 +46,7 @@ pub fn make_local_dir(path: &Path) -> Result<()> {
 }
 
 /// What of the PKI a node gets.
-pub fn certificates(node: &Node, controller: bool) -> Vec<String> {
+fn certificates(node: &Node, controller: bool) -> Vec<String> {
     let mut stems = vec![
         "etcd-client".to_owned(),
         "kube-proxy".into(),
@@ -95,30 +79,25 @@ pub fn certificates(node: &Node, controller: bool) -> Vec<String> {
 }
 
 /// Who has a kubeconfig in the bubble: the file's name and the certificate's.
-pub fn kubeconfigs(node: &Node, controller: bool) -> Vec<(&'static str, String)> {
+fn kubeconfigs(node: &Node, controller: bool) -> Vec<(String, String)> {
     let mut list = vec![
-        ("kubeconfig", "admin".to_owned()),
+        ("kubeconfig".to_owned(), "admin".to_owned()),
         (
-            "kubelet.kubeconfig",
+            "kubelet.kubeconfig".into(),
             format!("kubelet-client-{}", node.name),
         ),
-        ("kube-proxy.kubeconfig", "kube-proxy".into()),
+        ("kube-proxy.kubeconfig".into(), "kube-proxy".into()),
     ];
     if controller {
         for name in ["controller-manager", "scheduler", "coredns"] {
-            let file = match name {
-                "controller-manager" => "controller-manager.kubeconfig",
-                "scheduler" => "scheduler.kubeconfig",
-                _ => "coredns.kubeconfig",
-            };
-            list.push((file, name.into()));
+            list.push((format!("{name}.kubeconfig"), name.into()));
         }
     }
     list
 }
 
 /// The API server as this node reaches it.
-pub fn api_url(cluster: &Cluster, controller: bool) -> String {
+fn api_url(cluster: &Cluster, controller: bool) -> String {
     if controller {
         format!("https://127.0.0.1:{API_PORT}")
     } else {
@@ -301,16 +280,19 @@ mod tests {
     }
 
     #[test]
-    fn the_local_folder_is_ours_alone_and_made_anew() {
-        let parent = tempfile::tempdir().unwrap();
-        let local = parent.path().join("hpk");
-        make_local_dir(&local).unwrap();
-        fs::write(local.join("run/old"), "").unwrap();
-        make_local_dir(&local).unwrap();
-        assert!(!local.join("run/old").exists());
-        assert_eq!(
-            local.metadata().unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+    fn only_the_folders_for_passing_files_are_open_to_the_bubbles_users() {
+        let local = tempfile::tempdir().unwrap();
+        make_folders(local.path()).unwrap();
+        let mode = |name: &str| {
+            local
+                .path()
+                .join(name)
+                .metadata()
+                .unwrap()
+                .permissions()
+                .mode()
+        };
+        assert_eq!(mode("tmp") & 0o7777, 0o1777);
+        assert_eq!(mode("run/hpk") & 0o7777, 0o700);
     }
 }

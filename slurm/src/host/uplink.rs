@@ -1,5 +1,6 @@
 //! The bubble's way to the world: pasta, or slirp4netns where there is no pasta. It runs on the
-//! host, joins the bubble's network namespace by its init's PID, and forwards a few ports into it.
+//! host, joins the bubble's network namespace by its init's PID, and, for the overlay's mode
+//! `kernel`, forwards a UDP port into it. (The TCP ports are `forward`'s.)
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -16,18 +17,11 @@ use tokio::process::{Child, Command};
 use crate::files;
 use crate::settings::UPLINK;
 
-/// A port of the host that leads into the bubble.
+/// A UDP port of the host that leads into the bubble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forward {
-    pub protocol: Protocol,
+pub struct UdpForward {
     pub host: u16,
     pub bubble: u16,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Tcp,
-    Udp,
 }
 
 /// Addresses on the uplink, at their places in its /24.
@@ -85,114 +79,85 @@ impl Program {
 pub struct Uplink {
     pub program: Program,
     pub addresses: Addresses,
-    pub forwards: Vec<Forward>,
+    pub forward: Option<UdpForward>,
     /// The bubble's init.
     pub pid: i32,
-    /// Its folder on the host, for sockets and logs.
+    /// Its folder on the host, for a socket.
     pub local: PathBuf,
 }
 
-/// The command line, and, for slirp4netns, what its control socket is asked for.
-pub fn plan(uplink: &Uplink) -> (Vec<String>, Vec<String>) {
-    let addresses = uplink.addresses;
-    let pid = uplink.pid.to_string();
+/// The command line, and what slirp4netns' control socket is asked for.
+fn plan(uplink: &Uplink) -> (Vec<String>, Option<String>) {
     match &uplink.program {
-        Program::Pasta(_) => {
-            let mut arguments: Vec<String> = [
-                "--foreground",
-                "--quiet",
-                "--ipv4-only",
-                "--config-net",
-                "--no-map-gw",
-                "--tcp-ns",
-                "none",
-                "--udp-ns",
-                "none",
-                "--ns-ifname",
-                UPLINK,
-            ]
-            .map(str::to_owned)
-            .into();
-            for (option, value) in [
-                ("--address", addresses.bubble().to_string()),
-                ("--netmask", "24".into()),
-                ("--gateway", addresses.gateway().to_string()),
-                ("--dns-forward", addresses.dns().to_string()),
-            ] {
-                arguments.push(option.into());
-                arguments.push(value);
-            }
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let ports: Vec<_> = uplink
-                    .forwards
-                    .iter()
-                    .filter(|forward| forward.protocol == protocol)
-                    .map(|forward| format!("{}:{}", forward.host, forward.bubble))
-                    .collect();
-                let option = match protocol {
-                    Protocol::Tcp => "--tcp-ports",
-                    Protocol::Udp => "--udp-ports",
-                };
-                arguments.push(option.into());
-                arguments.push(if ports.is_empty() {
-                    "none".into()
-                } else {
-                    ports.join(",")
-                });
-            }
-            arguments.push(pid);
-            (arguments, Vec::new())
-        }
-        Program::Slirp4netns(_) => {
-            let arguments = vec![
-                "--configure".into(),
-                "--mtu=65520".into(),
-                "--disable-host-loopback".into(),
-                format!("--cidr={}", addresses.network),
-                format!("--userns-path=/proc/{pid}/ns/user"),
-                format!("--api-socket={}", api_socket(&uplink.local).display()),
-                pid,
-                UPLINK.into(),
-            ];
-            let requests = uplink
-                .forwards
-                .iter()
-                .map(|forward| {
-                    serde_json::json!({"execute": "add_hostfwd", "arguments": {
-                        "proto": match forward.protocol { Protocol::Tcp => "tcp", Protocol::Udp => "udp" },
-                        "host_addr": "0.0.0.0", "host_port": forward.host,
-                        "guest_addr": addresses.bubble().to_string(), "guest_port": forward.bubble,
-                    }})
-                    .to_string()
-                })
-                .collect();
-            (arguments, requests)
-        }
+        Program::Pasta(_) => (plan_pasta(uplink), None),
+        Program::Slirp4netns(_) => (
+            plan_slirp4netns(uplink),
+            uplink.forward.map(|forward| {
+                serde_json::json!({"execute": "add_hostfwd", "arguments": {
+                    "proto": "udp", "host_addr": "0.0.0.0", "host_port": forward.host,
+                    "guest_addr": uplink.addresses.bubble().to_string(),
+                    "guest_port": forward.bubble,
+                }})
+                .to_string()
+            }),
+        ),
     }
+}
+
+fn plan_pasta(uplink: &Uplink) -> Vec<String> {
+    let addresses = uplink.addresses;
+    let udp = match uplink.forward {
+        Some(forward) => format!("{}:{}", forward.host, forward.bubble),
+        None => "none".into(),
+    };
+    [
+        "--foreground",
+        "--quiet",
+        "--ipv4-only",
+        "--config-net",
+        "--no-map-gw",
+        "--tcp-ns=none",
+        "--udp-ns=none",
+        "--tcp-ports=none",
+        &format!("--udp-ports={udp}"),
+        &format!("--ns-ifname={UPLINK}"),
+        &format!("--address={}", addresses.bubble()),
+        "--netmask=24",
+        &format!("--gateway={}", addresses.gateway()),
+        &format!("--dns-forward={}", addresses.dns()),
+        &uplink.pid.to_string(),
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+fn plan_slirp4netns(uplink: &Uplink) -> Vec<String> {
+    let pid = uplink.pid;
+    [
+        "--configure",
+        "--mtu=65520",
+        "--disable-host-loopback",
+        &format!("--cidr={}", uplink.addresses.network),
+        &format!("--userns-path=/proc/{pid}/ns/user"),
+        &format!("--api-socket={}", api_socket(&uplink.local).display()),
+        &pid.to_string(),
+        UPLINK,
+    ]
+    .map(str::to_owned)
+    .into()
 }
 
 fn api_socket(local: &Path) -> PathBuf {
     local.join("slirp.sock")
 }
 
-/// Where the uplink program's own messages go, in the node-local folder.
-pub fn log_file(local: &Path) -> PathBuf {
-    local.join("log").join("uplink.log")
-}
-
 impl Uplink {
-    /// Starts it; when this returns, it runs, and for slirp4netns also forwards.
-    pub async fn start(&self) -> Result<Child> {
-        let (arguments, requests) = plan(self);
+    /// Starts it; when this returns, it runs, and slirp4netns also forwards.
+    pub async fn start(&self, log: File) -> Result<Child> {
+        let (arguments, request) = plan(self);
         let program = match &self.program {
             Program::Pasta(program) | Program::Slirp4netns(program) => program,
         };
-        let path = log_file(&self.local);
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
         let errors = log.try_clone().context("duplicating the uplink's log")?;
         // One left by a slirp4netns that was killed would be in the new one's way.
         let _ = std::fs::remove_file(api_socket(&self.local));
@@ -204,7 +169,7 @@ impl Uplink {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("running {}", program.display()))?;
-        for request in requests {
+        if let Some(request) = request {
             self.ask(&request, &mut child).await?;
         }
         Ok(child)
@@ -249,18 +214,10 @@ mod tests {
             addresses: Addresses {
                 network: "10.0.2.0/24".parse().unwrap(),
             },
-            forwards: vec![
-                Forward {
-                    protocol: Protocol::Tcp,
-                    host: 7443,
-                    bubble: 6443,
-                },
-                Forward {
-                    protocol: Protocol::Udp,
-                    host: 8473,
-                    bubble: 8472,
-                },
-            ],
+            forward: Some(UdpForward {
+                host: 8473,
+                bubble: 8472,
+            }),
             pid: 42,
             local: "/tmp/x".into(),
         }
@@ -268,26 +225,24 @@ mod tests {
 
     #[test]
     fn pasta_forwards_only_what_it_is_told_and_keeps_the_hosts_loopback_closed() {
-        let (arguments, requests) = plan(&uplink(Program::Pasta("/usr/bin/pasta".into())));
-        let line = arguments.join(" ");
-        assert!(
-            line.contains("--tcp-ports 7443:6443 --udp-ports 8473:8472"),
-            "{line}"
-        );
-        assert!(
-            line.contains("--no-map-gw --tcp-ns none --udp-ns none"),
-            "{line}"
-        );
-        assert!(line.contains("--address 10.0.2.100"), "{line}");
-        assert!(requests.is_empty());
+        let mut uplink = uplink(Program::Pasta("/usr/bin/pasta".into()));
+        let line = plan_pasta(&uplink).join(" ");
+        for option in [
+            "--tcp-ports=none --udp-ports=8473:8472",
+            "--no-map-gw --tcp-ns=none --udp-ns=none",
+            "--address=10.0.2.100",
+        ] {
+            assert!(line.contains(option), "{line}");
+        }
+        uplink.forward = None;
+        assert!(plan_pasta(&uplink).contains(&"--udp-ports=none".to_owned()));
     }
 
     #[test]
-    fn slirp4netns_is_asked_for_each_forward() {
+    fn slirp4netns_is_asked_for_the_forward() {
         let program = Program::Slirp4netns("/usr/bin/slirp4netns".into());
-        let (arguments, requests) = plan(&uplink(program));
+        let (arguments, request) = plan(&uplink(program));
         assert!(arguments.contains(&"--disable-host-loopback".to_owned()));
-        assert_eq!(requests.len(), 2);
-        assert!(requests[1].contains(r#""proto":"udp""#), "{}", requests[1]);
+        assert!(request.unwrap().contains(r#""proto":"udp""#));
     }
 }

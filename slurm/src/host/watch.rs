@@ -1,20 +1,17 @@
-//! While the bubble runs: its reports, the uplink's life, the signals and the standard input
+//! While the bubble runs: its reports, its helpers' lives, the signals and the standard input
 //! that say stop; and the order in which it ends.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
-use tokio::process::Child;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::instance::{Instance, last_lines};
-use super::overlay::{self, Overlay};
-use super::uplink::{self, Uplink};
+use super::helpers::{Ended, Helpers, Part, Plan, last_words, too_often};
+use super::instance::Instance;
+use crate::clock::{now, time_left};
 use crate::cluster::Cluster;
-use crate::launch::{now, time_left};
 use crate::link::{self, Order, Receiver, Report, Sender};
 
 /// How long the bubble may take to speak first, and to end once told so. Slurm kills 30 s after
@@ -23,8 +20,6 @@ const FIRST_WORD: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(20);
 /// What the pods get of it.
 const GRACE_SECONDS: u64 = 8;
-/// A helper that ends so often within a minute doesn't come back.
-const HELPER_TRIES: usize = 6;
 
 /// What tells this process to stop: SIGTERM, SIGINT, or the end of its standard input.
 #[derive(Debug)]
@@ -52,7 +47,7 @@ impl StopSignals {
     }
 }
 
-/// Returns when standard input ends; never where it is no pipe or socket (a shell, /dev/null).
+/// Returns when standard input ends; never where it is no pipe (a shell, /dev/null).
 async fn end_of_input() {
     use std::os::unix::fs::FileTypeExt as _;
     let Ok(file) = std::fs::File::open("/proc/self/fd/0") else {
@@ -69,63 +64,21 @@ async fn end_of_input() {
     while pipe.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
 }
 
+#[derive(Debug)]
 pub struct Watch<'a> {
     pub cluster: &'a Cluster,
     pub node: &'a str,
     pub instance: &'a Instance,
-    pub uplink: &'a Uplink,
-    pub overlay: Option<&'a Overlay>,
-}
-
-/// A helper of the bubble on the host, and when it failed.
-#[derive(Debug)]
-struct Helper {
-    name: &'static str,
-    child: Option<Child>,
-    failures: Vec<Instant>,
-    log: PathBuf,
-}
-
-impl Helper {
-    fn new(name: &'static str, log: PathBuf) -> Self {
-        Self {
-            name,
-            child: None,
-            failures: Vec::new(),
-            log,
-        }
-    }
-
-    /// Waits for its end, and gives it in words; for ever where it doesn't run.
-    async fn ended(&mut self) -> String {
-        let Some(child) = &mut self.child else {
-            return std::future::pending().await;
-        };
-        let status = match child.wait().await {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        };
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        format!("{}: {status}: {}", self.name, last_lines(&log, 1))
-    }
-
-    /// The pause before it may start again; None when it has failed too often.
-    fn pause(&mut self) -> Option<Duration> {
-        self.failures
-            .retain(|at| at.elapsed() < Duration::from_secs(60));
-        self.failures.push(Instant::now());
-        let count = self.failures.len();
-        (count < HELPER_TRIES).then(|| Duration::from_millis(50 << count))
-    }
+    pub plan: &'a Plan,
 }
 
 impl Watch<'_> {
     /// Returns when the bubble has ended: Ok if it was asked to, else the cause.
     pub async fn run(&self, listener: UnixListener, stop: &mut StopSignals) -> Result<()> {
-        let local = &self.uplink.local;
-        let mut uplink = Helper::new("the uplink", uplink::log_file(local));
-        let mut overlay = Helper::new("the overlay", overlay::log_file(local));
-        uplink.child = Some(self.uplink.start().await?);
+        let mut helpers = Helpers::new(self.plan);
+        for part in [Part::Uplink, Part::ApiServerPort, Part::EtcdPort] {
+            helpers.start(part).await?;
+        }
         let stream = tokio::select! {
             stream = listener.accept() => stream.context("accepting the bubble's link")?.0,
             () = stop.wait() => return Ok(()),
@@ -142,28 +95,19 @@ impl Watch<'_> {
                         await_end(&mut receiver).await;
                         bail!("{cause}");
                     }
-                    Some(Report::Leased) => overlay.child = self.start_overlay()?,
+                    Some(Report::Leased) => helpers.start(Part::Overlay).await?,
                     Some(report) => self.tell(&report),
                 },
-                end = uplink.ended() => {
-                    let Some(pause) = uplink.pause() else {
+                Some(ended) = helpers.ended() => {
+                    let Some(pause) = helpers.pause(ended.part) else {
                         stop_bubble(&mut sender, &mut receiver).await;
-                        bail!("ended {HELPER_TRIES} times in a minute: {end}");
+                        bail!("{}", too_often(&ended));
                     };
-                    self.say(&format!("ended, and is started again: {end}"));
-                    tokio::time::sleep(pause).await;
-                    uplink.child = Some(self.uplink.start().await?);
-                    // A bubble that has gone is noticed by its end of the link.
-                    let _ = sender.send(&Order::UplinkRestarted).await;
-                },
-                end = overlay.ended() => {
-                    let Some(pause) = overlay.pause() else {
-                        stop_bubble(&mut sender, &mut receiver).await;
-                        bail!("ended {HELPER_TRIES} times in a minute: {end}");
-                    };
-                    self.say(&format!("ended, and is started again: {end}"));
-                    tokio::time::sleep(pause).await;
-                    overlay.child = self.start_overlay()?;
+                    self.restart(&mut helpers, &ended, pause).await?;
+                    if ended.part == Part::Uplink {
+                        // A bubble that has gone is noticed by its end of the link.
+                        let _ = sender.send(&Order::UplinkRestarted).await;
+                    }
                 },
                 () = stop.wait() => {
                     stop_bubble(&mut sender, &mut receiver).await;
@@ -171,6 +115,17 @@ impl Watch<'_> {
                 }
             }
         }
+    }
+
+    async fn restart(
+        &self,
+        helpers: &mut Helpers<'_>,
+        ended: &Ended,
+        pause: Duration,
+    ) -> Result<()> {
+        self.say(&format!("{}; it is started again", ended.how));
+        tokio::time::sleep(pause).await;
+        helpers.start(ended.part).await
     }
 
     fn say(&self, text: &str) {
@@ -212,15 +167,11 @@ impl Watch<'_> {
 
     /// What the supervisor left as its last words, or what must have happened instead.
     fn last_words(&self, instead: &str) -> String {
-        let log = std::fs::read_to_string(self.uplink.local.join("logs/supervise.log"));
-        match log {
-            Ok(text) if !text.trim().is_empty() => last_lines(&text, 3),
-            _ => format!("{} {instead}", self.instance.name),
+        let words = last_words(&self.plan.logs.join("supervise.log"), 3);
+        if words.is_empty() {
+            return format!("{} {instead}", self.instance.name);
         }
-    }
-
-    fn start_overlay(&self) -> Result<Option<Child>> {
-        self.overlay.map(Overlay::start).transpose()
+        words
     }
 }
 

@@ -1,8 +1,13 @@
 //! The host's IPv4 routes, from /proc/net/route.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 
+use anyhow::{Result, bail};
 use ipnet::Ipv4Net;
+
+use crate::files;
+use crate::settings::Network;
 
 /// The uplink's networks that are tried in turn: none must be the host's own.
 const UPLINK_NETWORKS: [Ipv4Addr; 4] = [
@@ -12,8 +17,13 @@ const UPLINK_NETWORKS: [Ipv4Addr; 4] = [
     Ipv4Addr::new(100, 127, 213, 0),
 ];
 
+/// This host's.
+pub fn of_this_host() -> Result<Vec<Ipv4Net>> {
+    Ok(parse(&files::read(Path::new("/proc/net/route"))?))
+}
+
 /// The destinations of the table's routes; lines that are no routes are left out.
-pub fn parse(table: &str) -> Vec<Ipv4Net> {
+fn parse(table: &str) -> Vec<Ipv4Net> {
     table
         .lines()
         .skip(1)
@@ -30,6 +40,23 @@ pub fn parse(table: &str) -> Vec<Ipv4Net> {
 fn hex(text: &str) -> Option<Ipv4Addr> {
     let number = u32::from_str_radix(text, 16).ok()?;
     Some(Ipv4Addr::from(number.to_ne_bytes()))
+}
+
+/// The pods' and Services' networks must not be ones that the host reaches by a route of its own.
+pub fn check(network: &Network, routes: &[Ipv4Net]) -> Result<()> {
+    for route in routes {
+        for (variable, net) in [
+            ("HPK_POD_CIDR", network.pods),
+            ("HPK_SERVICE_CIDR", network.services),
+        ] {
+            if route.prefix_len() > 0 && (route.contains(&net) || net.contains(route)) {
+                bail!(
+                    "{net} overlaps this host's route to {route}: choose another network in {variable}"
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A /24 for the uplink that is none of the host's own networks.
@@ -66,5 +93,18 @@ mod tests {
             "192.168.213.0/24"
         );
         assert_eq!(uplink_network(&[]).unwrap().to_string(), "10.0.2.0/24");
+    }
+
+    #[test]
+    fn a_network_that_the_host_has_a_route_to_is_refused() {
+        let network = Network {
+            pods: "10.244.0.0/16".parse().unwrap(),
+            services: "10.43.0.0/16".parse().unwrap(),
+            domain: "cluster.local".into(),
+        };
+        let routes = |net: &str| ["0.0.0.0/0", net].map(|net| net.parse().unwrap());
+        check(&network, &routes("10.99.0.0/24")).unwrap();
+        let error = check(&network, &routes("10.43.7.0/24")).unwrap_err();
+        assert!(error.to_string().contains("HPK_SERVICE_CIDR"), "{error}");
     }
 }

@@ -1,4 +1,7 @@
-//! The bubble's own use of etcd: flannel's network, written once, and awaited by the nodes.
+//! The bubble's own use of etcd: who may do what in it, and flannel's network, both written once,
+//! the latter awaited by the nodes.
+
+mod access;
 
 use std::time::Duration;
 
@@ -23,13 +26,14 @@ fn flannel_config(spec: &BubbleSpec) -> String {
     .to_string()
 }
 
-async fn connect(spec: &BubbleSpec) -> Result<Client> {
+/// With the certificate of that name.
+async fn connect(spec: &BubbleSpec, certificate: &str) -> Result<Client> {
     let read = |name: &str| crate::files::read(pki(name).as_ref());
     let tls = TlsOptions::new()
         .ca_certificate(Certificate::from_pem(read("etcd-ca.crt")?))
         .identity(Identity::from_pem(
-            read("etcd-client.crt")?,
-            read("etcd-client.key")?,
+            read(&format!("{certificate}.crt"))?,
+            read(&format!("{certificate}.key"))?,
         ));
     let options = ConnectOptions::new()
         .with_tls(tls)
@@ -40,9 +44,10 @@ async fn connect(spec: &BubbleSpec) -> Result<Client> {
         .with_context(|| format!("connecting to etcd at {}", spec.etcd))
 }
 
-/// On the controller: one try to write the network.
-pub async fn put_network(spec: &BubbleSpec) -> Result<()> {
-    let mut client = connect(spec).await?;
+/// On the controller: one try to close etcd to all but its users, and to write the network.
+pub async fn set_up(spec: &BubbleSpec) -> Result<()> {
+    let mut client = connect(spec, "apiserver-etcd-client").await?;
+    access::set_up(&mut client).await?;
     client
         .put(key(), flannel_config(spec), None)
         .await
@@ -52,7 +57,7 @@ pub async fn put_network(spec: &BubbleSpec) -> Result<()> {
 
 /// On a node: one try to see the network.
 pub async fn see_network(spec: &BubbleSpec) -> Result<()> {
-    let mut client = connect(spec).await?;
+    let mut client = connect(spec, "etcd-client").await?;
     let answer = client
         .get(key(), None)
         .await
