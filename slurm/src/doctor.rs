@@ -1,9 +1,10 @@
 //! What a host has and lacks: for people as a table, and as the check before a start.
 //!
-//! `observe` looks, `judge` decides; only the former touches the host.
+//! `observe` looks, `judge` and `space` decide; only the former touches the host.
 
 mod judge;
 mod observe;
+mod space;
 
 use std::process::ExitCode;
 

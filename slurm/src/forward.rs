@@ -20,8 +20,10 @@ use tokio::sync::Semaphore;
 
 use crate::{block_on, files, own_path};
 
-/// Bytes of a connection that are on their way in each direction.
-const BUFFER: usize = 32 << 10;
+/// Bytes of a connection that are on their way in each direction, and connections at a time:
+/// together they bound what strangers, who may connect but get no further, can make this take.
+const BUFFER: usize = 16 << 10;
+const MOST: u64 = 4096;
 /// File descriptors kept for what is no connection.
 const SPARE: u64 = 32;
 
@@ -81,11 +83,8 @@ fn enter(pid: i32) -> Result<()> {
 async fn serve(listener: StdListener, port: u16, open_limit: u64) -> Result<ExitCode> {
     let listener = TcpListener::from_std(listener).context("watching the socket")?;
     // Those that find no room wait in the socket: accepting them would fail at once, and for ever.
-    let room = open_limit.saturating_sub(SPARE) / 2;
-    let room = usize::try_from(room)
-        .unwrap_or(usize::MAX)
-        .clamp(1, Semaphore::MAX_PERMITS);
-    let room = Arc::new(Semaphore::new(room));
+    let room = (open_limit.saturating_sub(SPARE) / 2).clamp(1, MOST);
+    let room = Arc::new(Semaphore::new(usize::try_from(room).unwrap_or(1)));
     loop {
         let place = Arc::clone(&room).acquire_owned().await;
         let place = place.context("counting connections")?;

@@ -156,3 +156,35 @@ pub fn a_single_node_is_a_cluster(context: &mut Context) -> Result<()> {
 pub fn one_cpu_is_enough_to_start(context: &mut Context) -> Result<()> {
     small_cluster(context, "--cpus-per-task=1 --mem=3G --time=10")
 }
+
+pub fn what_a_kill_9_of_all_leaves_goes_with_the_next_job(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    let killed = Cluster::start(&testbed, 1, SIZE)?;
+    let script = format!("squeue -h -j {} -o %N", killed.job);
+    let host = testbed.on("hpc", "login", script).success()?;
+    let host = host.trim();
+    // The kill ends its own shell too, so it has no exit code to look at.
+    testbed.on("hpc", host, "kill -9 -1").output()?;
+    wait::until("the job to end", Duration::from_secs(60), || {
+        let state = cluster::state(&testbed, &killed.job)?;
+        Ok(match state.as_str() {
+            "RUNNING" | "COMPLETING" => Err(state),
+            _ => Ok(()),
+        })
+    })?;
+    let remains = left(&testbed, &killed.job)?;
+    ensure!(
+        remains.contains("file /tmp/hpk-1000-"),
+        "nothing is left that the next job could remove: {remains:?}"
+    );
+    let next = Cluster::start(&testbed, 1, &format!("{SIZE} --nodelist={host}"))?;
+    let removed = left(&testbed, &killed.job);
+    next.cancel()?;
+    let remains = removed?;
+    ensure!(
+        remains.is_empty(),
+        "still left of job {}:\n{remains}",
+        killed.job
+    );
+    gone(&testbed, &next.job)
+}

@@ -199,7 +199,8 @@ pub const TABLE: &[Case] = table! {
     jobs:
         a_cancelled_job_leaves_nothing_behind
         a_single_node_is_a_cluster
-        one_cpu_is_enough_to_start;
+        one_cpu_is_enough_to_start
+        what_a_kill_9_of_all_leaves_goes_with_the_next_job;
     measuring:
         the_benchmarks_measure_every_contender;
 };

@@ -1,6 +1,7 @@
 //! What was seen, judged: fine, worth a warning, or missing, and what to ask the administrator for.
 
-use super::observe::{Observed, Place};
+use super::observe::Observed;
+use super::space::{home, local};
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,6 @@ pub struct Finding {
 const OLDEST_APPTAINER: (u32, u32) = (1, 3);
 /// Ids that images commonly need.
 const COMMON_IDS: u32 = 65_536;
-/// Less than this on the node-local file system and pods are evicted from the start.
-const LEAST_LOCAL_MIB: u64 = 1024;
 
 pub fn judge(seen: &Observed) -> Vec<Finding> {
     vec![
@@ -60,7 +59,7 @@ pub fn judge(seen: &Observed) -> Vec<Finding> {
     ]
 }
 
-fn fine(what: &'static str, found: impl Into<String>) -> Finding {
+pub fn fine(what: &'static str, found: impl Into<String>) -> Finding {
     Finding {
         what,
         verdict: Verdict::Fine,
@@ -69,7 +68,7 @@ fn fine(what: &'static str, found: impl Into<String>) -> Finding {
     }
 }
 
-fn warning(what: &'static str, found: impl Into<String>, ask: impl Into<String>) -> Finding {
+pub fn warning(what: &'static str, found: impl Into<String>, ask: impl Into<String>) -> Finding {
     Finding {
         verdict: Verdict::Warning,
         ask: ask.into(),
@@ -77,7 +76,7 @@ fn warning(what: &'static str, found: impl Into<String>, ask: impl Into<String>)
     }
 }
 
-fn missing(what: &'static str, found: impl Into<String>, ask: impl Into<String>) -> Finding {
+pub fn missing(what: &'static str, found: impl Into<String>, ask: impl Into<String>) -> Finding {
     Finding {
         verdict: Verdict::Missing,
         ..warning(what, found, ask)
@@ -212,82 +211,14 @@ fn overlay(seen: &Observed) -> Finding {
     }
 }
 
-fn is_shared(kind: &str) -> bool {
-    [
-        "nfs",
-        "nfs4",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.sshfs",
-        "9p",
-        "panfs",
-        "wekafs",
-    ]
-    .contains(&kind)
-}
-
-fn local(seen: &Observed) -> Finding {
-    const WHAT: &str = "node-local space";
-    match &seen.local {
-        Err(error) => missing(
-            WHAT,
-            error.clone(),
-            "name a folder of this host in HPK_LOCAL",
-        ),
-        Ok(place) if is_shared(&place.kind) => missing(
-            WHAT,
-            describe(place),
-            "a shared file system can't hold a node's state: name a folder of this host in HPK_LOCAL",
-        ),
-        Ok(place) if place.lawless => missing(
-            WHAT,
-            format!(
-                "{}: other users may rename what is in it",
-                place.path.display()
-            ),
-            "ask for its sticky bit (mode 1777), or name another folder of this host in HPK_LOCAL",
-        ),
-        Ok(place) if place.free_mib < LEAST_LOCAL_MIB => missing(
-            WHAT,
-            describe(place),
-            "less than 1 GiB is free: name a roomier folder of this host in HPK_LOCAL",
-        ),
-        Ok(place) => fine(WHAT, describe(place)),
-    }
-}
-
-fn home(seen: &Observed) -> Finding {
-    const WHAT: &str = "home";
-    match &seen.home {
-        Err(error) => missing(WHAT, error.clone(), "set HOME"),
-        Ok(place) if place.free_mib < LEAST_LOCAL_MIB => warning(
-            WHAT,
-            describe(place),
-            "images are kept there: free some space, or name another folder in HPK_HOME",
-        ),
-        Ok(place) => fine(WHAT, describe(place)),
-    }
-}
-
-fn describe(place: &Place) -> String {
-    format!(
-        "{}: {}, {:.1} GiB free",
-        place.path.display(),
-        place.kind,
-        place.free_mib as f64 / 1024.0
-    )
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::doctor::SubordinateIds;
+    use crate::doctor::observe::Place;
     use std::path::PathBuf;
 
-    fn healthy() -> Observed {
+    pub fn healthy() -> Observed {
         let place = |kind: &str| Place {
             path: "/x".into(),
             kind: kind.into(),
@@ -315,7 +246,7 @@ mod tests {
         }
     }
 
-    fn finding(seen: &Observed, what: &str) -> Finding {
+    pub fn finding(seen: &Observed, what: &str) -> Finding {
         judge(seen)
             .into_iter()
             .find(|one| one.what == what)
@@ -362,30 +293,6 @@ mod tests {
             ..healthy()
         };
         assert_eq!(finding(&seen, "apptainer").verdict, Verdict::Missing);
-    }
-
-    #[test]
-    fn node_local_space_must_not_be_shared() {
-        let seen = Observed {
-            local: healthy().home,
-            ..healthy()
-        };
-        assert_eq!(finding(&seen, "node-local space").verdict, Verdict::Missing);
-    }
-
-    #[test]
-    fn node_local_space_must_keep_others_from_renaming() {
-        let lawless = Place {
-            lawless: true,
-            ..healthy().local.unwrap()
-        };
-        let seen = Observed {
-            local: Ok(lawless),
-            ..healthy()
-        };
-        let found = finding(&seen, "node-local space");
-        assert_eq!(found.verdict, Verdict::Missing);
-        assert!(found.ask.contains("sticky"));
     }
 
     #[test]
