@@ -250,7 +250,12 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_holder_the_ports_are_bound_and_a_taken_one_is_named() {
-        let held = hold().unwrap();
+        // Not the preferred ones, which another test would take when they are let go.
+        let free = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let held = Held {
+            apiserver: free(),
+            etcd: free(),
+        };
         let ports = held.ports().unwrap();
         let error = take(ports, None).await.unwrap_err();
         assert!(error.to_string().contains(&ports.apiserver.to_string()));
