@@ -17,6 +17,7 @@
 //! - [`tap`], [`socket`]: what the frames come from and go to
 //! - [`send`], [`receive`]: the threads
 //! - [`messages`]: many messages with one system call
+//! - [`slice`]: when the threads run
 //! - [`shared`], [`counters`]: what the threads share with others
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -27,5 +28,6 @@ pub mod messages;
 pub mod receive;
 pub mod send;
 pub mod shared;
+pub mod slice;
 pub mod socket;
 pub mod tap;

@@ -179,6 +179,7 @@ pub struct Receiver {
     headers: Vec<libc::mmsghdr>,
     /// Of the last batch, bytes.
     longest: usize,
+    bytes: usize,
 }
 
 // SAFETY: as for `Sender`.
@@ -201,6 +202,7 @@ impl Receiver {
             controls: vec![Control::default(); SLOTS],
             headers: Vec::with_capacity(SLOTS),
             longest: 0,
+            bytes: 0,
         }
     }
 
@@ -225,8 +227,15 @@ impl Receiver {
         };
         let count = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
         let lengths = self.headers[..count].iter().map(|it| it.msg_len as usize);
-        self.longest = lengths.max().unwrap_or(0);
+        (self.longest, self.bytes) = lengths.fold((0, 0), |(longest, bytes), length| {
+            (longest.max(length), bytes + length)
+        });
         Ok(count)
+    }
+
+    /// Of the last batch, all messages.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn fill(&mut self, count: usize) {
