@@ -86,6 +86,10 @@ bench-net: testbed ## the pod network beside stock plugins and a kernel VXLAN
 bench-shim: testbed ## the shim beside containerd-shim-runc-v2
 	@bin/hpk-conformance bench shim --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
 
+.PHONY: fuzz
+fuzz: deps ## feed rubbish to the network plugin's parsers, FUZZ_SECONDS (20) each
+	@scripts/fuzz
+
 .PHONY: demo
 demo: ## a cluster on the testbed, with a small application
 	@scripts/demo

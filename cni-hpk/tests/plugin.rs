@@ -1,10 +1,18 @@
-//! The plugin on a real kernel, with the stock `host-local`.
+//! The plugin on a real kernel.
 //!
 //! `cargo test -p cni-hpk -- --ignored`; as an ordinary user too, where user
 //! namespaces are allowed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "plugin/asked.rs"]
+mod asked;
+#[path = "plugin/chained.rs"]
+mod chained;
+#[path = "plugin/dual.rs"]
+mod dual;
+#[path = "plugin/faults.rs"]
+mod faults;
 mod support;
 
 use serde_json::{Value, json};
@@ -224,7 +232,10 @@ fn twenty_at_once_leak_nothing_and_write_the_nat_rule_once() {
             addresses.sort();
             addresses.dedup();
             assert_eq!((addresses.len(), host_ends(), leases()), (20, 20, 20));
-            assert_eq!(sh("nft list ruleset | grep -c masquerade").trim(), "1");
+            assert_eq!(
+                sh("nft list ruleset | grep -c 'masquerade.*hpk:'").trim(),
+                "1"
+            );
             std::thread::scope(|scope| {
                 for id in &ids {
                     scope.spawn(move || Call::new("DEL", id).run().unwrap());

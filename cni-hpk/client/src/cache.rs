@@ -1,11 +1,14 @@
 //! Results on disk, in libcni's format and place (`cniCacheV1`):
 //! `<cache>/results/<network>-<container>-<interface>`.
 
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tracing::warn;
 
 use crate::client::Attachment;
 use crate::error::Error;
@@ -23,11 +26,11 @@ pub struct Entry {
     pub config: String,
     pub if_name: String,
     pub network_name: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub netns: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni_args: Option<Vec<(String, String)>>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability_args: Option<Map<String, Value>>,
     /// The last plugin's result, as it gave it.
     pub result: Value,
@@ -42,8 +45,9 @@ impl Entry {
             if_name: attachment.ifname.clone(),
             network_name: list.name.clone(),
             netns: attachment.netns.display().to_string(),
-            cni_args: Some(attachment.args.clone()),
-            capability_args: Some(attachment.capability_args.clone()),
+            cni_args: Some(attachment.args.clone()).filter(|args| !args.is_empty()),
+            capability_args: Some(attachment.capability_args.clone())
+                .filter(|arguments| !arguments.is_empty()),
             result,
         }
     }
@@ -89,7 +93,12 @@ impl Cache {
                 source,
             }
         };
-        std::fs::create_dir_all(&self.results).map_err(fail("make folder", &self.results))?;
+        // As libcni makes it: environment and arguments may be somebody's secret.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.results)
+            .map_err(fail("make folder", &self.results))?;
         let text = serde_json::to_vec(entry).map_err(|source| Error::CacheFormat {
             path: path.clone(),
             source,
@@ -99,7 +108,17 @@ impl Cache {
             ".{}-{}-{}.part",
             entry.network_name, entry.container_id, entry.if_name
         ));
-        std::fs::write(&part, text).map_err(fail("write", &part))?;
+        let write = || {
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&part)?;
+            file.write_all(&text)
+        };
+        write().map_err(fail("write", &part))?;
         std::fs::rename(&part, &path).map_err(fail("move into place", &path))
     }
 
@@ -113,7 +132,8 @@ impl Cache {
         read(&self.path(network, container_id, ifname))
     }
 
-    /// All entries of a network.
+    /// All entries of a network. A file that isn't an entry is passed over, as
+    /// libcni does: it would keep GC from all the others.
     pub fn load_all(&self, network: &str) -> Result<Vec<Entry>, Error> {
         let fail = |source| Error::Cache {
             operation: "list",
@@ -131,10 +151,12 @@ impl Cache {
             if file.file_name().to_string_lossy().starts_with('.') {
                 continue;
             }
-            if let Some(entry) = read(&file.path())?
-                && entry.network_name == network
-            {
-                entries.push(entry);
+            match read(&file.path()) {
+                Ok(entry) => entries.extend(entry.filter(|it| it.network_name == network)),
+                Err(Error::CacheFormat { path, source }) => {
+                    warn!(path = %path.display(), %source, "not a cached result");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(entries)
@@ -166,10 +188,16 @@ fn read(path: &Path) -> Result<Option<Entry>, Error> {
             });
         }
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|source| Error::CacheFormat {
-            path: path.to_owned(),
-            source,
-        })
+    let wrong = |source| Error::CacheFormat {
+        path: path.to_owned(),
+        source,
+    };
+    let entry: Entry = serde_json::from_slice(&text).map_err(wrong)?;
+    match entry.kind == KIND {
+        true => Ok(Some(entry)),
+        false => Err(wrong(serde::de::Error::custom(format!(
+            "kind {:?} is not {KIND:?}",
+            entry.kind
+        )))),
+    }
 }

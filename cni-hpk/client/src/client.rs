@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hpk_cni_types::{AddResult, Args, Command, SpecVersion};
 use serde_json::{Map, Value, json};
+use tracing::warn;
 
 use crate::cache::{Cache, Entry};
 use crate::error::Error;
@@ -96,8 +97,15 @@ impl Client {
     /// first failure (spec section 3) and keeps the cache, so that a second
     /// DEL has all it needs.
     pub async fn del(&self, list: &NetworkList, attachment: &Attachment) -> Result<(), Error> {
-        let cached = self.cached(list, attachment)?;
-        let previous = cached.as_ref().map(|entry| entry.result.clone());
+        let cached = match self.cached(list, attachment) {
+            // As libcni: without it the plugins still remove what they can.
+            Err(Error::CacheFormat { path, source }) => {
+                warn!(path = %path.display(), %source, "cached result is lost");
+                None
+            }
+            other => other?,
+        };
+        let previous = cached.as_ref().map(|entry| in_version(list, entry));
         let attachment = complete(attachment, cached.as_ref());
         for plugin in list.plugins.iter().rev() {
             let previous = previous.clone().filter(|_| list.cni_version.has_check());
@@ -126,7 +134,7 @@ impl Client {
             })?;
         let attachment = complete(attachment, Some(&cached));
         for plugin in &list.plugins {
-            let previous = Some(cached.result.clone());
+            let previous = Some(in_version(list, &cached));
             let conf = plugin_conf(list, plugin, &attachment.capability_args, previous);
             let parameters = Parameters::of(Command::Check, &attachment);
             exec::run(plugin_type(plugin), &self.plugin_dirs, &parameters, &conf).await?;
@@ -157,7 +165,12 @@ impl Client {
     /// DELs every cached attachment of the network that isn't among `valid`
     /// (container id, interface), then lets each plugin collect what the cache
     /// doesn't know of. Goes on after a failure and returns all of them.
+    ///
+    /// A list with `disableGC` is left alone.
     pub async fn gc(&self, list: &NetworkList, valid: &[(String, String)]) -> Result<(), Error> {
+        if list.disable_gc {
+            return Ok(());
+        }
         let mut failures = Vec::new();
         for entry in self.cache.load_all(&list.name)? {
             let wanted = valid
@@ -167,7 +180,7 @@ impl Client {
                 failures.push(error);
             }
         }
-        if list.cni_version.has_gc_and_status() && !list.disable_gc {
+        if list.cni_version.has_gc_and_status() {
             let attachments: Vec<Value> = valid
                 .iter()
                 .map(|(id, ifname)| json!({"containerID": id, "ifname": ifname}))
@@ -260,6 +273,18 @@ fn complete(attachment: &Attachment, cached: Option<&Entry>) -> Attachment {
     attachment
 }
 
+/// The cached result in the list's version, which may have been changed since.
+fn in_version(list: &NetworkList, entry: &Entry) -> Value {
+    let version = entry.result.get("cniVersion").and_then(Value::as_str);
+    if version == Some(list.cni_version.as_str()) {
+        return entry.result.clone();
+    }
+    match serde_json::from_value::<AddResult>(entry.result.clone()) {
+        Ok(result) => result.to_json(list.cni_version),
+        Err(_) => entry.result.clone(),
+    }
+}
+
 fn plugin_type(plugin: &Map<String, Value>) -> &str {
     plugin
         .get("type")
@@ -289,6 +314,8 @@ fn plugin_conf(
     if !wanted.is_empty() {
         conf.insert("runtimeConfig".to_owned(), Value::Object(wanted));
     }
+    // What was asked for is in `runtimeConfig`; the list's own key isn't passed on.
+    conf.remove("capabilities");
     match previous {
         Some(result) => conf.insert("prevResult".to_owned(), result),
         None => conf.remove("prevResult"),

@@ -132,12 +132,15 @@ async fn spawn(
 }
 
 /// The plugin doesn't know the command, or not in this version: for GC and
-/// STATUS, which are newer than many plugins, that is no failure.
+/// STATUS, which are newer than many plugins, that is no failure. (An old one
+/// may miss a container's id, code 3.)
 pub fn is_unknown_command(error: &Error) -> bool {
     error.plugin_error().is_some_and(|object| {
         matches!(
             object.code,
-            ErrorCode::InvalidEnvironment | ErrorCode::IncompatibleVersion
+            ErrorCode::InvalidEnvironment
+                | ErrorCode::IncompatibleVersion
+                | ErrorCode::UnknownContainer
         )
     })
 }

@@ -1,7 +1,7 @@
 //! Devices.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd as _};
 
 use futures::TryStreamExt as _;
@@ -23,8 +23,18 @@ use super::error::{Error, allow};
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// A locally administered address that tells an IPv4 address, with the
-    /// prefix CNI plugins use.
+    /// A locally administered address that tells an IP address: for IPv4 with
+    /// the prefix CNI plugins use, for IPv6 the end of it, with another.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self::of_ipv4(address),
+            IpAddr::V6(address) => {
+                let [.., a, b, c, d] = address.octets();
+                Self([0x0a, 0x5a, a, b, c, d])
+            }
+        }
+    }
+
     pub fn of_ipv4(address: Ipv4Addr) -> Self {
         let [a, b, c, d] = address.octets();
         Self([0x0a, 0x58, a, b, c, d])
@@ -96,6 +106,8 @@ pub struct Link {
     pub bridge: Option<u32>,
     /// Bridge port that talks to no other isolated port.
     pub isolated: bool,
+    /// What it is for, in words.
+    pub alias: String,
 }
 
 /// A veth pair to make. The host's end becomes a port of `bridge`.
@@ -143,11 +155,11 @@ impl Netlink {
         }
     }
 
-    /// Makes a bridge without delays; up at once.
-    pub async fn add_bridge(&self, name: &str, mac: Mac, mtu: u32) -> Result<(), Error> {
+    /// Makes a bridge without delays; up at once. Its MTU is that of its
+    /// smallest port until it is set.
+    pub async fn add_bridge(&self, name: &str, mac: Mac) -> Result<(), Error> {
         let message = LinkBridge::new(name)
             .address(mac.0.to_vec())
-            .mtu(mtu)
             .forward_delay(0)
             .stp_state(BridgeStpState::Disabled)
             .mcast_snooping(false)
@@ -176,6 +188,20 @@ impl Netlink {
         request.await.map_err(Error::of("make vxlan", name))
     }
 
+    /// All devices.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let mut request = self.handle.link().get().execute();
+        let mut links = Vec::new();
+        while let Some(message) = request
+            .try_next()
+            .await
+            .map_err(Error::of("read", "devices"))?
+        {
+            links.push(read_link(message));
+        }
+        Ok(links)
+    }
+
     /// Makes a veth pair whose pod end is born in `namespace` under its final
     /// name: it is never seen in the bubble.
     pub async fn add_veth(&self, pair: &VethPair, namespace: impl AsFd) -> Result<(), Error> {
@@ -195,22 +221,29 @@ impl Netlink {
             .map_err(Error::of("make veth", &pair.host_name))
     }
 
-    /// Makes a device a port of a bridge, isolated from the other ports, and
-    /// only then sets it up.
+    /// Makes a device a port of a bridge; isolated from the other ports, and
+    /// only then up.
     pub async fn join_bridge(&self, name: &str, bridge: &str, alias: &str) -> Result<(), Error> {
-        let index = self.index(name).await?;
         let bridge_index = self.index(bridge).await?;
         let link = self.handle.link();
-        let message = LinkUnspec::new_with_index(index)
+        let message = LinkUnspec::new_with_name(name)
             .controller(bridge_index)
             .alias(alias)
             .build();
         let request = link.change(message).execute();
         request.await.map_err(Error::of("join bridge", bridge))?;
-        let message = LinkBridgePort::new(index).isolated(true).build();
+        // The kernel does the port's part first, then the device's.
+        let message = LinkBridgePort::new(0).name(name.to_owned()).isolated(true);
+        let message = message.up().build();
         let request = link.set_port(message).execute();
-        request.await.map_err(Error::of("isolate port", name))?;
-        self.set_up(name).await
+        request.await.map_err(Error::of("isolate port", name))
+    }
+
+    /// Sets what a device is for, in words.
+    pub async fn set_alias(&self, name: &str, alias: &str) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_name(name).alias(alias).build();
+        let request = self.handle.link().change(message).execute();
+        request.await.map_err(Error::of("set the alias of", name))
     }
 
     pub async fn set_up(&self, name: &str) -> Result<(), Error> {
@@ -257,11 +290,13 @@ fn read_link(message: LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         bridge: None,
         isolated: false,
+        alias: String::new(),
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Controller(index) => link.bridge = Some(index),
             LinkAttribute::Address(octets) => {
                 link.mac = octets.try_into().map(Mac).unwrap_or_default();

@@ -215,6 +215,7 @@ mod tests {
                 up: true,
                 bridge: None,
                 isolated: false,
+                alias: String::new(),
             }),
             addresses: device.node_ips.iter().copied().map(IpNet::from).collect(),
             neighbours: peers

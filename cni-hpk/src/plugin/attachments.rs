@@ -1,15 +1,20 @@
 //! What was added, on disk: a file per attachment in
 //! `<dataDir>/attachments`, written before anything is done for it. DEL needs
 //! it when Flannel's lease has gone or changed; GC finds what nobody wants.
+//!
+//! A record that is cut short is that of a run which was killed while writing
+//! it, and has done nothing else: its name says all that is needed.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hpk_cni_types::ValidAttachment;
+use hpk_cni_types::{SpecVersion, ValidAttachment};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::Error;
+use super::ipam::store::Owner;
+use super::locks::{Scope, hash};
 
 /// One attachment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +34,17 @@ pub struct Record {
 }
 
 impl Record {
+    pub fn owner(&self) -> Owner {
+        Owner {
+            container_id: self.container_id.clone(),
+            ifname: self.ifname.clone(),
+        }
+    }
+
+    pub fn scope(&self) -> Scope<'_> {
+        Scope::Attachment(&self.network, &self.container_id, &self.ifname)
+    }
+
     pub fn is_among(&self, valid: &[ValidAttachment]) -> bool {
         valid
             .iter()
@@ -57,14 +73,15 @@ impl Attachments {
 
     pub fn store(&self, record: &Record) -> Result<(), Error> {
         let path = self.path(&record.network, &record.container_id, &record.ifname);
-        let part = self.folder.join(format!(
-            ".{}:{}:{}",
-            record.network, record.container_id, record.ifname
-        ));
         let write = || {
-            std::fs::create_dir_all(&self.folder)?;
-            std::fs::write(&part, serde_json::to_vec(record)?)?;
-            std::fs::rename(&part, &path)
+            let text = serde_json::to_vec(record)?;
+            match std::fs::write(&path, &text) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    std::fs::create_dir_all(&self.folder)?;
+                    std::fs::write(&path, &text)
+                }
+                other => other,
+            }
         };
         write().map_err(|source| Error::File {
             operation: "write",
@@ -84,6 +101,13 @@ impl Attachments {
 
     /// All attachments of a network.
     pub fn load_all(&self, network: &str) -> Result<Vec<Record>, Error> {
+        let mut records = self.load_every()?;
+        records.retain(|record| record.network == network);
+        Ok(records)
+    }
+
+    /// All attachments of all networks.
+    pub fn load_every(&self) -> Result<Vec<Record>, Error> {
         let fail = |source| Error::File {
             operation: "list",
             path: self.folder.clone(),
@@ -96,11 +120,7 @@ impl Attachments {
         };
         let mut records = Vec::new();
         for entry in entries {
-            let path = entry.map_err(fail)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(&format!("{network}:")) {
-                records.extend(read(&path)?);
-            }
+            records.extend(read(&entry.map_err(fail)?.path())?);
         }
         Ok(records)
     }
@@ -118,18 +138,68 @@ impl Attachments {
     }
 }
 
+/// `None`: no such file, or none of ours by its name.
 fn read(path: &Path) -> Result<Option<Record>, Error> {
-    let fail = |source| Error::File {
-        operation: "read",
-        path: path.to_owned(),
-        source,
-    };
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(fail(error)),
+        Err(source) => {
+            return Err(Error::File {
+                operation: "read",
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|error| fail(error.into()))
+    let name = path.file_name().and_then(|name| name.to_str());
+    Ok(serde_json::from_slice(&text).ok().or_else(|| begun(name?)))
+}
+
+/// What the name of a record says.
+fn begun(name: &str) -> Option<Record> {
+    let [network, container_id, ifname] = name.split(':').collect::<Vec<_>>().try_into().ok()?;
+    Some(Record {
+        network: network.to_owned(),
+        container_id: container_id.to_owned(),
+        ifname: ifname.to_owned(),
+        netns: None,
+        host_name: host_name(network, container_id, ifname),
+        conf: json!({"name": network, "cniVersion": SpecVersion::LATEST}),
+        delegated: false,
+    })
+}
+
+/// Name of the bubble's end of a pod's interface: the same for the same
+/// attachment, so that DEL finds it when the pod's namespace is gone.
+pub fn host_name(network: &str, container_id: &str, ifname: &str) -> String {
+    // 48 bits of the hash, in the 15 bytes an interface name has.
+    let hash = hash(&format!("{network}/{container_id}/{ifname}"));
+    format!("hpk{:012x}", (hash ^ (hash >> 48)) & 0xffff_ffff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_fit_and_differ_by_interface() {
+        let name = host_name("hpk", "0123456789abcdef", "eth0");
+        assert_eq!(name.len(), 15);
+        assert_eq!(name, host_name("hpk", "0123456789abcdef", "eth0"));
+        assert_ne!(name, host_name("hpk", "0123456789abcdef", "eth1"));
+    }
+
+    #[test]
+    fn a_record_that_is_cut_short_is_known_by_its_name() {
+        let folder = std::env::temp_dir().join(format!("hpk-records-{}", std::process::id()));
+        let attachments = Attachments::new(&folder);
+        attachments.store(&begun("n:a:eth0").unwrap()).unwrap();
+        std::fs::write(folder.join("attachments/n:b:eth0"), "{\"network\":").unwrap();
+        std::fs::write(folder.join("attachments/other"), "").unwrap();
+        let mut records = attachments.load_all("n").unwrap();
+        records.sort_by(|one, other| one.container_id.cmp(&other.container_id));
+        assert_eq!(records[1], begun("n:b:eth0").unwrap());
+        assert_eq!(records.len(), 2);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

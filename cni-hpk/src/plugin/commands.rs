@@ -1,35 +1,49 @@
-//! ADD, DEL, CHECK, GC and STATUS.
+//! ADD, DEL, CHECK, GC and STATUS: a file each, but for DEL and what they
+//! share.
+
+mod add;
+mod check;
+mod gc;
+mod status;
 
 use std::path::PathBuf;
 
-use hpk_cni_types::{AddResult, Command, Interface, Invocation, IpConfig, SpecVersion};
-use ipnet::{IpNet, Ipv4Net};
+use hpk_cni_types::{Command, Invocation};
 use serde_json::Value;
 
-use super::attachments::{Attachments, Record};
-use super::config::{Config, Parsed};
-use super::error::{Error, chain};
-use super::plan::PodInterface;
-use super::pod::{self, PodNamespace};
-use super::{delegate, node};
+use super::attachments::{Attachments, Record, host_name};
+use super::config::Parsed;
+use super::delegate;
+use super::error::Error;
+use super::ipam::Ipam;
+use super::locks::{self, Scope};
 use crate::netlink::Netlink;
-use crate::netlink::link::VethPair;
 
 /// Runs the command; what it answers goes to stdout.
 pub async fn run(invocation: &Invocation, stdin: &[u8]) -> Result<Option<Value>, Error> {
     let parsed = Parsed::parse(stdin)?;
     let version = parsed.conf.cni_version;
+    let command = invocation.command;
+    let known = match command {
+        Command::Check => version.has_check(),
+        Command::Gc | Command::Status => version.has_gc_and_status(),
+        _ => true,
+    };
+    if !known {
+        let command = command.as_str();
+        return Err(Error::NotInVersion { command, version });
+    }
     let run = Run {
         attachments: Attachments::new(&parsed.data_dir),
         parsed,
         invocation,
     };
-    match invocation.command {
+    match command {
         Command::Add => Ok(Some(run.add().await?.to_json(version))),
         Command::Del => run.del().await.map(|()| None),
         Command::Check => run.check().await.map(|()| None),
         Command::Gc => run.gc().await.map(|()| None),
-        Command::Status => run.status().map(|()| None),
+        Command::Status => run.status().await.map(|()| None),
         Command::Version => Ok(None),
     }
 }
@@ -50,6 +64,21 @@ impl Run<'_> {
         netns.ok_or_else(|| Error::Invalid("CNI_NETNS is not set".to_owned()))
     }
 
+    fn ipam<'b>(&'b self, conf: &'b Value) -> Ipam<'b> {
+        Ipam::new(conf, self.folders(), &self.parsed.data_dir)
+    }
+
+    /// Nobody else works at this attachment meanwhile.
+    fn lock(&self) -> Result<locks::Lock, Error> {
+        let Invocation {
+            container_id,
+            ifname,
+            ..
+        } = self.invocation;
+        let scope = Scope::Attachment(&self.parsed.conf.name, container_id, ifname);
+        locks::lock(&self.parsed.data_dir, scope)
+    }
+
     fn record(&self, conf: Value, delegated: bool) -> Record {
         let network = &self.parsed.conf.name;
         let Invocation {
@@ -63,289 +92,60 @@ impl Run<'_> {
             container_id: container_id.clone(),
             ifname: ifname.clone(),
             netns: netns.clone(),
-            host_name: pod::host_name(network, container_id, ifname),
+            host_name: host_name(network, container_id, ifname),
             conf,
             delegated,
         }
     }
 
-    async fn add(&self) -> Result<AddResult, Error> {
-        let config = self.parsed.resolve()?;
-        let netns = self.netns()?;
-        if let Some(block) = &self.parsed.conf.plugin.delegate {
-            let conf = self.parsed.delegate_conf(block, &config);
-            let record = self.record(conf, true);
-            self.attachments.store(&record)?;
-            return delegate::add(
-                delegate::plugin_of(&record.conf),
-                self.folders(),
-                &record.conf,
-            );
-        }
-        // Before anything is made: a namespace that can't be entered.
-        let pod = PodNamespace::open(netns)?;
-        let netlink = Netlink::open()?;
-        node::ensure(&netlink, &config, &self.parsed.data_dir).await?;
-        let record = self.record(self.parsed.ipam_conf(&config), false);
-        let taken = self
-            .attachments
-            .load(&record.network, &record.container_id, &record.ifname)?
-            .is_some();
-        self.attachments.store(&record)?;
-        match self.attach(&netlink, &pod, &config, &record).await {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                // The first error is the one to tell. What stays is on record,
-                // and an attachment that was there before stays whole.
-                if !taken {
-                    let _ = self.release(Some(&netlink), &record).await;
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn attach(
-        &self,
-        netlink: &Netlink,
-        pod: &PodNamespace,
-        config: &Config,
-        record: &Record,
-    ) -> Result<AddResult, Error> {
-        let ipam = delegate::plugin_of(&record.conf["ipam"]);
-        let lease = delegate::add(ipam, self.folders(), &record.conf)?;
-        let wanted = interface(config, record, &lease)?;
-        pod::ensure(netlink, pod, &wanted).await?;
-        self.result(pod, netlink, config, record, &wanted, lease)
-            .await
-    }
-
-    async fn result(
-        &self,
-        pod: &PodNamespace,
-        netlink: &Netlink,
-        config: &Config,
-        record: &Record,
-        wanted: &PodInterface,
-        lease: AddResult,
-    ) -> Result<AddResult, Error> {
-        let device = |name: &str, mac: Option<String>, sandbox: String| Interface {
-            name: name.to_owned(),
-            mac: mac.unwrap_or_default(),
-            mtu: Some(config.mtu),
-            sandbox,
-            ..Interface::default()
-        };
-        let mac_of = async |name: &str| -> Result<Option<String>, Error> {
-            Ok(netlink.link(name).await?.map(|link| link.mac.to_string()))
-        };
-        let pod_mac = pod.mac(&record.ifname).await?.map(|mac| mac.to_string());
-        let interfaces = vec![
-            device(&config.bridge, mac_of(&config.bridge).await?, String::new()),
-            device(
-                &record.host_name,
-                mac_of(&record.host_name).await?,
-                String::new(),
-            ),
-            device(&record.ifname, pod_mac, self.netns()?.display().to_string()),
-        ];
-        let mut routes = lease.routes;
-        let default = IpNet::V4(Ipv4Net::default());
-        if !routes.iter().any(|route| route.dst == default) {
-            let gateway = Some(wanted.gateway.into());
-            routes.push(hpk_cni_types::Route::new(default, gateway));
-        }
-        let dns = match self.parsed.conf.dns.is_empty() {
-            true => lease.dns,
-            false => self.parsed.conf.dns.clone(),
-        };
-        Ok(AddResult {
-            cni_version: Some(SpecVersion::LATEST),
-            interfaces,
-            ips: vec![IpConfig {
-                address: wanted.address.into(),
-                gateway: Some(wanted.gateway.into()),
-                interface: Some(2),
-            }],
-            routes,
-            dns,
-        })
-    }
-
-    /// Removes what ADD made, whatever is left of it.
-    async fn del(&self) -> Result<(), Error> {
-        let known = self.attachments.load(
-            &self.parsed.conf.name,
-            &self.invocation.container_id,
-            &self.invocation.ifname,
-        )?;
-        match known {
-            Some(record) => self.release(None, &record).await,
-            None => self.del_unknown().await,
-        }
-    }
-
-    /// An attachment not on record was never begun, or its record was lost
-    /// with the node's disk: then nothing else of it is left but, maybe, the
-    /// interface.
-    async fn del_unknown(&self) -> Result<(), Error> {
+    fn recorded(&self) -> Result<Option<Record>, Error> {
         let Invocation {
             container_id,
             ifname,
             ..
         } = self.invocation;
-        let host_name = pod::host_name(&self.parsed.conf.name, container_id, ifname);
-        Ok(Netlink::open()?.remove_link(&host_name).await?)
+        let network = &self.parsed.conf.name;
+        self.attachments.load(network, container_id, ifname)
+    }
+
+    /// Removes what ADD made, whatever is left of it.
+    async fn del(&self) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        match self.recorded()? {
+            Some(record) => self.release(&record).await,
+            None => self.del_unknown().await,
+        }
+    }
+
+    /// An attachment not on record was never begun, or its record was lost
+    /// with the node's disk: what is left of it has its name.
+    async fn del_unknown(&self) -> Result<(), Error> {
+        let mut conf = Value::Object(self.parsed.conf.source.clone());
+        conf["ipam"] = self.parsed.conf.plugin.ipam.clone().into();
+        let delegated = self.parsed.conf.plugin.delegate.is_some();
+        let record = self.record(conf, false);
+        Netlink::open()?.remove_link(&record.host_name).await?;
+        match delegated {
+            // Never asked, for there is no telling what it would have been told.
+            true => Ok(()),
+            false => self.ipam(&record.conf).del(&record),
+        }
     }
 
     /// Interface first, then the address: one given back is given anew at
     /// once. The record goes last.
-    async fn release(&self, netlink: Option<&Netlink>, record: &Record) -> Result<(), Error> {
+    async fn release(&self, record: &Record) -> Result<(), Error> {
         if record.delegated {
             let plugin = delegate::plugin_of(&record.conf);
-            delegate::run(plugin, self.folders(), Command::Del, &record.conf)?;
+            delegate::del_for(plugin, self.folders(), record)?;
         } else {
-            let opened;
-            let netlink = match netlink {
-                Some(netlink) => netlink,
-                None => {
-                    opened = Netlink::open()?;
-                    &opened
-                }
-            };
-            netlink.remove_link(&record.host_name).await?;
-            let ipam = delegate::plugin_of(&record.conf["ipam"]);
-            delegate::run(ipam, self.folders(), Command::Del, &record.conf)?;
-        }
-        self.attachments.remove(record)
-    }
-
-    async fn check(&self) -> Result<(), Error> {
-        let conf = &self.parsed.conf;
-        if !conf.cni_version.has_check() {
-            return Err(Error::Invalid(format!(
-                "CHECK came with CNI 0.4.0; this network is of {}",
-                conf.cni_version
-            )));
-        }
-        let config = self.parsed.resolve()?;
-        let netns = self.netns()?;
-        let record = self
-            .attachments
-            .load(
-                &conf.name,
-                &self.invocation.container_id,
-                &self.invocation.ifname,
-            )?
-            .ok_or_else(|| Error::Check("it is not on record".to_owned()))?;
-        let previous = conf
-            .prev_result()?
-            .ok_or_else(|| Error::Invalid("CHECK wants prevResult".to_owned()))?;
-        if record.delegated {
-            let mut given = record.conf.clone();
-            given["prevResult"] = conf.prev_result.clone().unwrap_or_default();
-            let plugin = delegate::plugin_of(&record.conf);
-            return delegate::run(plugin, self.folders(), Command::Check, &given).map(drop);
-        }
-        let mut given = record.conf.clone();
-        given["prevResult"] = conf.prev_result.clone().unwrap_or_default();
-        let ipam = delegate::plugin_of(&record.conf["ipam"]);
-        delegate::run(ipam, self.folders(), Command::Check, &given)?;
-        let wanted = interface(&config, &record, &previous)?;
-        let pod = PodNamespace::open(netns)?;
-        let netlink = Netlink::open()?;
-        let node_steps = node::missing(&netlink, &config).await?;
-        if !node_steps.is_empty() {
-            return Err(Error::Check(format!(
-                "the bubble's side lacks {node_steps:?}"
-            )));
-        }
-        let steps = pod::missing(&netlink, &pod, &wanted).await?;
-        if !steps.is_empty() {
-            let lacks: Vec<String> = steps.iter().map(ToString::to_string).collect();
-            return Err(Error::Check(lacks.join(", ")));
-        }
-        Ok(())
-    }
-
-    /// DELs what isn't among the valid attachments. Goes on after a failure.
-    async fn gc(&self) -> Result<(), Error> {
-        let conf = &self.parsed.conf;
-        let valid = conf
-            .valid_attachments
-            .as_ref()
-            .ok_or_else(|| Error::Invalid("GC wants cni.dev/valid-attachments".to_owned()))?;
-        let mut failures = Vec::new();
-        let mut total = 0;
-        for record in self.attachments.load_all(&conf.name)? {
-            if record.is_among(valid) {
-                continue;
-            }
-            total += 1;
-            if let Err(error) = self.release_stale(&record).await {
-                failures.push(format!(
-                    "{} {}: {error}: {}",
-                    record.container_id,
-                    record.ifname,
-                    chain(&error)
-                ));
-            }
-        }
-        match failures.is_empty() {
-            true => Ok(()),
-            false => Err(Error::Gc { total, failures }),
-        }
-    }
-
-    /// The delegated plugins read the attachment in their environment, which
-    /// GC's run hasn't got.
-    async fn release_stale(&self, record: &Record) -> Result<(), Error> {
-        if !record.delegated {
             Netlink::open()?.remove_link(&record.host_name).await?;
+            self.ipam(&record.conf).del(record)?;
         }
-        let plugin = match record.delegated {
-            true => delegate::plugin_of(&record.conf),
-            false => delegate::plugin_of(&record.conf["ipam"]),
-        };
-        delegate::del_for(plugin, self.folders(), record)?;
+        self.forget(record)
+    }
+
+    fn forget(&self, record: &Record) -> Result<(), Error> {
         self.attachments.remove(record)
     }
-
-    /// Whether an ADD could be taken now.
-    fn status(&self) -> Result<(), Error> {
-        let ready = self.parsed.resolve().map(|_| ());
-        ready.map_err(|error| Error::Environment(error.into_status_object()))
-    }
-}
-
-/// The interface a lease asks for.
-fn interface(config: &Config, record: &Record, lease: &AddResult) -> Result<PodInterface, Error> {
-    let given = lease.ips.iter().find_map(|ip| match ip.address {
-        IpNet::V4(address) => Some(address),
-        IpNet::V6(_) => None,
-    });
-    let address = given.ok_or_else(|| {
-        Error::Invalid("the IPAM plugin gave no IPv4 address; others are not supported".to_owned())
-    })?;
-    if !config.subnet.contains(&address.addr()) {
-        return Err(Error::Invalid(format!(
-            "address {address} is not of this bubble's subnet {}",
-            config.subnet
-        )));
-    }
-    Ok(PodInterface {
-        veth: VethPair {
-            host_name: record.host_name.clone(),
-            pod_name: record.ifname.clone(),
-            pod_mac: crate::netlink::Mac::of_ipv4(address.addr()),
-            mtu: config.mtu,
-            alias: format!(
-                "{} {} {}",
-                record.network, record.container_id, record.ifname
-            ),
-        },
-        address,
-        gateway: config.gateway,
-        bridge: config.bridge.clone(),
-    })
 }

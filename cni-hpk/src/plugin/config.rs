@@ -1,33 +1,43 @@
 //! The plugin's configuration: stdin, with what Flannel and the overlay say,
 //! validated.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use hpk_cni_types::{ConfError, NetConf, env::check_ifname};
-use ipnet::Ipv4Net;
-use serde::Deserialize;
+use hpk_cni_types::{NetConf, env::check_ifname};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::error::Error;
+use super::ipam;
+use super::pools::{self, Pool, PoolKeys, RangeSet};
+use crate::netlink::nat::{Backend, Family};
 use crate::subnet::{self, OverlayState, SubnetEnv};
 
 /// The plugin's own keys.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Keys {
-    /// Flannel's file; `/run/flannel/subnet.env` unless `subnet` is given.
+    /// Flannel's file; `/run/flannel/subnet.env` unless the pools are given.
     pub subnet_file: Option<PathBuf>,
     /// State of the overlay; its MTU goes before Flannel's.
     pub overlay_file: Option<PathBuf>,
-    /// The pods of this bubble, without Flannel.
-    pub subnet: Option<Ipv4Net>,
-    /// All pods, without Flannel; `subnet` if left out.
-    pub network: Option<Ipv4Net>,
+    /// The pods of this bubble, without Flannel: one network, or a list of
+    /// them (an address of each).
+    #[serde(deserialize_with = "one_or_many")]
+    pub subnet: Vec<String>,
+    /// The same in host-local's words: an address of each inner list.
+    pub ranges: Vec<Vec<PoolKeys>>,
+    /// All pods, without Flannel: one network or a list; those of `subnet` and
+    /// `ranges` if left out.
+    #[serde(deserialize_with = "one_or_many")]
+    pub network: Vec<String>,
     pub bridge: Option<String>,
     pub datapath: Datapath,
     /// Masquerade what leaves `network`. Left out: unless flanneld does.
     pub ip_masq: Option<bool>,
+    /// With what. Left out: what works here.
+    pub ip_masq_backend: Option<Backend>,
     /// Bytes; goes before the files'.
     pub mtu: Option<u32>,
     /// Attachments, the lock and host-local's leases.
@@ -36,6 +46,8 @@ pub struct Keys {
     pub ipam: Map<String, Value>,
     /// Another plugin's configuration: it makes the interface, not we.
     pub delegate: Option<Map<String, Value>>,
+    /// What the caller asks for one attachment; see [`super::request`].
+    pub args: Option<Value>,
 }
 
 /// How the pod's interface is joined to the bridge.
@@ -52,8 +64,11 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/hpk/cni";
 const BRIDGE: &str = "hpk-bridge";
 const MTU: u32 = 1500;
-/// The least an IPv4 host must take (RFC 791).
+/// The least a host must take, bytes (RFC 791, RFC 8200).
 const LEAST_MTU: u32 = 576;
+const LEAST_MTU_IPV6: u32 = 1280;
+/// A rule's comment names them all, in at most 254 bytes.
+const MOST_NETWORKS: usize = 4;
 
 /// What stdin says, looked at as far as DEL needs it.
 #[derive(Debug)]
@@ -65,15 +80,26 @@ pub struct Parsed {
 /// A configuration that can be acted upon.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The network's name.
+    pub name: String,
     pub bridge: String,
-    /// The pods of this bubble.
-    pub subnet: Ipv4Net,
-    /// All pods.
-    pub network: Ipv4Net,
-    /// First address of `subnet`, the bridge's.
-    pub gateway: Ipv4Addr,
+    /// The pods of this bubble: an attachment gets an address of each set.
+    pub ranges: Vec<RangeSet>,
+    /// All pods; among them sources are kept.
+    pub networks: Vec<IpNet>,
     pub mtu: u32,
     pub ip_masq: bool,
+    pub nat: Option<Backend>,
+}
+
+impl Config {
+    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.ranges.iter().flatten()
+    }
+
+    pub fn has(&self, family: Family) -> bool {
+        self.pools().any(|pool| Family::of(pool.subnet) == family)
+    }
 }
 
 impl Parsed {
@@ -107,9 +133,10 @@ impl Parsed {
             Some(path) => OverlayState::load(path).map_err(not_ready)?,
             None => None,
         };
-        let flannel = match keys.subnet {
-            Some(_) => None,
-            None => {
+        let own = self.own_ranges()?;
+        let flannel = match own.is_empty() {
+            false => None,
+            true => {
                 let path = keys
                     .subnet_file
                     .as_deref()
@@ -117,35 +144,81 @@ impl Parsed {
                 Some(SubnetEnv::load(path).map_err(not_ready)?)
             }
         };
-        decide(keys, flannel.as_ref(), overlay.as_ref())
+        let name = self.conf.name.clone();
+        decide(name, keys, own, flannel.as_ref(), overlay.as_ref())
     }
 
-    /// What the IPAM plugin reads on stdin.
-    pub fn ipam_conf(&self, config: &Config) -> Value {
-        let mut ipam = self.conf.plugin.ipam.clone();
-        let kind = ipam.entry("type").or_insert_with(|| "host-local".into());
-        if kind == "host-local" {
-            ipam.entry("dataDir")
-                .or_insert_with(|| self.data_dir.join("networks").display().to_string().into());
-            if !ipam.contains_key("ranges") && !ipam.contains_key("subnet") {
-                let range = json!([[{
-                    "subnet": config.subnet.to_string(),
-                    "gateway": config.gateway.to_string(),
-                }]]);
-                ipam.insert("ranges".to_owned(), range);
-            }
+    /// The pools that the configuration gives itself: with its own keys, or
+    /// in `ipam`, where the reference plugins have them.
+    fn own_ranges(&self) -> Result<Vec<RangeSet>, Error> {
+        let keys = &self.conf.plugin;
+        let mut sets: Vec<Vec<PoolKeys>> = keys.subnet.iter().map(|it| vec![whole(it)]).collect();
+        sets.extend(keys.ranges.iter().cloned());
+        if sets.is_empty() {
+            sets = ipam::ranges_in(&keys.ipam)?;
         }
-        json!({
-            "cniVersion": self.conf.cni_version,
-            "name": self.conf.name,
-            "type": self.conf.plugin_type,
-            "ipam": ipam,
-        })
+        let read_set = |set: &Vec<PoolKeys>| set.iter().map(Pool::read).collect();
+        sets.iter()
+            .map(read_set)
+            .collect::<Result<_, _>>()
+            .map_err(Error::Invalid)
+    }
+
+    /// What the IPAM plugin reads on stdin: all that we read (CNI spec 4,
+    /// "Delegated Plugin protocol"), with `ipam` completed.
+    pub fn ipam_conf(&self, config: &Config) -> Value {
+        let mut conf = self.passed_on();
+        conf["ipam"] = self.ipam_block(config).into();
+        conf
+    }
+
+    /// The `ipam` block, completed with the pools if host-local is to be run.
+    fn ipam_block(&self, config: &Config) -> Map<String, Value> {
+        let mut block = self.conf.plugin.ipam.clone();
+        let kind = block
+            .entry("type")
+            .or_insert_with(|| ipam::HOST_LOCAL.into());
+        if kind == ipam::HOST_LOCAL {
+            block.remove("subnet");
+            block
+                .entry("dataDir")
+                .or_insert_with(|| self.data_dir.join("networks").display().to_string().into());
+            let range = |pool: &Pool| {
+                json!({
+                    "subnet": pool.subnet.to_string(),
+                    "gateway": pool.gateway.to_string(),
+                    "rangeStart": pool.first.to_string(),
+                    "rangeEnd": pool.last.to_string(),
+                })
+            };
+            let set = |set: &RangeSet| set.iter().map(range).collect::<Value>();
+            let ranges = config.ranges.iter().map(set).collect();
+            block.insert("ranges".to_owned(), ranges);
+        }
+        block
+    }
+
+    /// Stdin, but for what is ours alone or of this run alone.
+    fn passed_on(&self) -> Value {
+        let mut conf = self.conf.source.clone();
+        conf.retain(|key, _| !key.starts_with("cni.dev/") && key != "prevResult");
+        conf.into()
     }
 
     /// What a delegated plugin reads on stdin: the `delegate` block, completed
     /// as Flannel's own plugin completes it.
-    pub fn delegate_conf(&self, delegate: &Map<String, Value>, config: &Config) -> Value {
+    pub fn delegate_conf(
+        &self,
+        delegate: &Map<String, Value>,
+        config: &Config,
+    ) -> Result<Value, Error> {
+        for key in ["name", "ipam"] {
+            if let Some(value) = delegate.get(key) {
+                return Err(Error::Invalid(format!(
+                    "delegate must not have {key:?} (it has {value}): it is set from the network"
+                )));
+            }
+        }
         let mut conf = delegate.clone();
         conf.insert("name".to_owned(), self.conf.name.clone().into());
         conf.insert(
@@ -159,18 +232,46 @@ impl Parsed {
         if conf["type"] == "bridge" {
             conf.entry("isGateway").or_insert(Value::Bool(true));
         }
-        if !conf.contains_key("ipam") {
-            let mut ipam = self.ipam_conf(config)["ipam"].clone();
-            ipam["routes"] = json!([{"dst": config.network.to_string()}]);
-            conf.insert("ipam".to_owned(), ipam);
+        let mut block = self.ipam_block(config);
+        let routes = block.entry("routes").or_insert_with(|| json!([]));
+        let all_pods = config
+            .networks
+            .iter()
+            .map(|net| json!({"dst": net.to_string()}));
+        match routes {
+            Value::Array(routes) => routes.extend(all_pods),
+            other => {
+                return Err(Error::Invalid(format!("ipam.routes {other} is not a list")));
+            }
         }
-        if !self.conf.runtime_config.is_empty() {
-            conf.insert(
-                "runtimeConfig".to_owned(),
-                self.conf.runtime_config.clone().into(),
-            );
+        conf.insert("ipam".to_owned(), block.into());
+        for key in ["runtimeConfig", "args"] {
+            if let Some(value) = self.conf.source.get(key) {
+                conf.insert(key.to_owned(), value.clone());
+            }
         }
-        Value::Object(conf)
+        Ok(Value::Object(conf))
+    }
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let odd = |value: &Value| {
+        serde::de::Error::custom(format!(
+            "{value} is neither a network nor a list of networks"
+        ))
+    };
+    let text = |value: &Value| value.as_str().map(str::to_owned).ok_or_else(|| odd(value));
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(Vec::new()),
+        Value::Array(values) => values.iter().map(text).collect(),
+        value => Ok(vec![text(&value)?]),
+    }
+}
+
+fn whole(subnet: &str) -> PoolKeys {
+    PoolKeys {
+        subnet: Some(subnet.to_owned()),
+        ..PoolKeys::default()
     }
 }
 
@@ -183,123 +284,96 @@ fn not_ready(error: subnet::Error) -> Error {
 
 /// Which of the sources goes before which.
 fn decide(
+    name: String,
     keys: &Keys,
+    own: Vec<RangeSet>,
     flannel: Option<&SubnetEnv>,
     overlay: Option<&OverlayState>,
 ) -> Result<Config, Error> {
-    let lease = flannel.and_then(|env| env.ipv4.as_ref());
-    let subnet = keys.subnet.or(lease.map(|lease| lease.subnet));
-    let subnet = subnet
-        .ok_or_else(|| Error::Conf(ConfError::Invalid("no subnet".to_owned())))?
-        .trunc();
-    let network = keys.network.or(lease.map(subnet::Lease::network));
-    let network = network.unwrap_or(subnet).trunc();
-    if !network.contains(&subnet) {
-        return Err(Error::Invalid(format!(
-            "subnet {subnet} is not within network {network}"
-        )));
-    }
-    if subnet.prefix_len() > 29 {
-        return Err(Error::Invalid(format!(
-            "subnet {subnet} is too small for a gateway and pods"
-        )));
-    }
-    let gateway = subnet
-        .hosts()
-        .next()
-        .ok_or_else(|| Error::Invalid(format!("subnet {subnet} has no addresses")))?;
+    let ranges = match flannel {
+        None => own,
+        Some(env) => flannel_ranges(env).map_err(Error::Invalid)?,
+    };
+    pools::check(&ranges).map_err(Error::Invalid)?;
+    let networks = decide_networks(keys, &ranges, flannel)?;
     let mtu = keys
         .mtu
         .or(overlay.map(|state| state.mtu))
         .or(flannel.map(|env| env.mtu))
         .unwrap_or(MTU);
-    if !(LEAST_MTU..=65535).contains(&mtu) {
-        return Err(Error::Invalid(format!(
-            "MTU {mtu} is not between {LEAST_MTU} and 65535"
-        )));
-    }
-    Ok(Config {
+    let config = Config {
+        name,
         bridge: keys.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()),
-        subnet,
-        network,
-        gateway,
+        ranges,
+        networks,
         mtu,
         ip_masq: keys
             .ip_masq
             .unwrap_or(!flannel.is_some_and(|env| env.ip_masq)),
-    })
+        nat: keys.ip_masq_backend,
+    };
+    let least = match config.has(Family::Ipv6) {
+        true => LEAST_MTU_IPV6,
+        false => LEAST_MTU,
+    };
+    if !(least..=65535).contains(&mtu) {
+        return Err(Error::Invalid(format!(
+            "MTU {mtu} is not between {least} and 65535"
+        )));
+    }
+    Ok(config)
+}
+
+fn flannel_ranges(env: &SubnetEnv) -> Result<Vec<RangeSet>, String> {
+    let v4 = env.ipv4.as_ref().map(|lease| IpNet::from(lease.subnet));
+    let v6 = env.ipv6.as_ref().map(|lease| IpNet::from(lease.subnet));
+    let subnets = v4.into_iter().chain(v6);
+    subnets.map(|net| Ok(vec![Pool::of(net)?])).collect()
+}
+
+fn decide_networks(
+    keys: &Keys,
+    ranges: &[RangeSet],
+    flannel: Option<&SubnetEnv>,
+) -> Result<Vec<IpNet>, Error> {
+    let subnets = || ranges.iter().flatten().map(|pool| pool.subnet);
+    let networks = match flannel {
+        _ if !keys.network.is_empty() => keys
+            .network
+            .iter()
+            .map(|text| text.parse().map(|net: IpNet| net.trunc()).map_err(|_| text))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|text| Error::Invalid(format!("network {text:?} is not a network")))?,
+        Some(env) => {
+            let v4 = env.ipv4.iter().flat_map(|lease| &lease.networks);
+            let v6 = env.ipv6.iter().flat_map(|lease| &lease.networks);
+            let v6 = v6.map(|net| IpNet::from(*net));
+            v4.map(|net| IpNet::from(*net)).chain(v6).collect()
+        }
+        None => IpNet::aggregate(&subnets().collect()),
+    };
+    if let Some(subnet) = subnets().find(|net| !networks.iter().any(|all| all.contains(net))) {
+        return Err(Error::Invalid(format!(
+            "subnet {subnet} is not within network {}",
+            list(&networks)
+        )));
+    }
+    for family in Family::ALL {
+        let of_family = networks.iter().filter(|net| Family::of(**net) == family);
+        if of_family.count() > MOST_NETWORKS {
+            return Err(Error::Invalid(format!(
+                "network {}: more than {MOST_NETWORKS} of a family",
+                list(&networks)
+            )));
+        }
+    }
+    Ok(networks)
+}
+
+fn list(networks: &[IpNet]) -> String {
+    let texts: Vec<String> = networks.iter().map(ToString::to_string).collect();
+    texts.join(", ")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn flannel() -> SubnetEnv {
-        SubnetEnv {
-            ipv4: Some(subnet::Lease {
-                networks: vec!["10.244.0.0/16".parse().unwrap()],
-                subnet: "10.244.3.0/24".parse().unwrap(),
-            }),
-            ipv6: None,
-            mtu: 1400,
-            ip_masq: true,
-        }
-    }
-
-    fn overlay() -> OverlayState {
-        OverlayState {
-            mode: "kernel".to_owned(),
-            mtu: 1450,
-            node_ip: "10.244.3.0".parse().unwrap(),
-            device: "hpk-vxlan".to_owned(),
-        }
-    }
-
-    #[test]
-    fn the_overlays_mtu_goes_before_flannels() {
-        let config = decide(&Keys::default(), Some(&flannel()), Some(&overlay())).unwrap();
-        assert_eq!(config.mtu, 1450);
-        let config = decide(&Keys::default(), Some(&flannel()), None).unwrap();
-        assert_eq!(config.mtu, 1400);
-        assert_eq!(config.gateway.to_string(), "10.244.3.1");
-    }
-
-    #[test]
-    fn masquerading_is_left_to_flannel_unless_asked_for() {
-        let config = decide(&Keys::default(), Some(&flannel()), None).unwrap();
-        assert!(!config.ip_masq);
-        let keys = Keys {
-            ip_masq: Some(true),
-            ..Keys::default()
-        };
-        assert!(decide(&keys, Some(&flannel()), None).unwrap().ip_masq);
-    }
-
-    #[test]
-    fn a_subnet_outside_its_network_is_refused() {
-        let keys = Keys {
-            subnet: Some("10.1.0.0/24".parse().unwrap()),
-            network: Some("10.2.0.0/16".parse().unwrap()),
-            ..Keys::default()
-        };
-        let error = decide(&keys, None, None).unwrap_err();
-        assert!(error.to_string().contains("10.1.0.0/24"));
-    }
-
-    #[test]
-    fn tap_is_refused_for_now_and_says_what_to_use() {
-        let json = br#"{"cniVersion":"1.0.0","name":"n","type":"cni-hpk","datapath":"tap"}"#;
-        let error = Parsed::parse(json).unwrap_err();
-        assert!(error.to_string().contains("veth"));
-    }
-
-    #[test]
-    fn host_local_is_told_subnet_gateway_and_folder() {
-        let json = br#"{"cniVersion":"1.0.0","name":"n","type":"cni-hpk","subnet":"10.244.3.0/24","dataDir":"/d"}"#;
-        let parsed = Parsed::parse(json).unwrap();
-        let conf = parsed.ipam_conf(&parsed.resolve().unwrap());
-        assert_eq!(conf["ipam"]["type"], "host-local");
-        assert_eq!(conf["ipam"]["dataDir"], "/d/networks");
-        assert_eq!(conf["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
-    }
-}
+mod tests;

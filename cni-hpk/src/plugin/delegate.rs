@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command as Process, Stdio};
 
-use hpk_cni_types::{AddResult, Command, ErrorObject};
+use hpk_cni_types::{AddResult, Command, ErrorCode, ErrorObject};
 use serde_json::Value;
 
 use super::attachments::Record;
@@ -33,6 +33,29 @@ pub fn del_for(plugin: &str, folders: &[PathBuf], record: &Record) -> Result<(),
     run_with(plugin, folders, Command::Del, &record.conf, environment).map(drop)
 }
 
+/// Runs `plugin` for a command that came with CNI 1.1.0; one that doesn't know
+/// it has nothing to say. (An old one may miss a container's id, code 3.)
+pub fn run_if_known(
+    plugin: &str,
+    folders: &[PathBuf],
+    command: Command,
+    conf: &Value,
+) -> Result<(), Error> {
+    match run(plugin, folders, command, conf) {
+        Err(Error::Delegate { source, .. })
+            if matches!(
+                source.code,
+                ErrorCode::InvalidEnvironment
+                    | ErrorCode::IncompatibleVersion
+                    | ErrorCode::UnknownContainer
+            ) =>
+        {
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
 fn run_with(
     plugin: &str,
     folders: &[PathBuf],
@@ -43,7 +66,7 @@ fn run_with(
     let program = folders
         .iter()
         .map(|folder| folder.join(plugin))
-        .find(|path| path.is_file() && !plugin.contains('/'))
+        .find(|path| path.is_file() && !plugin.is_empty() && !plugin.contains('/'))
         .ok_or_else(|| Error::PluginNotFound {
             plugin: plugin.to_owned(),
             folders: folders.to_vec(),

@@ -9,10 +9,14 @@
 //!
 //! Layout:
 //! - [`config`]: stdin, `subnet.env` and the overlay's state, validated
+//! - [`pools`]: the addresses a network may give away
+//! - [`request`]: what is asked for one attachment
+//! - [`ipam`]: who gives the addresses
+//! - [`locks`]: who may change what
 //! - [`plan`]: what is missing of the bubble's side and of the pod's
 //! - [`node`]: observes and applies the bubble's side: bridge, sysctls, NAT
-//! - [`pod`]: observes and applies the pod's side: veth, address, routes
-//! - [`delegate`]: runs `host-local` and other plugins
+//! - [`pod`]: observes and applies the pod's side: veth, addresses, routes
+//! - [`delegate`]: runs other plugins
 //! - [`attachments`]: what was added, on disk
 //! - [`commands`]: ADD, DEL, CHECK, GC, STATUS
 //! - [`error`]
@@ -22,9 +26,13 @@ pub mod commands;
 pub mod config;
 pub mod delegate;
 pub mod error;
+pub mod ipam;
+pub mod locks;
 pub mod node;
 pub mod plan;
 pub mod pod;
+pub mod pools;
+pub mod request;
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;

@@ -1,24 +1,34 @@
 //! The bubble's side: bridge, settings, NAT. Looked at without a lock; changed
 //! under one, after a second look.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
 use super::error::Error;
-use super::plan::{NodeStep, ObservedNode, Sysctl, plan_node, sysctls};
+use super::locks::{self, Scope};
+use super::plan::{Conflict, IPV6_FORWARDING, NodeStep, ObservedNode, Sysctl, plan_node, sysctls};
 use crate::netlink::{Netlink, nat};
 
 const NET: &str = "/proc/sys/net";
 
-/// Brings the bubble's side to what `config` wants.
-pub async fn ensure(netlink: &Netlink, config: &Config, data_dir: &Path) -> Result<(), Error> {
+/// Brings the bubble's side to what `config` wants. `restarted` is run before
+/// the bridge is made: nothing of what is on record can be alive then.
+pub async fn ensure(
+    netlink: &Netlink,
+    config: &Config,
+    data_dir: &Path,
+    restarted: impl AsyncFnOnce(),
+) -> Result<(), Error> {
     if missing(netlink, config).await?.is_empty() {
         return Ok(());
     }
-    let _lock = lock(data_dir)?;
-    for step in missing(netlink, config).await? {
+    let _lock = locks::lock(data_dir, Scope::Node)?;
+    let steps = missing(netlink, config).await?;
+    if matches!(steps.first(), Some(NodeStep::AddBridge(_))) {
+        restarted().await;
+    }
+    for step in steps {
         apply(netlink, config, &step).await?;
     }
     Ok(())
@@ -26,18 +36,22 @@ pub async fn ensure(netlink: &Netlink, config: &Config, data_dir: &Path) -> Resu
 
 /// What the bubble's side lacks.
 pub async fn missing(netlink: &Netlink, config: &Config) -> Result<Vec<NodeStep>, Error> {
-    let observed = observe(netlink, &config.bridge).await?;
-    plan_node(config, &observed).map_err(|conflict| Error::Invalid(conflict.to_string()))
+    let observed = observe(netlink, config).await?;
+    plan_node(config, &observed).map_err(|conflict| match conflict {
+        Conflict::NoNat => Error::NoNat,
+        conflict => Error::Invalid(conflict.to_string()),
+    })
 }
 
-async fn observe(netlink: &Netlink, bridge: &str) -> Result<ObservedNode, Error> {
+async fn observe(netlink: &Netlink, config: &Config) -> Result<ObservedNode, Error> {
+    let bridge = config.bridge.as_str();
     let link = netlink.link(bridge).await?;
     let bridge_addresses = match &link {
         Some(link) => netlink.addresses(link.index).await?,
         None => Vec::new(),
     };
     let mut values = Vec::new();
-    for sysctl in sysctls(bridge) {
+    for sysctl in sysctls(config) {
         let path = sysctl_path(&sysctl);
         match std::fs::read_to_string(&path) {
             Ok(value) => values.push(Some(value.trim().to_owned())),
@@ -55,21 +69,22 @@ async fn observe(netlink: &Netlink, bridge: &str) -> Result<ObservedNode, Error>
         bridge: link,
         bridge_addresses,
         sysctls: values,
-        nat: nat::observe(bridge, None)?.comments,
+        nat: nat::observe(bridge, config.nat)?,
     })
 }
 
 async fn apply(netlink: &Netlink, config: &Config, step: &NodeStep) -> Result<(), Error> {
     let bridge = config.bridge.as_str();
     match step {
-        NodeStep::AddBridge { mac, mtu } => netlink.add_bridge(bridge, *mac, *mtu).await?,
+        NodeStep::AddBridge(mac) => netlink.add_bridge(bridge, *mac).await?,
         NodeStep::SetMtu(mtu) => netlink.set_mtu(bridge, *mtu).await?,
         NodeStep::SetMac(mac) => netlink.set_mac(bridge, *mac).await?,
+        NodeStep::SetAlias(alias) => netlink.set_alias(bridge, alias).await?,
         NodeStep::SetUp => netlink.set_up(bridge).await?,
         NodeStep::AddAddress(address) => netlink.add_address(bridge, *address, true).await?,
         NodeStep::RemoveAddress(address) => netlink.remove_address(bridge, *address).await?,
         NodeStep::SetSysctl(sysctl) => set_sysctl(sysctl)?,
-        NodeStep::ReplaceNat(rules) => nat::replace(nat::Backend::Nftables, bridge, rules)?,
+        NodeStep::ReplaceNat(backend, rules) => nat::replace(*backend, bridge, rules)?,
     }
     Ok(())
 }
@@ -78,6 +93,9 @@ async fn apply(netlink: &Netlink, config: &Config, step: &NodeStep) -> Result<()
 /// /proc/sys is read-only, the bubble's own set-up has had its chance.
 fn set_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
     let path = sysctl_path(sysctl);
+    if sysctl.path == IPV6_FORWARDING {
+        keep_advertised_routes()?;
+    }
     match std::fs::write(&path, sysctl.value) {
         Err(source) if sysctl.required => Err(Error::Sysctl {
             path,
@@ -88,22 +106,26 @@ fn set_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
     }
 }
 
-fn sysctl_path(sysctl: &Sysctl) -> PathBuf {
-    Path::new(NET).join(&sysctl.path)
+/// A host that begins to forward forgets the routes it has from router
+/// advertisements (the uplink's may be such), unless 2 stands there.
+fn keep_advertised_routes() -> Result<(), Error> {
+    let folder = Path::new(NET).join("ipv6/conf");
+    let fail = |source| Error::File {
+        operation: "list",
+        path: folder.clone(),
+        source,
+    };
+    for entry in std::fs::read_dir(&folder).map_err(fail)? {
+        let path = entry.map_err(fail)?.path().join("accept_ra");
+        // A device may go meanwhile, and one whose setting can't be changed
+        // is no worse off than before.
+        if std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            let _ = std::fs::write(&path, "2");
+        }
+    }
+    Ok(())
 }
 
-/// Held while the bubble's side is changed. `dataDir` is local to the node.
-fn lock(data_dir: &Path) -> Result<File, Error> {
-    let path = data_dir.join("lock");
-    let open = || {
-        std::fs::create_dir_all(data_dir)?;
-        let file = File::options().create(true).append(true).open(&path)?;
-        file.lock()?;
-        Ok(file)
-    };
-    open().map_err(|source| Error::File {
-        operation: "lock",
-        path: path.clone(),
-        source,
-    })
+fn sysctl_path(sysctl: &Sysctl) -> PathBuf {
+    Path::new(NET).join(&sysctl.path)
 }

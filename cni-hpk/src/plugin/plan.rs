@@ -2,13 +2,14 @@
 //! out. ADD applies them; CHECK wants none; a second ADD finds none.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::config::Config;
+use super::pools::Pool;
 use crate::netlink::link::VethPair;
-use crate::netlink::nat::Masquerade;
+use crate::netlink::nat::{self, Backend, Family, Masquerade};
 use crate::netlink::{Link, LinkKind, Mac, Route};
 
 /// What there is of the bubble's side.
@@ -18,25 +19,22 @@ pub struct ObservedNode {
     pub bridge_addresses: Vec<IpNet>,
     /// Value of each of [`sysctls`], as read; `None` where there is no such.
     pub sysctls: Vec<Option<String>>,
-    /// Comments of the rules in the bridge's NAT chain.
-    pub nat: Vec<String>,
+    pub nat: nat::Observed,
 }
 
 /// One change of the bubble's side.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeStep {
-    AddBridge {
-        mac: Mac,
-        mtu: u32,
-    },
+    AddBridge(Mac),
     SetMtu(u32),
     SetMac(Mac),
+    SetAlias(String),
     SetUp,
     AddAddress(IpNet),
     /// Of a lease the bubble had before.
     RemoveAddress(IpNet),
     SetSysctl(Sysctl),
-    ReplaceNat(Vec<Masquerade>),
+    ReplaceNat(Backend, Vec<Masquerade>),
 }
 
 /// A setting of the bubble's network namespace, under `/proc/sys/net`.
@@ -53,79 +51,117 @@ pub struct Sysctl {
 pub enum Conflict {
     #[error("device {0:?} is there already and is no bridge")]
     NotABridge(String),
+    #[error(
+        "{bridge} is the bridge of {alias:?}: give network {network:?} another by key \"bridge\""
+    )]
+    AnothersBridge {
+        bridge: String,
+        alias: String,
+        network: String,
+    },
+    #[error("neither nftables nor iptables can masquerade here")]
+    NoNat,
     #[error("the pod has an interface {0:?} already")]
     InterfaceTaken(String),
+    #[error("the pod has no interface {0:?}, but the bubble has the other end of it")]
+    PodEndGone(String),
 }
 
 /// The settings routing over the bridge needs. All pod traffic comes in and
 /// goes out by the same device, so redirects must be off; the kernel sends
 /// them if either `all` or the device says so.
-pub fn sysctls(bridge: &str) -> Vec<Sysctl> {
+pub fn sysctls(config: &Config) -> Vec<Sysctl> {
+    let bridge = &config.bridge;
     let sysctl = |path: String, value, required| Sysctl {
         path,
         value,
         required,
     };
-    vec![
-        sysctl("ipv4/ip_forward".to_owned(), "1", true),
-        sysctl("ipv4/conf/all/send_redirects".to_owned(), "0", false),
-        sysctl(format!("ipv4/conf/{bridge}/send_redirects"), "0", false),
-        // Strict filtering drops a NodePort's answers that come in elsewhere.
-        sysctl(format!("ipv4/conf/{bridge}/rp_filter"), "2", false),
-        // With it on, br_netfilter bridges a Service's traffic to a pod of the same node
-        // instead of letting it be routed, and the isolated port drops it. It is on in each
-        // new network namespace where the module is loaded.
-        sysctl("bridge/bridge-nf-call-iptables".to_owned(), "0", false),
-        // Not route_localnet: a pod could then reach what listens on the bubble's 127.0.0.1
-        // alone (CVE-2020-8558).
-    ]
+    let mut settings = Vec::new();
+    if config.has(Family::Ipv4) {
+        settings.extend([
+            sysctl("ipv4/ip_forward".to_owned(), "1", true),
+            sysctl("ipv4/conf/all/send_redirects".to_owned(), "0", false),
+            sysctl(format!("ipv4/conf/{bridge}/send_redirects"), "0", false),
+            // Strict filtering drops a NodePort's answers that come in elsewhere.
+            sysctl(format!("ipv4/conf/{bridge}/rp_filter"), "2", false),
+            // With it on, br_netfilter bridges a Service's traffic to a pod of the same node
+            // instead of letting it be routed, and the isolated port drops it. It is on in each
+            // new network namespace where the module is loaded.
+            sysctl("bridge/bridge-nf-call-iptables".to_owned(), "0", false),
+            // Not route_localnet: a pod could then reach what listens on the bubble's 127.0.0.1
+            // alone (CVE-2020-8558).
+        ]);
+    }
+    if config.has(Family::Ipv6) {
+        settings.extend([
+            sysctl(format!("ipv6/conf/{bridge}/disable_ipv6"), "0", true),
+            // The bridge asks for its pods' hardware addresses from its link-local address,
+            // which must not wait for the end of duplicate address detection.
+            sysctl(format!("ipv6/conf/{bridge}/accept_dad"), "0", false),
+            sysctl(format!("ipv6/conf/{bridge}/accept_ra"), "0", false),
+            sysctl(IPV6_FORWARDING.to_owned(), "1", true),
+            sysctl("bridge/bridge-nf-call-ip6tables".to_owned(), "0", false),
+        ]);
+    }
+    settings
 }
 
-/// The bridge's NAT rules.
+/// Has the kernel forget what routers have advertised, where that is taken
+/// from hosts alone.
+pub const IPV6_FORWARDING: &str = "ipv6/conf/all/forwarding";
+
+/// The bridge's NAT rules: of each subnet but once, whatever its ranges.
 pub fn masquerades(config: &Config) -> Vec<Masquerade> {
-    let rule = Masquerade {
-        subnet: config.subnet.into(),
-        networks: vec![config.network.into()],
+    if !config.ip_masq {
+        return Vec::new();
+    }
+    let mut subnets: Vec<IpNet> = config.pools().map(|pool| pool.subnet).collect();
+    subnets.sort_by_key(|net| (Family::of(*net) == Family::Ipv6, *net));
+    subnets.dedup();
+    let of_family = |subnet: IpNet| {
+        let family = |net: &&IpNet| Family::of(**net) == Family::of(subnet);
+        config.networks.iter().filter(family).copied().collect()
     };
-    config.ip_masq.then_some(rule).into_iter().collect()
+    subnets
+        .into_iter()
+        .map(|subnet| Masquerade {
+            subnet,
+            networks: of_family(subnet),
+        })
+        .collect()
 }
+
+/// The bridge's hardware address tells its first gateway.
+fn bridge_mac(config: &Config) -> Mac {
+    config
+        .pools()
+        .next()
+        .map(|pool| Mac::of(pool.gateway))
+        .unwrap_or_default()
+}
+
+/// Says whose a bridge is.
+fn bridge_alias(config: &Config) -> String {
+    format!("{OURS}{}", config.name)
+}
+
+const OURS: &str = "hpk network ";
 
 /// What the bubble's side lacks.
 pub fn plan_node(config: &Config, observed: &ObservedNode) -> Result<Vec<NodeStep>, Conflict> {
     let mut steps = Vec::new();
-    let mac = Mac::of_ipv4(config.gateway);
-    match &observed.bridge {
-        None => steps.push(NodeStep::AddBridge {
-            mac,
-            mtu: config.mtu,
-        }),
-        Some(link) if link.kind != LinkKind::Bridge => {
-            return Err(Conflict::NotABridge(link.name.clone()));
-        }
-        Some(link) => {
-            if link.mtu != config.mtu {
-                steps.push(NodeStep::SetMtu(config.mtu));
-            }
-            if link.mac != mac {
-                steps.push(NodeStep::SetMac(mac));
-            }
-            if !link.up {
-                steps.push(NodeStep::SetUp);
-            }
-        }
-    }
-    // A bridge has exactly its gateway's address.
-    let wanted = IpNet::new_assert(config.gateway.into(), config.subnet.prefix_len());
-    for address in &observed.bridge_addresses {
-        if *address != wanted {
-            steps.push(NodeStep::RemoveAddress(*address));
-        }
-    }
-    if !observed.bridge_addresses.contains(&wanted) {
-        steps.push(NodeStep::AddAddress(wanted));
-    }
+    plan_bridge(config, observed.bridge.as_ref(), &mut steps)?;
+    // A bridge has exactly its gateways' addresses.
+    let mut wanted: Vec<IpNet> = config.pools().map(Pool::gateway_net).collect();
+    wanted.sort();
+    wanted.dedup();
+    let observed_addresses = observed.bridge_addresses.iter();
+    let stale = observed_addresses.filter(|address| !wanted.contains(address));
+    steps.extend(stale.map(|address| NodeStep::RemoveAddress(*address)));
+    // Some must come before addresses: a disabled IPv6 has none.
     let mut values = observed.sysctls.iter();
-    for sysctl in sysctls(&config.bridge) {
+    for sysctl in sysctls(config) {
         // `None` is left alone where the bridge is there: no such setting.
         let set = match values.next() {
             Some(Some(value)) => value != sysctl.value,
@@ -136,44 +172,93 @@ pub fn plan_node(config: &Config, observed: &ObservedNode) -> Result<Vec<NodeSte
             steps.push(NodeStep::SetSysctl(sysctl));
         }
     }
+    let missing = wanted
+        .iter()
+        .filter(|address| !observed.bridge_addresses.contains(address));
+    steps.extend(missing.map(|address| NodeStep::AddAddress(*address)));
     let rules = masquerades(config);
-    if observed.nat != rules.iter().map(ToString::to_string).collect::<Vec<_>>() {
-        steps.push(NodeStep::ReplaceNat(rules));
+    if observed.nat.comments != rules.iter().map(ToString::to_string).collect::<Vec<_>>() {
+        let backend = observed.nat.backend.ok_or(Conflict::NoNat)?;
+        steps.push(NodeStep::ReplaceNat(backend, rules));
     }
     Ok(steps)
+}
+
+fn plan_bridge(
+    config: &Config,
+    observed: Option<&Link>,
+    steps: &mut Vec<NodeStep>,
+) -> Result<(), Conflict> {
+    let (mac, alias) = (bridge_mac(config), bridge_alias(config));
+    let Some(link) = observed else {
+        steps.push(NodeStep::AddBridge(mac));
+        steps.push(NodeStep::SetMtu(config.mtu));
+        steps.push(NodeStep::SetAlias(alias));
+        return Ok(());
+    };
+    if link.kind != LinkKind::Bridge {
+        return Err(Conflict::NotABridge(link.name.clone()));
+    }
+    if link.alias.starts_with(OURS) && link.alias != alias {
+        return Err(Conflict::AnothersBridge {
+            bridge: link.name.clone(),
+            alias: link.alias.clone(),
+            network: config.name.clone(),
+        });
+    }
+    if link.alias.is_empty() {
+        steps.push(NodeStep::SetAlias(alias));
+    }
+    if link.mtu != config.mtu {
+        steps.push(NodeStep::SetMtu(config.mtu));
+    }
+    if link.mac != mac {
+        steps.push(NodeStep::SetMac(mac));
+    }
+    if !link.up {
+        steps.push(NodeStep::SetUp);
+    }
+    Ok(())
 }
 
 /// What is wanted of a pod's interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodInterface {
     pub veth: VethPair,
-    /// With the subnet's prefix, as IPAM gives it.
-    pub address: Ipv4Net,
-    pub gateway: Ipv4Addr,
+    /// With their subnets' prefixes, as IPAM gives them.
+    pub addresses: Vec<IpNet>,
+    pub routes: Vec<Route>,
     pub bridge: String,
 }
 
-impl PodInterface {
-    /// The gateway is on the device, all else behind it, its own subnet too:
-    /// what the pod sends always passes the bubble's routing, and so its
-    /// Services, although its neighbours are on the same bridge.
-    pub fn routes(&self) -> Vec<Route> {
-        let via = |destination: Ipv4Net| Route {
-            destination: destination.into(),
-            gateway: Some(self.gateway.into()),
+/// What leads a pod's packets of one address out: the gateway is on the
+/// device, all else behind it, its own subnet too. What the pod sends always
+/// passes the bubble's routing, and so its Services, although its neighbours
+/// are on the same bridge.
+pub fn gateway_routes(address: IpNet, gateway: IpAddr) -> [Route; 3] {
+    let via = |destination: IpNet| Route {
+        destination,
+        gateway: Some(gateway),
+        onlink: false,
+        mtu: None,
+    };
+    [
+        Route {
+            destination: gateway.into(),
+            gateway: None,
             onlink: false,
             mtu: None,
-        };
-        vec![
-            Route {
-                destination: Ipv4Net::from(self.gateway).into(),
-                gateway: None,
-                onlink: false,
-                mtu: None,
-            },
-            via(self.address.trunc()),
-            via(Ipv4Net::default()),
-        ]
+        },
+        via(address.trunc()),
+        via(default_route(gateway)),
+    ]
+}
+
+/// Everywhere, in the family of `address`.
+pub fn default_route(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => Ipv4Net::default().into(),
+        IpAddr::V6(_) => Ipv6Net::default().into(),
     }
 }
 
@@ -191,9 +276,10 @@ pub struct ObservedPod {
 /// One change of a pod's interface.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PodStep {
-    /// The host's end of an ADD whose pod end has gone with its namespace.
-    RemoveHostEnd,
     AddVeth(VethPair),
+    /// No IPv6 but what we give: no redirects, which would lead to neighbours
+    /// that can't be reached but through the gateway; no waiting.
+    QuietIpv6,
     /// Makes the host's end an isolated port, and sets it up.
     JoinBridge,
     AddAddress(IpNet),
@@ -204,8 +290,8 @@ pub enum PodStep {
 impl fmt::Display for PodStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RemoveHostEnd => write!(f, "a stale interface in the bubble"),
             Self::AddVeth(pair) => write!(f, "no interface {}", pair.pod_name),
+            Self::QuietIpv6 => write!(f, "IPv6 takes redirects"),
             Self::JoinBridge => write!(f, "no isolated port of the bridge"),
             Self::AddAddress(address) => write!(f, "no address {address}"),
             Self::SetUp => write!(f, "the interface is down"),
@@ -214,37 +300,45 @@ impl fmt::Display for PodStep {
     }
 }
 
-/// What a pod's interface lacks.
+/// What a pod's interface lacks; all of it if there is none.
 pub fn plan_pod(wanted: &PodInterface, observed: &ObservedPod) -> Result<Vec<PodStep>, Conflict> {
     let mut steps = Vec::new();
-    let ours = observed.host_end.is_some();
-    match (&observed.host_end, &observed.pod_end) {
-        (_, Some(pod)) if !ours || pod.kind != LinkKind::Veth => {
-            return Err(Conflict::InterfaceTaken(pod.name.clone()));
-        }
-        (Some(_), None) => {
-            steps.push(PodStep::RemoveHostEnd);
+    let fresh = match (&observed.host_end, &observed.pod_end) {
+        (None, None) => {
             steps.push(PodStep::AddVeth(wanted.veth.clone()));
+            if wanted
+                .addresses
+                .iter()
+                .any(|it| Family::of(*it) == Family::Ipv6)
+            {
+                steps.push(PodStep::QuietIpv6);
+            }
+            true
         }
-        (None, _) => steps.push(PodStep::AddVeth(wanted.veth.clone())),
-        (Some(_), Some(_)) => {}
-    }
-    let fresh = !steps.is_empty();
+        (Some(host), Some(pod)) if host.kind == LinkKind::Veth && pod.kind == LinkKind::Veth => {
+            false
+        }
+        (_, Some(pod)) => return Err(Conflict::InterfaceTaken(pod.name.clone())),
+        (Some(_), None) => return Err(Conflict::PodEndGone(wanted.veth.pod_name.clone())),
+    };
     let joined = observed.host_end.as_ref().is_some_and(|link| {
         link.up && link.isolated && link.bridge.is_some() && link.bridge == observed.bridge
     });
     if fresh || !joined {
         steps.push(PodStep::JoinBridge);
     }
-    if fresh || !observed.addresses.contains(&wanted.address.into()) {
-        steps.push(PodStep::AddAddress(wanted.address.into()));
+    for address in &wanted.addresses {
+        if fresh || !observed.addresses.contains(address) {
+            steps.push(PodStep::AddAddress(*address));
+        }
     }
-    if fresh || !observed.pod_end.as_ref().is_some_and(|link| link.up) {
+    // Not its MTU: a later plugin of the chain may have changed it.
+    if fresh || observed.pod_end.as_ref().is_some_and(|link| !link.up) {
         steps.push(PodStep::SetUp);
     }
-    for route in wanted.routes() {
-        if fresh || !observed.routes.contains(&route) {
-            steps.push(PodStep::SetRoute(route));
+    for route in &wanted.routes {
+        if fresh || !observed.routes.contains(route) {
+            steps.push(PodStep::SetRoute(route.clone()));
         }
     }
     Ok(steps)

@@ -1,16 +1,18 @@
-//! The pod's side: veth, address, routes.
+//! The pod's side: veth, addresses, routes.
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::plan::{ObservedPod, PodInterface, PodStep, plan_pod};
-use crate::netlink::{Mac, Netlink};
+use crate::netlink::{Link, Netlink, in_namespace};
 
 /// A pod's network namespace, entered.
 #[derive(Debug)]
 pub struct PodNamespace {
+    path: PathBuf,
     file: File,
     netlink: Netlink,
 }
@@ -29,13 +31,49 @@ impl PodNamespace {
             source,
         };
         let file = File::open(path).map_err(fail)?;
+        let own = std::fs::metadata("/proc/thread-self/ns/net").map_err(fail)?;
+        let meta = file.metadata().map_err(fail)?;
+        if (meta.dev(), meta.ino()) == (own.dev(), own.ino()) {
+            return Err(Error::OwnNamespace(path.to_owned()));
+        }
         let netlink = Netlink::open_in(path).map_err(|error| fail(error.source))?;
-        Ok(Self { file, netlink })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            netlink,
+        })
     }
 
-    /// The hardware address of the pod's interface.
-    pub async fn mac(&self, ifname: &str) -> Result<Option<Mac>, Error> {
-        Ok(self.netlink.link(ifname).await?.map(|link| link.mac))
+    /// The pod's interface, if it is there.
+    pub async fn link(&self, ifname: &str) -> Result<Option<Link>, Error> {
+        Ok(self.netlink.link(ifname).await?)
+    }
+
+    /// Sets what [`PodStep::QuietIpv6`] means.
+    fn quiet_ipv6(&self, ifname: &str) -> Result<(), Error> {
+        let folder = Path::new("/proc/sys/net/ipv6/conf").join(ifname);
+        // In the order of their weight; /proc/sys/net is the thread's own.
+        let set_all = || {
+            for (name, value) in [
+                ("disable_ipv6", "0"),
+                ("accept_redirects", "0"),
+                ("accept_ra", "0"),
+                ("accept_dad", "0"),
+            ] {
+                let path = folder.join(name);
+                std::fs::write(&path, value).map_err(|source| Error::Sysctl {
+                    path,
+                    value: value.to_owned(),
+                    source,
+                })?;
+            }
+            Ok(())
+        };
+        in_namespace(&self.path, set_all).map_err(|source| Error::Namespace {
+            path: self.path.clone(),
+            hint: "",
+            source,
+        })?
     }
 }
 
@@ -45,31 +83,27 @@ pub async fn missing(
     pod: &PodNamespace,
     wanted: &PodInterface,
 ) -> Result<Vec<PodStep>, Error> {
-    let pod_end = pod.netlink.link(&wanted.veth.pod_name).await?;
-    let (addresses, routes) = match &pod_end {
-        Some(link) => (
-            pod.netlink.addresses(link.index).await?,
-            pod.netlink.routes(link.index).await?,
-        ),
-        None => (Vec::new(), Vec::new()),
-    };
-    let observed = ObservedPod {
+    let mut observed = ObservedPod {
         host_end: netlink.link(&wanted.veth.host_name).await?,
         bridge: netlink.link(&wanted.bridge).await?.map(|link| link.index),
-        pod_end,
-        addresses,
-        routes,
+        ..ObservedPod::default()
     };
+    if let Some(link) = pod.link(&wanted.veth.pod_name).await? {
+        observed.addresses = pod.netlink.addresses(link.index).await?;
+        observed.routes = pod.netlink.routes(link.index).await?;
+        observed.pod_end = Some(link);
+    }
     plan_pod(wanted, &observed).map_err(|conflict| Error::Invalid(conflict.to_string()))
 }
 
-/// Brings a pod's interface to what is wanted.
-pub async fn ensure(
+/// Makes a pod's interface, of which nothing may be there yet.
+pub async fn make(
     netlink: &Netlink,
     pod: &PodNamespace,
     wanted: &PodInterface,
 ) -> Result<(), Error> {
-    for step in missing(netlink, pod, wanted).await? {
+    let steps = plan_pod(wanted, &ObservedPod::default());
+    for step in steps.map_err(|conflict| Error::Invalid(conflict.to_string()))? {
         apply(netlink, pod, wanted, &step).await?;
     }
     Ok(())
@@ -84,8 +118,8 @@ async fn apply(
     let host_name = wanted.veth.host_name.as_str();
     let pod_name = wanted.veth.pod_name.as_str();
     match step {
-        PodStep::RemoveHostEnd => netlink.remove_link(host_name).await?,
         PodStep::AddVeth(pair) => netlink.add_veth(pair, &pod.file).await?,
+        PodStep::QuietIpv6 => pod.quiet_ipv6(pod_name)?,
         PodStep::JoinBridge => {
             netlink
                 .join_bridge(host_name, &wanted.bridge, &wanted.veth.alias)
@@ -96,28 +130,4 @@ async fn apply(
         PodStep::SetRoute(route) => pod.netlink.set_route(pod_name, route).await?,
     }
     Ok(())
-}
-
-/// Name of the bubble's end of a pod's veth: the same for the same
-/// attachment, so that DEL finds it when the pod's namespace is gone.
-pub fn host_name(network: &str, container_id: &str, ifname: &str) -> String {
-    // FNV-1a; 48 bits of it, in the 15 bytes an interface name has.
-    let text = format!("{network}/{container_id}/{ifname}");
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("hpk{:012x}", (hash ^ (hash >> 48)) & 0xffff_ffff_ffff)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_names_fit_and_differ_by_interface() {
-        let name = host_name("hpk", "0123456789abcdef", "eth0");
-        assert_eq!(name.len(), 15);
-        assert_eq!(name, host_name("hpk", "0123456789abcdef", "eth0"));
-        assert_ne!(name, host_name("hpk", "0123456789abcdef", "eth1"));
-    }
 }

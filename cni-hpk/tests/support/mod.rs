@@ -22,7 +22,7 @@ pub fn inside(test: &str, body: impl FnOnce()) {
     let output = Command::new("timeout")
         .args([
             "--kill-after=2",
-            "90",
+            "400",
             "unshare",
             "--user",
             "--map-root-user",
@@ -157,6 +157,7 @@ pub fn conf() -> Value {
 }
 
 /// One run of the plugin.
+#[derive(Clone)]
 pub struct Call {
     pub command: &'static str,
     pub id: String,
@@ -175,8 +176,37 @@ impl Call {
     }
 
     pub fn run(&self) -> Result<Value, Value> {
+        let output = self.start(Command::new(PLUGIN));
+        let value = match output.stdout.is_empty() {
+            true => Value::Null,
+            false => serde_json::from_slice(&output.stdout).unwrap(),
+        };
+        match output.status.success() {
+            true => Ok(value),
+            false => Err(value),
+        }
+    }
+
+    /// Runs the plugin, killed as it is about to make its `count`th system
+    /// call of that name. Whether it came so far.
+    pub fn run_until(&self, syscall: &str, count: usize) -> bool {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e"]);
+        strace.arg(format!("inject={syscall}:signal=SIGKILL:when={count}"));
+        strace.arg(PLUGIN);
+        let output = self.start(strace);
+        let whole = output.status.success();
+        assert!(
+            whole || output.stdout.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        !whole
+    }
+
+    fn start(&self, mut program: Command) -> Output {
         use std::io::Write as _;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cni-hpk"))
+        let mut child = program
             .env("CNI_COMMAND", self.command)
             .env("CNI_CONTAINERID", &self.id)
             .env("CNI_NETNS", self.netns.as_deref().unwrap_or(Path::new("")))
@@ -187,22 +217,24 @@ impl Call {
             .spawn()
             .unwrap();
         let text = self.conf.to_string();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(text.as_bytes())
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
-        let value = match output.stdout.is_empty() {
-            true => Value::Null,
-            false => serde_json::from_slice(&output.stdout).unwrap(),
-        };
-        match output.status.success() {
-            true => Ok(value),
-            false => Err(value),
-        }
+        let mut stdin = child.stdin.take().unwrap();
+        // One that is killed early reads nothing.
+        let _ = stdin.write_all(text.as_bytes());
+        drop(stdin);
+        child.wait_with_output().unwrap()
     }
+}
+
+const PLUGIN: &str = env!("CARGO_BIN_EXE_cni-hpk");
+
+/// What an attachment leaves if it isn't removed whole: interfaces, leases,
+/// records.
+pub fn leftovers() -> String {
+    sh(
+        "ip -br link | grep -E '^(hpk[0-9a-f]{12}|veth|tap|ifb)' || true
+        find /run/cni/networks -type f -name '[0-9a-f]*[.:]*' 2>/dev/null || true
+        ls /run/cni/attachments 2>/dev/null || true",
+    )
 }
 
 fn conf_for(command: &str) -> Value {

@@ -40,6 +40,9 @@ pub struct NetConf<T> {
     /// Only in GC.
     #[serde(rename = "cni.dev/valid-attachments", default)]
     pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The whole, as it came.
+    #[serde(skip)]
+    pub source: Map<String, Value>,
     #[serde(flatten)]
     pub plugin: T,
 }
@@ -58,9 +61,12 @@ impl<T: serde::de::DeserializeOwned> NetConf<T> {
     pub fn parse(json: &[u8]) -> Result<Self, ConfError> {
         let value: Value = serde_json::from_slice(json).map_err(ConfError::Json)?;
         parse_version(&value)?;
-        let conf: Self =
-            serde_json::from_value(value).map_err(|error| ConfError::Invalid(error.to_string()))?;
+        let mut conf: Self = serde_json::from_value(value.clone())
+            .map_err(|error| ConfError::Invalid(error.to_string()))?;
         check_name(&conf.name)?;
+        if let Value::Object(source) = value {
+            conf.source = source;
+        }
         Ok(conf)
     }
 
@@ -154,13 +160,13 @@ impl NetworkList {
     }
 }
 
-/// The newest version spoken of `cniVersions` (since 1.1.0), else `cniVersion`.
+/// The newest version spoken of `cniVersions` (since 1.1.0) and `cniVersion`.
 fn list_version(source: &Value) -> Result<SpecVersion, ConfError> {
-    let newest = source
-        .get("cniVersions")
-        .and_then(Value::as_array)
+    let more = source.get("cniVersions").and_then(Value::as_array);
+    let newest = more
         .into_iter()
         .flatten()
+        .chain(source.get("cniVersion"))
         .filter_map(|version| version.as_str()?.parse::<SpecVersion>().ok())
         .max();
     match newest {
@@ -201,6 +207,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!(list.cni_version, SpecVersion::V1_0_0);
+        let list = NetworkList::parse(
+            br#"{"cniVersion":"1.1.0","cniVersions":["0.4.0"],"name":"n","plugins":[{"type":"a"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(list.cni_version, SpecVersion::V1_1_0);
     }
 
     #[test]

@@ -57,6 +57,8 @@ impl FromStr for Command {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args(pub Vec<(String, String)>);
 
+const IGNORE_UNKNOWN: &str = "IgnoreUnknown";
+
 impl Args {
     /// Parses the variable; an entry without `=` is an error.
     pub fn parse(text: &str) -> Result<Self, ErrorObject> {
@@ -81,7 +83,7 @@ impl Args {
     /// Whether keys a plugin doesn't know are to be passed over.
     pub fn ignore_unknown(&self) -> bool {
         matches!(
-            self.get("IgnoreUnknown")
+            self.get(IGNORE_UNKNOWN)
                 .map(str::to_ascii_lowercase)
                 .as_deref(),
             Some("1" | "true")
@@ -93,12 +95,12 @@ impl Args {
         if self.ignore_unknown() {
             return Ok(());
         }
-        match self
-            .0
-            .iter()
-            .find(|(key, _)| key != "IgnoreUnknown" && !known.contains(&key.as_str()))
-        {
-            Some((key, _)) => Err(invalid(format!("CNI_ARGS: unknown key {key:?}"))),
+        let is_known = |key: &str| key == IGNORE_UNKNOWN || known.contains(&key);
+        match self.0.iter().find(|(key, _)| !is_known(key)) {
+            Some((key, value)) => Err(ErrorObject {
+                details: format!("known are {}; or give IgnoreUnknown=1", known.join(", ")),
+                ..invalid(format!("CNI_ARGS: unknown key {key:?} (value {value:?})"))
+            }),
             None => Ok(()),
         }
     }
@@ -123,6 +125,7 @@ pub struct Invocation {
     pub netns: Option<PathBuf>,
     /// Empty for GC, STATUS and VERSION.
     pub ifname: String,
+    /// Empty in DEL.
     pub args: Args,
     /// Folders to look for other plugins in.
     pub path: Vec<PathBuf>,
@@ -160,7 +163,8 @@ impl Invocation {
             matches!(command, Command::Add | Command::Check),
         );
         let ifname = required("CNI_IFNAME", attachment);
-        let path = required("CNI_PATH", true);
+        // The specification wants it for GC; without it no other plugin is found.
+        let path = required("CNI_PATH", command == Command::Gc);
         if !missing.is_empty() {
             return Err(invalid(format!(
                 "{} wants {}",
@@ -179,7 +183,11 @@ impl Invocation {
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
             ifname,
-            args: Args::parse(&value("CNI_ARGS").unwrap_or_default())?,
+            args: match command {
+                // What ADD would have refused must not keep DEL from cleaning up.
+                Command::Del => Args::default(),
+                _ => Args::parse(&value("CNI_ARGS").unwrap_or_default())?,
+            },
             path: std::env::split_paths(&path)
                 .filter(|folder| !folder.as_os_str().is_empty())
                 .collect(),
@@ -294,7 +302,21 @@ mod tests {
     }
 
     #[test]
-    fn an_arg_without_a_value_is_an_error() {
+    fn an_arg_without_a_value_is_an_error_but_in_del() {
         assert!(Args::parse("FOO").is_err());
+        let del = [
+            ("CNI_COMMAND", "DEL"),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_ARGS", "FOO"),
+        ];
+        assert!(invoke(&del).is_ok());
+    }
+
+    #[test]
+    fn gc_alone_wants_a_path() {
+        let error = invoke(&[("CNI_COMMAND", "GC")]).unwrap_err();
+        assert!(error.msg.contains("CNI_PATH"), "{}", error.msg);
+        assert!(invoke(&[("CNI_COMMAND", "STATUS")]).is_ok());
     }
 }

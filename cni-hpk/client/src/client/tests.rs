@@ -79,6 +79,7 @@ async fn results_are_chained_and_cached_for_del() {
         json!({"portMappings": [{"hostPort": 80}]})
     );
     assert!(bench.stdin("a", "ADD").get("runtimeConfig").is_none());
+    assert!(given.get("capabilities").is_none());
     assert!(bench.folder.join("cache/results/net-c1-eth0").is_file());
 
     // A caller that knows the id alone, as after a restart.
@@ -185,4 +186,64 @@ async fn check_of_an_unknown_attachment_is_an_error() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::UnknownAttachment { .. }));
+}
+
+#[tokio::test]
+async fn a_torn_cache_keeps_nobody_from_del_or_gc() {
+    let bench = Bench::new("torn");
+    bench.plugin("a", PRINT);
+    let list = list(r#"[{"type":"a"}]"#);
+    bench.client.add(&list, &attachment()).await.unwrap();
+    std::fs::write(bench.folder.join("cache/results/net-c2-eth0"), "{").unwrap();
+    bench.client.gc(&list, &[]).await.unwrap();
+    let torn = Attachment {
+        container_id: "c2".to_owned(),
+        ..attachment()
+    };
+    bench.client.del(&list, &torn).await.unwrap();
+    let left = std::fs::read_dir(bench.folder.join("cache/results")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test]
+async fn the_cache_is_libcnis() {
+    let bench = Bench::new("format");
+    bench.plugin("a", PRINT);
+    let list = list(r#"[{"type":"a"}]"#);
+    bench.client.add(&list, &attachment()).await.unwrap();
+    let file = bench.folder.join("cache/results/net-c1-eth0");
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let entry: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for (key, value) in [
+        ("kind", json!("cniCacheV1")),
+        ("containerId", json!("c1")),
+        ("ifName", json!("eth0")),
+        ("networkName", json!("net")),
+        ("netns", json!("/run/netns/c1")),
+        ("cniArgs", json!([["IgnoreUnknown", "1"]])),
+    ] {
+        assert_eq!(entry[key], value);
+    }
+    assert!(entry["config"].is_string() && entry["result"].is_object());
+    // A conflist of a newer version: prevResult comes in that.
+    let mut newer = list.clone().into_inner();
+    newer.cni_version = SpecVersion::V0_4_0;
+    bench
+        .client
+        .del(&newer.into(), &attachment())
+        .await
+        .unwrap();
+    assert_eq!(bench.stdin("a", "DEL")["prevResult"]["cniVersion"], "0.4.0");
+}
+
+#[tokio::test]
+async fn a_list_that_disables_gc_is_left_alone() {
+    let bench = Bench::new("nogc");
+    bench.plugin("a", PRINT);
+    let mut list = list(r#"[{"type":"a"}]"#).into_inner();
+    list.disable_gc = true;
+    let list = list.into();
+    bench.client.add(&list, &attachment()).await.unwrap();
+    bench.client.gc(&list, &[]).await.unwrap();
+    assert_eq!(bench.log(), ["a ADD"]);
 }

@@ -81,7 +81,7 @@ impl fmt::Display for Masquerade {
 }
 
 /// What there is in a bridge's chains.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     /// What to write with; `None` where nothing can masquerade.
     pub backend: Option<Backend>,
