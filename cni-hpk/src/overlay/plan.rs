@@ -287,8 +287,8 @@ mod tests {
             record.subnet6 = "fd00:5::/64".parse().ok();
         }
         let steps = plan(&wanted, &in_place(&[]));
-        assert_eq!(steps[0], Step::SetForwarding6);
-        assert_eq!(steps[1], Step::AddAddress("fd00:3::/128".parse().unwrap()));
+        assert_eq!(steps[0], Step::AddAddress("fd00:3::/128".parse().unwrap()));
+        assert_eq!(steps[1], Step::SetForwarding6);
         assert_eq!(steps.len(), 7);
         let routes: Vec<_> = steps[5..].iter().collect();
         assert!(
