@@ -136,14 +136,10 @@ async fn copy_out(master: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
             Sink::File(file) => file.write_all(bytes),
             Sink::Pipe(pipe) => write_all(pipe, bytes).await,
         };
-        match written {
+        if let Err(e) = written {
             // Goes on: a program must not block because its log can't be written.
-            Err(e) => {
-                log::warn!("write a terminal's output: {e}");
-                sink = Sink::Nowhere;
-            }
-            Ok(()) if ended => return,
-            Ok(()) => {}
+            log::warn!("write a terminal's output: {e}");
+            sink = Sink::Nowhere;
         }
         if ended {
             return;

@@ -3,7 +3,8 @@
 //! 1. A child makes a mount namespace, mounts the root file system there, makes or joins the other
 //!    namespaces, and execs Apptainer: nothing it mounts outlives the container.
 //! 2. Apptainer execs `hpk-pause init` as the container's first process, which says hello.
-//! 3. Apptainer's process (23 MB) is killed: the container's process becomes the shim's child.
+//! 3. Apptainer's process (23 MB) is killed, unless HPK_KEEP_ENGINE=1: the container's process becomes the
+//!    shim's child.
 //! 4. The process is configured, sets everything up, and waits.
 #![allow(unsafe_code)]
 
@@ -119,7 +120,11 @@ async fn try_launch(
     let mut exit = started.watch(first_pid);
     record.init = Some(first_pid);
     record.write(bundle)?;
-    if !programs.keep_engine {
+    // In a PID namespace joined by path the first process forks and ends, and Apptainer with it.
+    if programs.keep_engine && pid_namespace.is_none() {
+        // It stays the container's parent: only by its end does the shim learn of the container's.
+        exit = engine_exit;
+    } else {
         terminate(engine_pid);
         reaper::ended(engine_exit).await;
         record.engine = None;
@@ -315,6 +320,8 @@ fn apptainer(
         )
         .env("HOME", bundle)
         .env("LANG", "C")
+        // It lives for some 70 ms: collecting garbage would only take a tenth of its time.
+        .env("GOGC", if programs.keep_engine { "100" } else { "off" })
         .env("APPTAINER_CONFIGDIR", bundle.join("apptainer"))
         .stdin(Stdio::null())
         .stdout(clone_of(said)?)

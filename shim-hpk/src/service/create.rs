@@ -188,10 +188,13 @@ impl Service {
         });
     }
 
-    /// What a container's first process leaves behind in a PID namespace that isn't its own.
+    /// What a container's first process leaves behind in a PID namespace that isn't its own, or an
+    /// Apptainer that was kept and killed.
     fn kill_rest(&self, id: &str) {
         let membership = self.containers().get(id).and_then(|c| c.membership);
-        let left = membership.filter(|m| !m.ends_with_init());
+        // Where Apptainer stays, the end that was told may be its own.
+        let kept = self.inner.programs.keep_engine;
+        let left = membership.filter(|m| kept || !m.ends_with_init());
         for pid in left.map(|m| m.pids()).unwrap_or_default() {
             // ESRCH: it has ended by itself.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
