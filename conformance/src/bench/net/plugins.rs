@@ -1,5 +1,5 @@
-//! ADD and DEL, alone and 32 at once: cni-hpk beside the stock `bridge` plugin, both with
-//! `host-local` and without NAT rules, both called by `cni-hpk/client`.
+//! ADD and DEL, alone and 32 at once: cni-hpk, which keeps its leases itself, beside the stock
+//! `bridge` plugin with `host-local`; both without NAT rules, both called by `cni-hpk/client`.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
