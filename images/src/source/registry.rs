@@ -40,15 +40,15 @@ impl std::fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// Logs in to `endpoint` for `reference`; `credentials` go before those of registries.yaml.
+    /// Logs in to `endpoint` for `reference`, with `secret` where [`Endpoint::login`] allows it.
     pub async fn connect(
         endpoint: &Endpoint,
         reference: &Reference,
-        credentials: Option<&Credentials>,
+        secret: Option<&Credentials>,
     ) -> Result<Self, Error> {
         let place = endpoint.host.clone();
         let client = make_client(endpoint)?;
-        let auth = match credentials.or(endpoint.credentials.as_ref()) {
+        let auth = match endpoint.login(secret) {
             None => RegistryAuth::Anonymous,
             Some(Credentials::Basic { username, password }) => {
                 RegistryAuth::Basic(username.clone(), password.clone())
