@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::limits::{ATTRIBUTE, Budget, Exceeded, PATH};
 use crate::members::{Member, Members};
 
 /// Metadata all kinds of entries have.
@@ -56,6 +57,34 @@ pub struct Entry {
     pub kind: Kind,
 }
 
+impl Entry {
+    /// Bytes it takes in memory; an error if a part of it is longer than the kernel could take.
+    fn weight(&self) -> Result<u64, Exceeded> {
+        let check = |what: &str, length: usize, limit: usize| match length > limit {
+            true => Err(Exceeded::Length {
+                what: format!("{what} of {}", self.shown()),
+                length,
+                limit,
+            }),
+            false => Ok(length),
+        };
+        let mut bytes = size_of::<Self>() + check("the path", self.path.len(), PATH)?;
+        if let Kind::Symlink(to) | Kind::Hardlink(to) = &self.kind {
+            bytes += check("the link", to.len(), PATH)?;
+        }
+        for (name, value) in &self.meta.xattrs {
+            bytes += name.len() + check("an attribute", value.len(), ATTRIBUTE)?;
+        }
+        Ok(bytes as u64)
+    }
+
+    /// Its path as far as it makes sense in a message.
+    fn shown(&self) -> String {
+        let head = &self.path[..self.path.len().min(100)];
+        format!("{:?}", String::from_utf8_lossy(head))
+    }
+}
+
 /// A layer's entries, and the digest of its uncompressed bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
@@ -79,9 +108,11 @@ pub fn decompress<'a>(raw: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
 }
 
 /// Reads the whole (compressed) layer once: its entries and its diff id.
-pub fn list(raw: impl Read) -> io::Result<Listing> {
+///
+/// An image beyond its limits is an error whose inner one is [`Exceeded`].
+pub fn list(raw: impl Read, budget: &Budget) -> io::Result<Listing> {
     let mut tar = Hashing {
-        inner: decompress(raw)?,
+        inner: budget.of(decompress(raw)?),
         hash: Sha256::new(),
     };
     let mut entries = Vec::new();
@@ -89,12 +120,14 @@ pub fn list(raw: impl Read) -> io::Result<Listing> {
     while let Some(member) = members.next()? {
         let index = entries.len();
         let (meta, kind) = describe(&member)?;
-        entries.push(Entry {
+        let entry = Entry {
             index,
             path: member.path,
             meta,
             kind,
-        });
+        };
+        budget.list(entry.weight()?)?;
+        entries.push(entry);
     }
     // What stands behind the tar's end counts for the digest, too.
     io::copy(&mut tar, &mut io::sink())?;
@@ -170,4 +203,67 @@ fn kept_xattr(key: &[u8], value: &[u8]) -> Option<(String, Vec<u8>)> {
     let useful = name == "security.capability"
         || (name.starts_with("user.") && !name.starts_with("user.overlay."));
     useful.then(|| (name.to_owned(), value.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::tests::budget;
+    use crate::merge::tests::Layer;
+
+    fn exceeded(tar: &[u8], unpacked: u64, listing: u64) -> Exceeded {
+        let error = list(tar, &budget(unpacked, listing)).unwrap_err();
+        let inner = error.get_ref().unwrap().downcast_ref::<Exceeded>();
+        inner.unwrap_or_else(|| panic!("{error}")).clone()
+    }
+
+    #[test]
+    fn a_small_layer_that_unpacks_to_much_is_refused_before_it_is_through() {
+        let bomb = zstd::encode_all(io::repeat(0).take(64 << 20), 1).unwrap();
+        assert!(bomb.len() < 64 << 10, "{}", bomb.len());
+        // A tar of zeros ends at once; what stands behind its end is unpacked for the digest, too.
+        let limit = 1 << 20;
+        assert_eq!(exceeded(&bomb, limit, limit), Exceeded::Unpacked { limit });
+    }
+
+    #[test]
+    fn more_entries_than_there_is_memory_for_are_refused() {
+        let mut layer = Layer::new();
+        for n in 0..2000 {
+            layer = layer.file(&format!("f{n}"), "");
+        }
+        let tar = layer.tar();
+        let limit = 64 << 10;
+        assert_eq!(exceeded(&tar, 1 << 30, limit), Exceeded::Listing { limit });
+        let listed = list(tar.as_slice(), &budget(1 << 30, 1 << 20)).unwrap();
+        assert_eq!(listed.entries.len(), 2000);
+    }
+
+    #[test]
+    fn what_no_kernel_could_name_is_refused() {
+        let path = "d/".repeat(PATH);
+        let tar = Layer::new().with_pax(&[("path", &path)], tar::EntryType::Regular);
+        let tar = tar.tar();
+        let error = exceeded(&tar, 1 << 30, 1 << 30);
+        assert!(
+            matches!(&error, Exceeded::Length { what, limit: PATH, .. } if what.starts_with("the path of \"d/d/")),
+            "{error}"
+        );
+        let link = "t".repeat(PATH + 1);
+        let records = [("path", "l"), ("linkpath", &link)];
+        let tar = Layer::new().with_pax(&records, tar::EntryType::Symlink);
+        let error = exceeded(&tar.tar(), 1 << 30, 1 << 30);
+        assert!(
+            matches!(&error, Exceeded::Length { what, .. } if what == "the link of \"l\""),
+            "{error}"
+        );
+        let value = "v".repeat(ATTRIBUTE + 1);
+        let records = [("path", "f"), ("SCHILY.xattr.user.a", &value)];
+        let tar = Layer::new().with_pax(&records, tar::EntryType::Regular);
+        let error = exceeded(&tar.tar(), 1 << 30, 1 << 30);
+        assert!(
+            matches!(&error, Exceeded::Length { what, .. } if what == "an attribute of \"f\""),
+            "{error}"
+        );
+    }
 }

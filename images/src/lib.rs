@@ -24,7 +24,8 @@
 //!
 //! Guarantees: what is in the store was verified (manifest and every blob by digest, every layer by its diff id);
 //! what is half-made is never seen under a final name; two nodes that pull at once download once, and a holder's
-//! death delays the other by [`lease::EXPIRY`] at most. Files are 0600 and folders 0700.
+//! death delays the other by [`lease::EXPIRY`] at most, its hanging by [`lease::STALL`] more. An image beyond its
+//! [`limits`] is refused before it fills memory or disk. Files are 0600 and folders 0700.
 //!
 //! Assumptions: the store's file system has atomic `rename` and `link`; flock isn't needed there. `mksquashfs` (squashfs-tools
 //! ≥ 4.5) and, for mounts, `squashfuse_ll` or `squashfuse` are on PATH.
@@ -39,7 +40,8 @@
 //! - [`layer`]: one layer: decompression, and its list of entries (`members`: tar from a stream)
 //! - [`merge`]: lists of entries → the merged tree (pure)
 //! - [`pack`]: the merged tree → one tar stream → `mksquashfs`
-//! - [`lease`]: the lock that survives a dead holder
+//! - [`limits`]: what an image may ask of the node
+//! - [`lease`]: the lock that survives a dead holder, and one that hangs
 //! - [`store`]: all of that, by digest
 //! - [`mount`]: squashfs → a folder, by squashfuse
 //! - [`overlay`]: the mounts of a container's root file system
@@ -50,6 +52,7 @@
 pub mod credentials;
 pub mod layer;
 pub mod lease;
+pub mod limits;
 pub mod manifest;
 mod members;
 pub mod merge;
@@ -65,6 +68,7 @@ pub mod store;
 pub mod user;
 
 pub use credentials::{Credentials, Keyring};
+pub use limits::Limits;
 pub use mount::Mounter;
 pub use oci_spec::image::ImageConfiguration;
 pub use overlay::Mount;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::LAYERS;
+
 /// Media types a registry is asked for; [`parse`] takes these.
 pub const ACCEPTED: &[&str] = &[
     "application/vnd.oci.image.manifest.v1+json",
@@ -50,6 +52,14 @@ pub struct Manifest {
     pub layers: Vec<Descriptor>,
 }
 
+impl Manifest {
+    /// Compressed bytes of all layers, as the manifest has it, which may claim anything.
+    pub fn layers_size(&self) -> u64 {
+        let sizes = self.layers.iter().map(|l| l.size);
+        sizes.fold(0, u64::saturating_add)
+    }
+}
+
 /// What a reference may resolve to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
@@ -73,6 +83,9 @@ pub enum Error {
         /// `mediaType`.
         media_type: String,
     },
+    /// More layers than [`LAYERS`].
+    #[error("the image has {0} layers, the limit is {LAYERS}")]
+    TooManyLayers(usize),
     /// The index has nothing for this machine.
     #[error("the image has no variant for {wanted}, only for {offered}")]
     NoPlatform {
@@ -127,6 +140,11 @@ pub fn parse(bytes: &[u8]) -> Result<Document, Error> {
             });
         }
     };
+    if let Document::Image(image) = &document
+        && image.layers.len() > LAYERS
+    {
+        return Err(Error::TooManyLayers(image.layers.len()));
+    }
     let digests: Vec<&Descriptor> = match &document {
         Document::Image(m) => m.layers.iter().chain([&m.config]).collect(),
         Document::Index(manifests) => manifests.iter().collect(),
@@ -230,6 +248,28 @@ mod tests {
     fn schema_one_is_refused_by_name() {
         let error = parse(br#"{"schemaVersion":1,"mediaType":"application/vnd.docker.distribution.manifest.v1+prettyjws"}"#);
         assert!(error.unwrap_err().to_string().contains("schema version 1"));
+    }
+
+    #[test]
+    fn layers_beyond_number_or_size_are_refused_or_borne() {
+        let blob = entry(None, '1');
+        let image = |layers: Vec<Descriptor>| Manifest {
+            config: blob.clone(),
+            layers,
+        };
+        let many = image(vec![blob.clone(); LAYERS + 1]);
+        let mut json = serde_json::to_value(&many).unwrap();
+        json["schemaVersion"] = 2.into();
+        let error = parse(json.to_string().as_bytes()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the image has 513 layers, the limit is 512"
+        );
+        let huge = Descriptor {
+            size: u64::MAX,
+            ..blob.clone()
+        };
+        assert_eq!(image(vec![huge.clone(), huge]).layers_size(), u64::MAX);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 use std::io::{self, Read};
 
 const BLOCK: usize = 512;
-/// Longest PAX header or long name taken; Linux' largest attribute has 64 KiB.
-const MAX_EXTENSION: u64 = 8 << 20;
+/// Longest PAX header or long name taken; Linux' largest attribute has 64 KiB. A global header is copied to each member.
+const MAX_EXTENSION: u64 = 1 << 20;
 
 /// Reads one member after the other.
 #[derive(Debug)]

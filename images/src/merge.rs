@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::layer::{Entry, Kind, Listing, Meta};
+use crate::limits;
 
 /// The merged tree, in the order to be written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,6 +59,16 @@ pub enum Error {
         /// Its target.
         target: String,
     },
+    /// Entries so deep, below folders the layers leave out, that these don't fit in memory.
+    #[error(
+        "layer {layer}: the folders that are left out above its entries take more than {limit} bytes"
+    )]
+    ImpliedFolders {
+        /// Layer, from 0.
+        layer: usize,
+        /// Bytes.
+        limit: u64,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -73,8 +84,17 @@ struct Slot {
     what: What,
 }
 
+impl Slot {
+    fn is_dir(&self) -> bool {
+        matches!(self.what, What::Node(_, Kind::Dir))
+    }
+}
+
 #[derive(Default)]
 struct Merger {
+    /// Bytes that names of folders no layer lists may take, and do.
+    implied_limit: u64,
+    implied: u64,
     root: Option<Meta>,
     slots: BTreeMap<Vec<u8>, Slot>,
     files: HashMap<(usize, usize), (Meta, u64)>,
@@ -86,9 +106,16 @@ struct Merger {
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Merges layers, the lowest first.
+/// Merges layers, the lowest first. Takes a while for a large image: not for an asynchronous thread.
 pub fn merge(layers: &[Listing]) -> Result<Tree, Error> {
-    let mut merger = Merger::default();
+    merge_within(layers, limits::LISTING)
+}
+
+fn merge_within(layers: &[Listing], implied_limit: u64) -> Result<Tree, Error> {
+    let mut merger = Merger {
+        implied_limit,
+        ..Merger::default()
+    };
     for (layer, listing) in layers.iter().enumerate() {
         merger.removed.clear();
         for entry in &listing.entries {
@@ -128,8 +155,7 @@ impl Merger {
             Kind::Hardlink(target) => self.link(layer, entry, target)?,
             kind => What::Node(entry.meta.clone(), kind.clone()),
         };
-        self.put(path, Slot { layer, what });
-        Ok(())
+        self.put(path, Slot { layer, what })
     }
 
     fn link(&mut self, layer: usize, entry: &Entry, target: &[u8]) -> Result<What, Error> {
@@ -152,38 +178,45 @@ impl Merger {
         }
     }
 
-    fn put(&mut self, path: Vec<u8>, slot: Slot) {
-        let is_dir = |slot: &Slot| matches!(slot.what, What::Node(_, Kind::Dir));
-        let keeps_content = is_dir(&slot) && self.slots.get(&path).is_some_and(is_dir);
+    fn put(&mut self, path: Vec<u8>, slot: Slot) -> Result<(), Error> {
+        let keeps_content = slot.is_dir() && self.slots.get(&path).is_some_and(Slot::is_dir);
         if !keeps_content {
             self.remove_all(&path);
         }
         if matches!(slot.what, What::Node(_, Kind::Symlink(_))) {
             self.parents.clear(); // it may redirect paths seen before
         }
-        self.make_parents(&path, slot.layer);
+        self.make_parents(&path, slot.layer)?;
         self.slots.insert(path, slot);
+        Ok(())
     }
 
-    /// Folders a tar leaves out are root's, 0755.
-    fn make_parents(&mut self, path: &[u8], layer: usize) {
-        let (parent, _) = split(path);
-        let there = self
-            .slots
-            .get(parent)
-            .is_some_and(|slot| matches!(slot.what, What::Node(_, Kind::Dir)));
-        if parent.is_empty() || there {
-            return;
+    /// Folders a tar leaves out are root's, 0755. Not by recursion: a hostile path is thousands of folders deep.
+    fn make_parents(&mut self, path: &[u8], layer: usize) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        let mut parent = split(path).0;
+        while !parent.is_empty() && !self.slots.get(parent).is_some_and(Slot::is_dir) {
+            missing.push(parent);
+            parent = split(parent).0;
         }
-        let meta = Meta {
-            mode: 0o755,
-            ..Meta::default()
-        };
-        let slot = Slot {
-            layer,
-            what: What::Node(meta, Kind::Dir),
-        };
-        self.put(parent.to_vec(), slot);
+        for folder in missing.into_iter().rev() {
+            self.implied += (folder.len() + size_of::<Slot>()) as u64;
+            if self.implied > self.implied_limit {
+                return Err(Error::ImpliedFolders {
+                    layer,
+                    limit: self.implied_limit,
+                });
+            }
+            // What isn't a folder there gives way to one.
+            self.remove_all(folder);
+            let meta = Meta {
+                mode: 0o755,
+                ..Meta::default()
+            };
+            let what = What::Node(meta, Kind::Dir);
+            self.slots.insert(folder.to_vec(), Slot { layer, what });
+        }
+        Ok(())
     }
 
     /// Removes `path` and what is below, if it is of a lower layer than `layer` (below: what is).

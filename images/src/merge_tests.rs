@@ -2,6 +2,12 @@
 
 use super::*;
 use crate::layer::list;
+use crate::limits::{Budget, Limits};
+
+/// More than any test's layers take.
+pub(crate) fn ample() -> Budget {
+    Budget::new(Limits::default())
+}
 
 /// A tar written entry by entry.
 pub(crate) struct Layer(tar::Builder<Vec<u8>>);
@@ -11,7 +17,7 @@ impl Layer {
         Layer(tar::Builder::new(Vec::new()))
     }
 
-    fn add(mut self, path: &str, kind: tar::EntryType, mode: u32, link: &str, data: &str) -> Self {
+    fn add(mut self, path: &str, kind: tar::EntryType, mode: u32, link: &str, data: &[u8]) -> Self {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -22,24 +28,35 @@ impl Layer {
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_link_name_literal(link).unwrap();
         header.set_cksum();
-        self.0.append(&header, data.as_bytes()).unwrap();
+        self.0.append(&header, data).unwrap();
         self
     }
 
+    /// An entry with PAX records before it.
+    pub(crate) fn with_pax(mut self, records: &[(&str, &str)], kind: tar::EntryType) -> Self {
+        let records = records.iter().map(|(k, v)| (*k, v.as_bytes()));
+        self.0.append_pax_extensions(records).unwrap();
+        self.add("x", kind, 0o644, "", b"")
+    }
+
     pub(crate) fn dir(self, path: &str, mode: u32) -> Self {
-        self.add(path, tar::EntryType::Directory, mode, "", "")
+        self.add(path, tar::EntryType::Directory, mode, "", b"")
     }
 
     pub(crate) fn file(self, path: &str, data: &str) -> Self {
+        self.data(path, data.as_bytes())
+    }
+
+    pub(crate) fn data(self, path: &str, data: &[u8]) -> Self {
         self.add(path, tar::EntryType::Regular, 0o644, "", data)
     }
 
     pub(crate) fn symlink(self, path: &str, to: &str) -> Self {
-        self.add(path, tar::EntryType::Symlink, 0o777, to, "")
+        self.add(path, tar::EntryType::Symlink, 0o777, to, b"")
     }
 
     pub(crate) fn hardlink(self, path: &str, to: &str) -> Self {
-        self.add(path, tar::EntryType::Link, 0o644, to, "")
+        self.add(path, tar::EntryType::Link, 0o644, to, b"")
     }
 
     pub(crate) fn tar(self) -> Vec<u8> {
@@ -50,7 +67,7 @@ impl Layer {
 fn merged(layers: impl IntoIterator<Item = Layer>) -> Result<Tree, Error> {
     let listings: Vec<Listing> = layers
         .into_iter()
-        .map(|l| list(l.tar().as_slice()).unwrap())
+        .map(|l| list(l.tar().as_slice(), &ample()).unwrap())
         .collect();
     merge(&listings)
 }
@@ -267,5 +284,22 @@ fn owner_mode_and_time_are_kept() {
     assert_eq!(
         (meta.mode, meta.uid, meta.gid, meta.mtime),
         (0o644, 7, 8, 9)
+    );
+}
+
+#[test]
+fn folders_that_are_left_out_are_made_however_deep_and_count() {
+    let deep = |top: &str| {
+        let path = format!("{top}/{}x", "d/".repeat(2000));
+        Layer::new().with_pax(&[("path", &path)], tar::EntryType::Regular)
+    };
+    let one = [list(deep("a").tar().as_slice(), &ample()).unwrap()];
+    assert_eq!(merge(&one).unwrap().nodes.len(), 2001);
+    let two = [deep("a"), deep("b")].map(|l| list(l.tar().as_slice(), &ample()).unwrap());
+    let limit = 6 << 20;
+    assert!(merge_within(&two[..1], limit).is_ok());
+    assert_eq!(
+        merge_within(&two, limit),
+        Err(Error::ImpliedFolders { layer: 1, limit })
     );
 }

@@ -5,8 +5,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::layer::{Kind, Meta, decompress};
 use crate::members::Members;
@@ -37,6 +40,14 @@ pub enum Error {
         /// What it said.
         stderr: String,
     },
+    /// The squashfs would not fit where it is made.
+    #[error("{path} would be larger than {limit} bytes")]
+    TooLarge {
+        /// The squashfs.
+        path: PathBuf,
+        /// Bytes.
+        limit: u64,
+    },
     /// Its pipe or process could not be handled.
     #[error("feeding mksquashfs")]
     Feed(#[source] io::Error),
@@ -44,14 +55,17 @@ pub enum Error {
 
 /// Packs `tree` into a squashfs at `target`; `layers` are the (compressed) files the tree was listed from.
 ///
-/// Blocking. `packed` hears the bytes of file data as they go. On failure `target` may hold garbage.
+/// Blocking. `target` gets no larger than `limit` bytes. `packed` hears the bytes of file data as they go. On failure
+/// `target` may hold garbage.
 pub fn pack(
     tree: &Tree,
     layers: &[PathBuf],
     target: &Path,
+    limit: u64,
     packed: impl FnMut(u64),
 ) -> Result<(), Error> {
     let mut child = ChildGuard(mksquashfs(tree, target).spawn().map_err(Error::Start)?);
+    limit_files(&child.0, limit)?;
     let written = feed(tree, layers, &mut child.0, packed);
     let mut stderr = String::new();
     if let Some(mut pipe) = child.0.stderr.take() {
@@ -63,12 +77,27 @@ pub fn pack(
         Ok(()) if status.success() => Ok(()),
         Err(e @ Error::Layer { .. }) => Err(e),
         Err(e) if status.success() => Err(e),
+        _ if status.signal() == Some(libc::SIGXFSZ) => Err(Error::TooLarge {
+            path: target.to_owned(),
+            limit,
+        }),
         _ => Err(Error::Failed {
             path: target.to_owned(),
             status,
             stderr: stderr.trim().to_owned(),
         }),
     }
+}
+
+/// Before it is given anything to write, so that it can't have written more.
+fn limit_files(child: &Child, limit: u64) -> Result<(), Error> {
+    let limits = Rlimit {
+        current: Some(limit),
+        maximum: Some(limit),
+    };
+    prlimit(Some(Pid::from_child(child)), Resource::Fsize, limits)
+        .map_err(|errno| Error::Feed(errno.into()))?;
+    Ok(())
 }
 
 /// Kills mksquashfs when a panic or error leaves it behind.
@@ -170,7 +199,11 @@ fn write_files<W: Write>(
         };
         left -= 1;
         let kind = Kind::File { size: file.size };
-        tar.add(first, &file.meta, &kind, &mut members)
+        let data = Counted {
+            inner: &mut members,
+            packed,
+        };
+        tar.add(first, &file.meta, &kind, data)
             .map_err(Error::Feed)?;
         for name in more {
             tar.add(
@@ -181,9 +214,24 @@ fn write_files<W: Write>(
             )
             .map_err(Error::Feed)?;
         }
-        packed(file.size);
     }
     Ok(())
+}
+
+/// A file's data, told of as it goes: one file may be most of the image.
+struct Counted<'a, R, F> {
+    inner: R,
+    packed: &'a mut F,
+}
+
+impl<R: Read, F: FnMut(u64)> Read for Counted<'_, R, F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        if n > 0 {
+            (self.packed)(n as u64);
+        }
+        Ok(n)
+    }
 }
 
 struct Writer<W: Write>(tar::Builder<W>);
@@ -258,7 +306,10 @@ fn fill(field: &mut [u8; 100], value: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::layer::list;
-    use crate::merge::{merge, tests::Layer};
+    use crate::merge::{
+        merge,
+        tests::{Layer, ample},
+    };
 
     #[test]
     fn the_merged_tar_lists_as_the_tree() {
@@ -281,7 +332,7 @@ mod tests {
         fs::write(&layers[1], gzip.finish().unwrap()).unwrap();
         let mut listings: Vec<_> = layers
             .iter()
-            .map(|l| list(fs::File::open(l).unwrap()).unwrap())
+            .map(|l| list(fs::File::open(l).unwrap(), &ample()).unwrap())
             .collect();
         listings[0].entries[2].path = long.clone().into_bytes();
         listings[0].entries[2].meta.uid = 4_000_000_000;
@@ -291,7 +342,7 @@ mod tests {
         let (mut tar, mut bytes) = (Vec::new(), 0);
         write_tar(&tree, &layers, &mut tar, |n| bytes += n).unwrap();
         assert_eq!(bytes, 3 + 4 + 5);
-        let again = merge(&[list(tar.as_slice()).unwrap()]).unwrap();
+        let again = merge(&[list(tar.as_slice(), &ample()).unwrap()]).unwrap();
         assert_eq!(again.nodes, tree.nodes);
         let files = |t: &Tree| {
             let mut all: Vec<File> = t.files.iter().flat_map(|f| f.values().cloned()).collect();
@@ -312,5 +363,32 @@ mod tests {
                     .then(|| e.read_to_string(&mut text).map(|_| text).unwrap())
             });
         assert_eq!(text.as_deref(), Some("low"));
+    }
+
+    #[test]
+    #[ignore = "needs squashfs-tools"]
+    fn a_squashfs_gets_no_larger_than_it_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("0");
+        let mut noise = vec![0; 8 << 20];
+        fs::File::open("/dev/urandom")
+            .unwrap()
+            .read_exact(&mut noise)
+            .unwrap();
+        fs::write(&layer, Layer::new().data("noise", &noise).tar()).unwrap();
+        let listing = list(fs::File::open(&layer).unwrap(), &ample()).unwrap();
+        let tree = merge(&[listing]).unwrap();
+        let target = dir.path().join("sqfs");
+        let pack_within = |limit| {
+            let mut told = 0;
+            let layers = [layer.clone()];
+            pack(&tree, &layers, &target, limit, |n| told += n).map(|()| told)
+        };
+        let limit = 2 << 20;
+        let error = pack_within(limit).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert!(fs::metadata(&target).unwrap().len() <= limit);
+        fs::remove_file(&target).unwrap();
+        assert_eq!(pack_within(64 << 20).unwrap(), noise.len() as u64);
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use fixtures::{Entry, Image, Registry, Tls, files_below};
 use hpk_images::{
-    Credentials, ErrorKind, Event, Mounter, Progress, PullPolicy, Quiet, Reference, Store,
+    Credentials, ErrorKind, Event, Limits, Mounter, Progress, PullPolicy, Quiet, Reference, Store,
     StoreConfig,
 };
 
@@ -34,6 +34,7 @@ impl Home {
             root: at("store"),
             registries: Some(at("registries.yaml")),
             local_dir: at("local"),
+            limits: Limits::default(),
         }
     }
 
@@ -290,16 +291,85 @@ async fn mirrors_stand_in_and_a_dead_one_is_passed_over() {
     assert_eq!(image.reference.to_string(), "docker.io/library/busybox:1");
 }
 
+/// Those of user `u`, whose password at a private registry is `p`.
+fn basic(password: &str) -> Credentials {
+    Credentials::Basic {
+        username: "u".to_owned(),
+        password: password.to_owned(),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_pull_secret_is_not_shown_to_a_mirror_of_another_host() {
+    // The mirror wants the very password that the secret holds: if it lets us in, it was shown.
+    let mirror = Registry::start(None, true);
+    mirror.push(&two_layers(), "app:1");
+    // At the registry itself nobody listens.
+    let tag: Reference = "127.0.0.1:1/app:1".parse().unwrap();
+    let host = mirror.host();
+    let mirrors = format!("mirrors: {{\"127.0.0.1:1\": {{endpoint: [\"http://{host}\"]}}}}\n");
+    let home = Home::new(&mirrors);
+    let error = home
+        .store()
+        .await
+        .resolve_and_ensure(&tag, PullPolicy::Always, Some(basic("p")), &Quiet)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+    let refused = format!("{host} refuses");
+    assert!(
+        error.to_string().contains(&refused) && error.to_string().contains("anonymous callers"),
+        "{error}"
+    );
+    // What the file has for the mirror's own host is, whatever the secret says.
+    let auth = format!("configs: {{\"{host}\": {{auth: {{username: u, password: p}}}}}}");
+    let home = Home::new(&(mirrors + &auth));
+    home.store()
+        .await
+        .resolve_and_ensure(&tag, PullPolicy::Always, Some(basic("wrong")), &Quiet)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn an_image_beyond_its_limits_is_refused_and_leaves_nothing() {
+    let registry = Registry::start(None, false);
+    let zeros = "\0".repeat(64 << 20);
+    let layers = [
+        vec![Entry::file("small", "x")],
+        vec![Entry::file("zeros", &zeros)],
+    ];
+    registry.push(&Image::new(layers, "{}"), "bomb:1");
+    let tag: Reference = registry.name("bomb:1").parse().unwrap();
+    let home = Home::new("");
+    let store = Store::open(StoreConfig {
+        limits: Limits { unpacked: 32 << 20 },
+        ..home.config()
+    });
+    let store = store.await.unwrap();
+    let error = store
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+    assert!(store.find(&tag).await.unwrap().is_none());
+    // With the usual limits it is an image like any other.
+    let store = home.store().await;
+    store
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 #[ignore = "needs docker-registry, skopeo, squashfs-tools"]
 async fn a_private_registry_wants_credentials() {
     let registry = Registry::start(None, true);
     registry.push(&two_layers(), "app:1");
     let tag: Reference = registry.name("app:1").parse().unwrap();
-    let basic = |password: &str| Credentials::Basic {
-        username: "u".to_owned(),
-        password: password.to_owned(),
-    };
     let home = Home::new("");
     let store = home.store().await;
     for wrong in [None, Some(basic("wrong-sekrit"))] {

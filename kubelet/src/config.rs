@@ -53,6 +53,9 @@ pub struct Args {
     /// Registries and mirrors, in K3s's `registries.yaml` form.
     #[arg(long)]
     pub registries: Option<PathBuf>,
+    /// GiB that one image may unpack to.
+    #[arg(long, env = hpk_images::limits::SETTING, default_value = "128")]
+    pub image_max_gib: hpk_images::Limits,
     #[arg(long, value_delimiter = ',')]
     pub cluster_dns: Vec<IpAddr>,
     #[arg(long, default_value = "cluster.local")]

@@ -82,6 +82,7 @@ impl Images {
             root: args.image_store.clone(),
             registries: args.registries.clone(),
             local_dir: args.root_dir.join("images"),
+            limits: args.image_max_gib,
         })
         .await?;
         Ok(Self {

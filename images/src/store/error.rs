@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{lease, manifest, merge, pack, registries, source};
+use crate::{lease, limits, manifest, merge, pack, registries, source};
 
 /// What kind of failure an [`Error`] is; for a caller's reason codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum ErrorKind {
     NoSpace,
     /// What arrived is not what was promised.
     Corrupt,
+    /// It is beyond what an image may ask of a node.
+    TooLarge,
     /// The configuration (registries.yaml, environment) is wrong.
     Config,
     /// Anything else.
@@ -132,9 +134,18 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A setting is wrong.
+    #[error(transparent)]
+    Setting(#[from] limits::SettingError),
     /// The lock.
     #[error(transparent)]
     Lease(#[from] lease::Error),
+    /// A pull that got nowhere for [`lease::STALL`].
+    #[error("pulling {name}: no progress for {} s", lease::STALL.as_secs())]
+    Hangs {
+        /// Image.
+        name: String,
+    },
     /// A file of the store or the scratch folder.
     #[error("{action} {path}")]
     Io {
@@ -168,7 +179,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NeverPull { .. } => ErrorKind::NeverPull,
-            Self::Registries(_) | Self::NoHome | Self::NoName { .. } => ErrorKind::Config,
+            Self::Registries(_) | Self::Setting(_) | Self::NoHome | Self::NoName { .. } => {
+                ErrorKind::Config
+            }
             // The registry proper is asked last and knows best, unless it can't be reached.
             Self::Endpoints { failures, .. } => {
                 let kinds = || failures.iter().rev().map(source_kind);
@@ -181,14 +194,25 @@ impl Error {
                 source: manifest::Error::NoPlatform { .. },
                 ..
             } => ErrorKind::NotFound,
+            Self::Manifest {
+                source: manifest::Error::TooManyLayers(_),
+                ..
+            }
+            | Self::Merge {
+                source: merge::Error::ImpliedFolders { .. },
+                ..
+            } => ErrorKind::TooLarge,
+            Self::Layer { source, .. } if is_exceeded(source) => ErrorKind::TooLarge,
             Self::Manifest { .. }
             | Self::Config { .. }
             | Self::CorruptLayer { .. }
-            | Self::Layer { .. } => ErrorKind::Corrupt,
-            Self::Merge { .. } | Self::Import(_) => ErrorKind::Corrupt,
+            | Self::Layer { .. }
+            | Self::Merge { .. }
+            | Self::Import(_) => ErrorKind::Corrupt,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
             Self::Pack { .. }
             | Self::Lease(_)
+            | Self::Hangs { .. }
             | Self::Io { .. }
             | Self::Record { .. }
             | Self::Interrupted(_) => ErrorKind::Other,
@@ -226,6 +250,11 @@ pub(crate) fn available(dir: &Path) -> io::Result<u64> {
 
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+fn is_exceeded(error: &io::Error) -> bool {
+    let inner = error.get_ref();
+    inner.is_some_and(|inner| inner.is::<limits::Exceeded>())
 }
 
 fn source_kind(error: &source::Error) -> ErrorKind {

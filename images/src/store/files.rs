@@ -76,10 +76,12 @@ impl Files {
         self.root.join("refs").join(format!("{name}.json"))
     }
 
-    pub fn temp(&self, hex: &str) -> Temp {
-        Temp {
-            path: self.root.join("tmp").join(format!("{hex}.{}", nonce())),
-        }
+    pub fn temp(&self, hex: &str) -> Result<Temp, Error> {
+        let dir = self.root.join("tmp");
+        let nonce = nonce().map_err(|e| Error::io("naming a file in", &dir, e))?;
+        Ok(Temp {
+            path: dir.join(format!("{hex}.{nonce}")),
+        })
     }
 
     /// Removes what dead holders left half-made: the temporary files of `hex`, or (none given) those without a lease.
@@ -113,7 +115,7 @@ impl Files {
     pub fn write_json(&self, hex: &str, path: &Path, value: &impl Serialize) -> Result<(), Error> {
         let bytes =
             serde_json::to_vec_pretty(value).map_err(|e| Error::io("writing", path, e.into()))?;
-        let temp = self.temp(hex);
+        let temp = self.temp(hex)?;
         let mut file = temp.create()?;
         file.write_all(&bytes)
             .map_err(|e| Error::io("writing", path, e))?;

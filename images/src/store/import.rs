@@ -4,10 +4,11 @@ use std::path::Path;
 
 use super::error::Error;
 use super::files::listed;
+use super::resolve::choose;
 use super::{Image, Store, blocking};
 use crate::source::Source as _;
 use crate::source::local::{Local, LocalImage};
-use crate::{Event, Progress, Reference};
+use crate::{Progress, Reference};
 
 impl Store {
     /// Takes all images of a tar (`docker save`, OCI) or OCI layout folder into the store, under the names they have
@@ -49,12 +50,8 @@ impl Store {
             name: name.to_string(),
             source: Box::new(source),
         })?;
-        let resolved = self.choose(name, Box::new(image.clone()), top).await?;
-        progress.event(Event::Resolved {
-            digest: resolved.digest.clone(),
-            layers: resolved.manifest.layers.len(),
-            bytes: resolved.manifest.layers.iter().map(|l| l.size).sum(),
-        });
+        let resolved = choose(name, Box::new(image.clone()), top).await?;
+        resolved.announce(progress);
         let record = self.ensure(&resolved, &name.to_string(), progress).await?;
         self.remember(name, &resolved).await?;
         self.image(name.clone(), record)

@@ -1,44 +1,37 @@
 //! The store: images by digest, on the shared file system.
 //!
+//! - [`config`]: where it lies
+//! - [`resolve`]: which image a reference names, and who has it
 //! - [`pull`]: download, list, merge, pack
 //! - [`import`]: images from local tars
 //! - [`files`]: names and atomic writing
 //! - [`scratch`]: node-local folders
 //! - [`error`]
 
+mod config;
 mod error;
 mod files;
 mod import;
 mod pull;
+mod resolve;
 mod scratch;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
 
+pub use config::StoreConfig;
 pub use error::{Error, ErrorKind};
 use files::{Files, ImageRecord, RefRecord, read_json};
+use pull::Pull;
+use resolve::Resolved;
 
 use crate::lease::{Lease, Watch};
-use crate::manifest::{self, Document, Manifest};
-use crate::registries::Registries;
-use crate::source::Source;
-use crate::source::registry::Registry;
-use crate::{Credentials, Event, Progress, Reference};
-
-/// Where the store lies and what it uses.
-#[derive(Debug, Clone)]
-pub struct StoreConfig {
-    /// The store on the shared file system, normally `~/.hpk/store`.
-    pub root: PathBuf,
-    /// `registries.yaml` in K3s's form; a file that doesn't exist is as good as none.
-    pub registries: Option<PathBuf>,
-    /// Node-local scratch for downloads; needs about two and a half times an image's compressed size.
-    pub local_dir: PathBuf,
-}
+use crate::limits::Budget;
+use crate::{Credentials, Event, Progress, Reference, manifest};
 
 /// When to ask the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,48 +70,6 @@ pub struct Store {
     dev_images: Option<PathBuf>,
     /// One pull of an image at a time in this process; the lease is between processes.
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-impl StoreConfig {
-    /// `HPK_STORE` (else `store` in `HPK_HOME`, else `~/.hpk/store`), `HPK_REGISTRIES` (else `registries.yaml` in
-    /// `HPK_HOME` or `~/.hpk`), `HPK_LOCAL_DIR` (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else
-    /// `hpk-UID-images` in the temporary folder).
-    pub fn from_env() -> Result<Self, Error> {
-        let path = |name: &str| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
-        let home = path("HPK_HOME").or_else(|| path("HOME").map(|h| h.join(".hpk")));
-        let root = path("HPK_STORE").or_else(|| Some(home.as_ref()?.join("store")));
-        let registries =
-            path("HPK_REGISTRIES").or_else(|| Some(home.as_ref()?.join("registries.yaml")));
-        let local_dir = path("HPK_LOCAL_DIR").unwrap_or_else(|| {
-            let bubble = Path::new("/var/lib/hpk");
-            let ours = nix::unistd::access(bubble, nix::unistd::AccessFlags::W_OK).is_ok();
-            match ours {
-                true => bubble.join("images"),
-                false => {
-                    std::env::temp_dir().join(format!("hpk-{}-images", nix::unistd::geteuid()))
-                }
-            }
-        });
-        Ok(Self {
-            root: root.ok_or(Error::NoHome)?,
-            registries,
-            local_dir,
-        })
-    }
-}
-
-/// What a registry has under a reference.
-struct Resolved {
-    source: Box<dyn Source>,
-    /// Digest of what the reference names: an image or an index.
-    top: String,
-    /// Digest of the image.
-    digest: String,
-    manifest: Manifest,
 }
 
 impl Store {
@@ -170,11 +121,7 @@ impl Store {
             });
         }
         let resolved = self.resolve(reference, credentials.as_ref()).await?;
-        progress.event(Event::Resolved {
-            digest: resolved.digest.clone(),
-            layers: resolved.manifest.layers.len(),
-            bytes: resolved.manifest.layers.iter().map(|l| l.size).sum(),
-        });
+        resolved.announce(progress);
         let record = self
             .ensure(&resolved, &reference.to_string(), progress)
             .await?;
@@ -238,74 +185,6 @@ impl Store {
         .await
     }
 
-    async fn resolve(
-        &self,
-        reference: &Reference,
-        credentials: Option<&Credentials>,
-    ) -> Result<Resolved, Error> {
-        let registries = match &self.config.registries {
-            Some(path) => Registries::load(path)?,
-            None => Registries::default(),
-        };
-        let mut failures = Vec::new();
-        for endpoint in registries.plan_endpoints(reference) {
-            // A pull secret is meant for the registry, and is not shown to its mirrors.
-            let credentials = credentials.filter(|_| !endpoint.mirror);
-            match Registry::connect(&endpoint, reference, credentials).await {
-                Err(e) => failures.push(e),
-                Ok(registry) => match registry.manifest(None).await {
-                    Err(e) => failures.push(e),
-                    Ok(top) => return self.choose(reference, Box::new(registry), top).await,
-                },
-            }
-        }
-        Err(Error::Endpoints {
-            reference: reference.to_string(),
-            failures,
-        })
-    }
-
-    async fn choose(
-        &self,
-        reference: &Reference,
-        source: Box<dyn Source>,
-        (bytes, top): (Vec<u8>, String),
-    ) -> Result<Resolved, Error> {
-        let error = |source| Error::Manifest {
-            name: reference.to_string(),
-            source,
-        };
-        manifest::digest_hex(&top).map_err(error)?;
-        let (digest, document) = match manifest::parse(&bytes).map_err(error)? {
-            image @ Document::Image(_) => (top.clone(), image),
-            Document::Index(entries) => {
-                let entry =
-                    manifest::choose(&entries, manifest::machine_architecture()).map_err(error)?;
-                let fetched = source.manifest(Some(&entry.digest)).await;
-                let (bytes, _) = fetched.map_err(|source| Error::Blob {
-                    name: reference.to_string(),
-                    source: Box::new(source),
-                })?;
-                (
-                    entry.digest.clone(),
-                    manifest::parse(&bytes).map_err(error)?,
-                )
-            }
-        };
-        match document {
-            Document::Image(manifest) => Ok(Resolved {
-                source,
-                top,
-                digest,
-                manifest,
-            }),
-            Document::Index(_) => Err(error(manifest::Error::Unsupported {
-                version: 2,
-                media_type: "an index in an index".to_owned(),
-            })),
-        }
-    }
-
     /// The image's record, pulling it if no other has or does.
     async fn ensure(
         &self,
@@ -317,9 +196,9 @@ impl Store {
         let lock = self.lock_for(&hex);
         let _one_in_this_process = lock.lock().await;
         let path = self.files.lease(&hex);
-        let mut watch = Watch::new(&path);
+        let mut watch = Watch::new(&path)?;
         let mut told = false;
-        let _lease = loop {
+        let lease = loop {
             // Looking and taking the lease are two small files' work; they may well stay on this thread.
             if let Some(record) = load(&self.files, &resolved.digest)? {
                 return Ok(record);
@@ -341,7 +220,17 @@ impl Store {
             return Ok(record);
         }
         self.files.remove_stale_temps(Some(&hex))?;
-        self.pull(resolved, name, &hex, progress).await
+        let pull = Pull {
+            resolved,
+            name,
+            progress,
+            pulse: lease.pulse(),
+            budget: Budget::new(self.config.limits),
+        };
+        tokio::select! {
+            done = pull.run(&self.config, &self.files) => done,
+            () = lease.hangs() => Err(Error::Hangs { name: name.to_owned() }),
+        }
     }
 
     fn lock_for(&self, hex: &str) -> Arc<tokio::sync::Mutex<()>> {

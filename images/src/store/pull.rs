@@ -1,7 +1,7 @@
 //! One pull, under the lease: layers into scratch, listed and checked, merged, packed, placed in the store.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -10,9 +10,12 @@ use tokio::sync::mpsc;
 
 use super::error::{Error, available, is_full};
 use super::files::{Files, ImageRecord};
+use super::resolve::Resolved;
 use super::scratch::Scratch;
-use super::{Resolved, Store, blocking};
+use super::{StoreConfig, blocking, hex_of};
 use crate::layer::{self, Listing};
+use crate::lease::Pulse;
+use crate::limits::{Budget, RESERVE};
 use crate::manifest::{Descriptor, MAX_BYTES};
 use crate::merge::{Tree, merge};
 use crate::pack::pack;
@@ -22,16 +25,35 @@ use crate::source;
 /// Layers downloaded and listed at once.
 const PARALLEL: usize = 4;
 
-impl Store {
-    pub(super) async fn pull(
-        &self,
-        resolved: &Resolved,
-        name: &str,
-        hex: &str,
-        progress: &dyn Progress,
-    ) -> Result<ImageRecord, Error> {
-        let local_dir = self.config.local_dir.clone();
-        let compressed: u64 = resolved.manifest.layers.iter().map(|l| l.size).sum();
+/// Bytes of the squashfs that are copied to the store before they must be on its disk: what waits in memory for a slow
+/// file system would be one silence at the end, and a full one would be found late.
+const COPY_STEP: u64 = 64 << 20;
+
+/// One image's way into the store, while its lease is held.
+pub(super) struct Pull<'a> {
+    pub resolved: &'a Resolved,
+    /// The image as it was asked for, for messages.
+    pub name: &'a str,
+    pub progress: &'a dyn Progress,
+    pub pulse: Pulse,
+    pub budget: Budget,
+}
+
+/// A pull's progress shows its lease that it gets on, too.
+impl Progress for Pull<'_> {
+    fn event(&self, event: Event) {
+        if matches!(event, Event::Downloaded { .. } | Event::Packed { .. }) {
+            self.pulse.beat();
+        }
+        self.progress.event(event);
+    }
+}
+
+impl Pull<'_> {
+    /// Downloads, merges, packs, and places it.
+    pub async fn run(&self, config: &StoreConfig, files: &Files) -> Result<ImageRecord, Error> {
+        let manifest = &self.resolved.manifest;
+        let (local_dir, compressed) = (config.local_dir.clone(), manifest.layers_size());
         let scratch = blocking(move || {
             let scratch = Scratch::make(&local_dir)?;
             // The layers, and a squashfs of about their size.
@@ -39,70 +61,54 @@ impl Store {
             Ok(scratch)
         })
         .await?;
-        let config = self
-            .fetch_config(resolved, name, &scratch, progress)
-            .await?;
-        let (layers, listings) = self
-            .fetch_layers(resolved, name, &config, &scratch, progress)
-            .await?;
-
+        let image_config = self.fetch_config(&scratch).await?;
+        let (layers, listings) = self.fetch_layers(&image_config, &scratch).await?;
+        let name = self.name.to_owned();
+        let tree =
+            blocking(move || merge(&listings).map_err(|source| Error::Merge { name, source }))
+                .await?;
         let packed = scratch.path("image.sqfs");
-        let tree = merge(&listings).map_err(|source| Error::Merge {
-            name: name.to_owned(),
-            source,
-        })?;
-        drop(listings);
-        pack_reporting(tree, layers, packed.clone(), name.to_owned(), progress).await?;
+        self.pack(tree, layers, packed.clone()).await?;
 
-        let (files, hex) = (self.files.clone(), hex.to_owned());
-        let digest = resolved.digest.clone();
-        let config_digest = resolved.manifest.config.digest.clone();
+        let record = ImageRecord {
+            digest: self.resolved.digest.clone(),
+            config_digest: manifest.config.digest.clone(),
+            config: image_config,
+            size: 0,
+        };
+        let (files, pulse) = (files.clone(), self.pulse.clone());
         let record = blocking(move || {
             // The scratch folder goes when all is done, or on the way out.
             let _scratch = scratch;
-            place(
-                &files,
-                &hex,
-                &packed,
-                ImageRecord {
-                    digest,
-                    config_digest,
-                    config,
-                    size: 0,
-                },
-            )
+            place(&files, &packed, record, &pulse)
         })
         .await?;
-        progress.event(Event::Stored { bytes: record.size });
+        self.event(Event::Stored { bytes: record.size });
         Ok(record)
     }
 
-    async fn fetch_config(
-        &self,
-        resolved: &Resolved,
-        name: &str,
-        scratch: &Scratch,
-        progress: &dyn Progress,
-    ) -> Result<serde_json::Value, Error> {
-        let blob = &resolved.manifest.config;
+    fn corrupt(&self, blob: &Descriptor, reason: String) -> Error {
+        Error::CorruptLayer {
+            name: self.name.to_owned(),
+            digest: blob.digest.clone(),
+            reason,
+        }
+    }
+
+    async fn fetch_config(&self, scratch: &Scratch) -> Result<serde_json::Value, Error> {
+        let blob = &self.resolved.manifest.config;
         if blob.size > MAX_BYTES {
-            let reason = format!(
-                "the config has {} bytes, the limit is {MAX_BYTES}",
-                blob.size
-            );
-            return Err(Error::CorruptLayer {
-                name: name.to_owned(),
-                digest: blob.digest.clone(),
-                reason,
-            });
+            let size = blob.size;
+            let reason = format!("the config has {size} bytes, the limit is {MAX_BYTES}");
+            return Err(self.corrupt(blob, reason));
         }
         let path = scratch.path("config.json");
-        fetch(resolved, name, blob, &path, progress).await?;
+        self.fetch(blob, &path).await?;
         let bytes = tokio::fs::read(&path)
             .await
             .map_err(|e| Error::io("reading", &path, e))?;
         let error = |source| Error::Config {
-            name: name.to_owned(),
+            name: self.name.to_owned(),
             source,
         };
         let config = serde_json::from_slice::<serde_json::Value>(&bytes).map_err(error)?;
@@ -113,13 +119,10 @@ impl Store {
     /// The layers' files and lists, the lowest first.
     async fn fetch_layers(
         &self,
-        resolved: &Resolved,
-        name: &str,
         config: &serde_json::Value,
         scratch: &Scratch,
-        progress: &dyn Progress,
     ) -> Result<(Vec<PathBuf>, Vec<Listing>), Error> {
-        let layers = &resolved.manifest.layers;
+        let layers = &self.resolved.manifest.layers;
         let diff_ids = config
             .pointer("/rootfs/diff_ids")
             .and_then(|d| d.as_array());
@@ -129,16 +132,9 @@ impl Store {
             .filter_map(|d| d.as_str())
             .collect();
         if diff_ids.len() != layers.len() {
-            let reason = format!(
-                "the manifest has {} layers, the config {}",
-                layers.len(),
-                diff_ids.len()
-            );
-            return Err(Error::CorruptLayer {
-                name: name.to_owned(),
-                digest: resolved.manifest.config.digest.clone(),
-                reason,
-            });
+            let (has, says) = (layers.len(), diff_ids.len());
+            let reason = format!("the manifest has {has} layers, the config {says}");
+            return Err(self.corrupt(&self.resolved.manifest.config, reason));
         }
         let pulls = layers
             .iter()
@@ -147,8 +143,8 @@ impl Store {
             .map(|(index, (blob, diff_id))| {
                 let path = scratch.path(&format!("layer-{index}"));
                 async move {
-                    fetch(resolved, name, blob, &path, progress).await?;
-                    let listing = list_checked(name, blob, diff_id, &path).await?;
+                    self.fetch(blob, &path).await?;
+                    let listing = self.list(blob, diff_id, &path).await?;
                     Ok::<_, Error>((path, listing))
                 }
             });
@@ -158,90 +154,73 @@ impl Store {
             .await?;
         Ok(pairs.into_iter().unzip())
     }
-}
 
-async fn fetch(
-    resolved: &Resolved,
-    name: &str,
-    blob: &Descriptor,
-    path: &Path,
-    progress: &dyn Progress,
-) -> Result<(), Error> {
-    let mut options = tokio::fs::OpenOptions::new();
-    let opened = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .await;
-    let mut file = opened.map_err(|e| Error::io("creating", path, e))?;
-    match resolved.source.blob(blob, &mut file, progress).await {
-        Err(source::Error::Local { source, .. }) if is_full(&source) => {
-            Err(Error::full(path, Some(blob.size)))
+    async fn fetch(&self, blob: &Descriptor, path: &Path) -> Result<(), Error> {
+        let mut options = tokio::fs::OpenOptions::new();
+        let opened = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .await;
+        let mut file = opened.map_err(|e| Error::io("creating", path, e))?;
+        match self.resolved.source.blob(blob, &mut file, self).await {
+            Err(source::Error::Local { source, .. }) if is_full(&source) => {
+                Err(Error::full(path, Some(blob.size)))
+            }
+            Err(source) => Err(Error::Blob {
+                name: self.name.to_owned(),
+                source: Box::new(source),
+            }),
+            Ok(()) => Ok(()),
         }
-        Err(source) => Err(Error::Blob {
-            name: name.to_owned(),
-            source: Box::new(source),
-        }),
-        Ok(()) => Ok(()),
     }
-}
 
-async fn list_checked(
-    name: &str,
-    blob: &Descriptor,
-    diff_id: &str,
-    path: &Path,
-) -> Result<Listing, Error> {
-    let opened = path.to_owned();
-    let listed = tokio::task::spawn_blocking(move || layer::list(File::open(opened)?)).await;
-    let listing = listed.map_err(|e| Error::Interrupted(e.to_string()))?;
-    let listing = listing.map_err(|source| Error::Layer {
-        name: name.to_owned(),
-        digest: blob.digest.clone(),
-        source,
-    })?;
-    if listing.diff_id == diff_id {
-        return Ok(listing);
+    /// A layer's list, its content checked against the config.
+    async fn list(&self, blob: &Descriptor, diff_id: &str, path: &Path) -> Result<Listing, Error> {
+        let (name, digest) = (self.name.to_owned(), blob.digest.clone());
+        let (path, pulse, budget) = (path.to_owned(), self.pulse.clone(), self.budget.clone());
+        let listing = blocking(move || {
+            let listed = File::open(path).and_then(|f| layer::list(pulse.of(f), &budget));
+            listed.map_err(|source| Error::Layer {
+                name,
+                digest,
+                source,
+            })
+        })
+        .await?;
+        if listing.diff_id == diff_id {
+            return Ok(listing);
+        }
+        let is = &listing.diff_id;
+        Err(self.corrupt(
+            blob,
+            format!("its content is {is}, the config says {diff_id}"),
+        ))
     }
-    Err(Error::CorruptLayer {
-        name: name.to_owned(),
-        digest: blob.digest.clone(),
-        reason: format!(
-            "its content is {}, the config says {diff_id}",
-            listing.diff_id
-        ),
-    })
-}
 
-/// Packs on a thread of its own and passes its progress on.
-async fn pack_reporting(
-    tree: Tree,
-    layers: Vec<PathBuf>,
-    target: PathBuf,
-    name: String,
-    progress: &dyn Progress,
-) -> Result<(), Error> {
-    let bytes = tree
-        .files
-        .iter()
-        .flat_map(|f| f.values())
-        .map(|f| f.size)
-        .sum();
-    progress.event(Event::Packing { bytes });
-    let (sender, mut receiver) = mpsc::unbounded_channel();
-    let work = tokio::task::spawn_blocking(move || {
-        let packed = pack(&tree, &layers, &target, |n| {
-            // Nobody listens any more when the pull was given up.
-            let _ = sender.send(n);
+    /// Packs on a thread of its own and passes its progress on.
+    async fn pack(&self, tree: Tree, layers: Vec<PathBuf>, target: PathBuf) -> Result<(), Error> {
+        let sizes = tree.files.iter().flat_map(|f| f.values()).map(|f| f.size);
+        let bytes = sizes.fold(0, u64::saturating_add);
+        self.event(Event::Packing { bytes });
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let name = self.name.to_owned();
+        let work = tokio::task::spawn_blocking(move || {
+            let dir = target.parent().unwrap_or(&target);
+            let free = available(dir).map_err(|e| Error::io("measuring", dir, e))?;
+            let packed = pack(&tree, &layers, &target, free - free / RESERVE, |n| {
+                // Nobody listens any more when the pull was given up.
+                let _ = sender.send(n);
+            });
+            packed.map_err(|source| explain(source, &target, name))
         });
-        packed.map_err(|source| explain(source, &target, name))
-    });
-    while let Some(bytes) = receiver.recv().await {
-        progress.event(Event::Packed { bytes });
+        while let Some(bytes) = receiver.recv().await {
+            self.event(Event::Packed { bytes });
+        }
+        work.await
+            .unwrap_or_else(|e| Err(Error::Interrupted(e.to_string())))
     }
-    work.await
-        .unwrap_or_else(|e| Err(Error::Interrupted(e.to_string())))
 }
 
 /// mksquashfs says in words that the disk is full; the disk itself says it better.
@@ -249,8 +228,9 @@ fn explain(source: crate::pack::Error, target: &Path, name: String) -> Error {
     /// What mksquashfs may have had in its hands and could not write.
     const MARGIN: u64 = 4 << 20;
     let dir = target.parent().unwrap_or(target);
-    match available(dir) {
-        Ok(free) if free < MARGIN => Error::full(target, None),
+    match (&source, available(dir)) {
+        (crate::pack::Error::TooLarge { .. }, _) => Error::full(target, None),
+        (_, Ok(free)) if free < MARGIN => Error::full(target, None),
         _ => Error::Pack { name, source },
     }
 }
@@ -266,22 +246,31 @@ fn check_space(dir: &Path, need: u64) -> Result<(), Error> {
 /// Copies the squashfs to the store, then writes its record, which makes it count.
 fn place(
     files: &Files,
-    hex: &str,
     packed: &Path,
     mut record: ImageRecord,
+    pulse: &Pulse,
 ) -> Result<ImageRecord, Error> {
+    let hex = hex_of(&record.digest)?;
     record.size = fs::metadata(packed)
         .map_err(|e| Error::io("reading", packed, e))?
         .len();
     check_space(&files.root, record.size)?;
-    let temp = files.temp(hex);
-    let mut from = File::open(packed).map_err(|e| Error::io("reading", packed, e))?;
+    let temp = files.temp(&hex)?;
+    let from = File::open(packed).map_err(|e| Error::io("reading", packed, e))?;
     let mut to = temp.create()?;
-    match io::copy(&mut from, &mut to) {
+    match copy(from, &mut to, pulse) {
         Err(e) if is_full(&e) => return Err(Error::full(&files.root, Some(record.size))),
         other => other.map_err(|e| Error::io("writing", &temp.path, e))?,
     };
-    temp.place(to, &files.sqfs(hex))?;
-    files.write_json(hex, &files.record(hex), &record)?;
+    temp.place(to, &files.sqfs(&hex))?;
+    files.write_json(&hex, &files.record(&hex), &record)?;
     Ok(record)
+}
+
+fn copy(mut from: File, to: &mut File, pulse: &Pulse) -> io::Result<()> {
+    while io::copy(&mut from.by_ref().take(COPY_STEP), to)? > 0 {
+        to.sync_data()?;
+        pulse.beat();
+    }
+    Ok(())
 }

@@ -1,0 +1,52 @@
+//! Where the store lies, from the environment.
+
+use std::path::{Path, PathBuf};
+
+use super::error::Error;
+use crate::limits::Limits;
+
+/// Where the store lies and what it uses.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// The store on the shared file system, normally `~/.hpk/store`.
+    pub root: PathBuf,
+    /// `registries.yaml` in K3s's form; a file that doesn't exist is as good as none.
+    pub registries: Option<PathBuf>,
+    /// Node-local scratch for downloads; needs about two and a half times an image's compressed size.
+    pub local_dir: PathBuf,
+    /// What an image may ask of the node.
+    pub limits: Limits,
+}
+
+impl StoreConfig {
+    /// `HPK_STORE` (else `store` in `HPK_HOME`, else `~/.hpk/store`), `HPK_REGISTRIES` (else `registries.yaml` in
+    /// `HPK_HOME` or `~/.hpk`), `HPK_LOCAL_DIR` (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else
+    /// `hpk-UID-images` in the temporary folder), [`Limits::from_env`].
+    pub fn from_env() -> Result<Self, Error> {
+        let path = |name: &str| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
+        let home = path("HPK_HOME").or_else(|| path("HOME").map(|h| h.join(".hpk")));
+        let root = path("HPK_STORE").or_else(|| Some(home.as_ref()?.join("store")));
+        let registries =
+            path("HPK_REGISTRIES").or_else(|| Some(home.as_ref()?.join("registries.yaml")));
+        let local_dir = path("HPK_LOCAL_DIR").unwrap_or_else(|| {
+            let bubble = Path::new("/var/lib/hpk");
+            let ours = nix::unistd::access(bubble, nix::unistd::AccessFlags::W_OK).is_ok();
+            match ours {
+                true => bubble.join("images"),
+                false => {
+                    std::env::temp_dir().join(format!("hpk-{}-images", nix::unistd::geteuid()))
+                }
+            }
+        });
+        Ok(Self {
+            root: root.ok_or(Error::NoHome)?,
+            registries,
+            local_dir,
+            limits: Limits::from_env()?,
+        })
+    }
+}
