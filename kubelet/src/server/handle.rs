@@ -24,6 +24,7 @@ use super::remote::upgrade::{PORT_FORWARD, REMOTE_COMMAND, Spoken, Upgrade, plan
 use super::remote::{Channels, Wanted, attach, exec, spdy, websocket};
 use super::respond::{self, Body};
 use super::route::{Route, parse};
+use crate::text;
 
 /// Answers requests.
 pub struct Handler {
@@ -242,7 +243,7 @@ impl Handler {
         } else {
             match follower.next().await {
                 Ok(pieces) => Some(pieces.unwrap_or_default()),
-                Err(error) => return Err(refuse(StatusCode::BAD_REQUEST, error.to_string())),
+                Err(error) => return Err(refuse(StatusCode::BAD_REQUEST, text::chain(&error))),
             }
         };
         let pieces = stream::try_unfold((follower, first), |(mut follower, first)| async move {

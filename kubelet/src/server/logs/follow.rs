@@ -22,7 +22,7 @@ const ASK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(300);
 
 #[derive(Debug, thiserror::Error)]
-#[error("can't read the log {}: {source}", path.display())]
+#[error("can't read the log {path}")]
 pub struct Error {
     path: PathBuf,
     source: io::Error,
@@ -75,25 +75,44 @@ impl Follower {
         Self { poll, ..self }
     }
 
+    /// Fixes where the log begins for this reader: all that is written from now on is given, though `next` is called later.
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        self.read(|reader| match reader.started {
+            true => Ok(()),
+            false => reader.start(),
+        })
+        .await
+    }
+
+    /// Runs `work` where it may block. At the end there is no reader any more, and nothing to be done.
+    async fn read<T: Default + Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Reader) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let Some(mut reader) = self.reader.take() else {
+            return Ok(T::default());
+        };
+        let done = spawn_blocking(move || {
+            let done = work(&mut reader);
+            (reader, done)
+        });
+        let failed = |source| Error {
+            path: self.run.log.clone(),
+            source,
+        };
+        let (reader, done) = done.await.map_err(|error| failed(error.into()))?;
+        let done = done.map_err(failed)?;
+        self.reader = Some(reader);
+        Ok(done)
+    }
+
     /// The next pieces; `None` at the end. While following, waits for more.
     pub async fn next(&mut self) -> Result<Option<Pieces>, Error> {
-        loop {
-            let Some(mut reader) = self.reader.take() else {
-                return Ok(None);
-            };
-            let read = spawn_blocking(move || {
-                let step = reader.step();
-                (reader, step)
-            });
-            let failed = |source| Error {
-                path: self.run.log.clone(),
-                source,
-            };
-            let (reader, step) = read.await.map_err(|error| failed(error.into()))?;
-            let (pieces, at_end) = step.map_err(failed)?;
-            let is_full = reader.filter.is_full();
-            if !is_full {
-                self.reader = Some(reader);
+        while self.reader.is_some() {
+            let (pieces, at_end) = self.read(Reader::step).await?;
+            let is_full = self.reader.as_ref().is_some_and(|r| r.filter.is_full());
+            if is_full {
+                self.reader = None;
             }
             if !at_end {
                 self.silent_since = None;
@@ -103,9 +122,9 @@ impl Follower {
             }
             if at_end && !self.wait().await {
                 self.reader = None;
-                return Ok(None);
             }
         }
+        Ok(None)
     }
 
     /// Waits a little; false when nothing more will come.
@@ -209,6 +228,8 @@ impl Reader {
         if files.is_empty() {
             // Not yet written, or gone with its pod.
             if self.follow {
+                // Whatever comes is new.
+                self.tail = None;
                 return Ok(());
             }
             return Err(io::ErrorKind::NotFound.into());

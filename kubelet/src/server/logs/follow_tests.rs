@@ -179,3 +179,25 @@ async fn a_limit_ends_following() {
     };
     assert_eq!(all(follower(&container, options)).await, "0\n1");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_after_the_beginning_is_given_though_nobody_has_looked_yet() {
+    for before in [None, Some("old")] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("0.log");
+        if let Some(before) = before {
+            append(&log, &line(before));
+        }
+        let container = container(&log);
+        let options = LogOptions {
+            follow: true,
+            tail: Some(0),
+            ..LogOptions::default()
+        };
+        let mut follower = follower(&container, options);
+        follower.begin().await.unwrap();
+        append(&log, &line("new"));
+        container.running.store(false, Ordering::Relaxed);
+        assert_eq!(all(follower).await, "new\n", "{before:?}");
+    }
+}

@@ -19,8 +19,9 @@ use super::status::Status;
 use super::wanted::Wanted;
 use crate::server::access::{ContainerQuery, PodAccess, Run};
 use crate::server::logs::entry::Stream;
-use crate::server::logs::follow::Follower;
+use crate::server::logs::follow::{self, Follower};
 use crate::server::logs::options::{LogOptions, Streams};
+use crate::text;
 
 /// How often the log is looked at: somebody may be typing.
 const POLL: Duration = Duration::from_millis(20);
@@ -50,6 +51,12 @@ pub async fn serve(
         stdin_once,
     } = target;
     let output = channels.output.clone();
+    let mut follower = follower(access, query, run.clone(), wanted);
+    // Before anything is typed: the answer to it must not come before we look.
+    if let Err(error) = follower.begin().await {
+        let _ = output.send(Output::End(unreadable(&error))).await;
+        return;
+    }
     if wanted.stdin
         && let Some(fifo) = run.stdin.clone()
     {
@@ -72,7 +79,7 @@ pub async fn serve(
         resize(&run, &channels);
     }
     let status = tokio::select! {
-        status = follow(access, query, run, wanted, &output) => status,
+        status = follow(follower, wanted, &output) => status,
         () = channels.gone.cancelled() => return,
     };
     // A caller who has gone doesn't hear it.
@@ -127,13 +134,12 @@ fn resize(run: &Run, channels: &Channels) {
     });
 }
 
-async fn follow(
+fn follower(
     access: Arc<dyn PodAccess>,
     query: ContainerQuery,
     run: Run,
     wanted: Wanted,
-    output: &mpsc::Sender<Output>,
-) -> Status {
+) -> Follower {
     let options = LogOptions {
         follow: true,
         tail: Some(0),
@@ -143,7 +149,15 @@ async fn follow(
         },
         ..LogOptions::default()
     };
-    let mut follower = Follower::new(access, query, run, options).every(POLL);
+    Follower::new(access, query, run, options).every(POLL)
+}
+
+fn unreadable(error: &follow::Error) -> Status {
+    let why = text::chain(error);
+    Status::Failed(format!("can't follow the container's output: {why}"))
+}
+
+async fn follow(mut follower: Follower, wanted: Wanted, output: &mpsc::Sender<Output>) -> Status {
     loop {
         match follower.next().await {
             Ok(Some(pieces)) => {
@@ -158,9 +172,7 @@ async fn follow(
                 }
             }
             Ok(None) => return Status::Exited(0),
-            Err(error) => {
-                return Status::Failed(format!("can't follow the container's output: {error}"));
-            }
+            Err(error) => return unreadable(&error),
         }
     }
 }
