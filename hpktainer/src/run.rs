@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use hpk_images::process_defaults::{for_container, merge_env};
+use hpk_images::process_defaults::{for_container, merge_env, signal_number};
 use hpk_images::{Image, Mounter, PullPolicy, Reference};
 use hpk_shim_client::{Shim, Stdio, serve_events};
 
@@ -152,19 +152,6 @@ fn make_record(config: &Config, args: &Args, image: &Image) -> anyhow::Result<Re
     Ok(record)
 }
 
-/// `SIGQUIT`, `QUIT` or a number.
-fn signal_number(text: &str) -> Option<u32> {
-    let full = match text.starts_with("SIG") {
-        true => text.to_owned(),
-        false => format!("SIG{text}"),
-    };
-    let named = full
-        .parse::<nix::sys::signal::Signal>()
-        .ok()
-        .map(|s| (s as i32).unsigned_abs());
-    text.parse().ok().or(named)
-}
-
 fn defaults(
     args: &Args,
     image: &Image,
@@ -302,14 +289,5 @@ mod tests {
         let given = ["A=1", "B", "C"].map(str::to_owned);
         let entries = env_entries(&given, |name| (name == "B").then(|| "2".to_owned()));
         assert_eq!(entries, ["A=1", "B=2"]);
-    }
-
-    #[test]
-    fn stop_signals_are_names_or_numbers() {
-        let of = |text| signal_number(text);
-        assert_eq!(
-            (of("SIGQUIT"), of("QUIT"), of("3"), of("no")),
-            (Some(3), Some(3), Some(3), None)
-        );
     }
 }

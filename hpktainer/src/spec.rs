@@ -4,49 +4,15 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use hpk_images::container_defaults::{
+    CAPABILITIES, MASKED_PATHS, READONLY_PATHS, kernel_mounts, mount,
+};
 use hpk_images::process_defaults::ProcessDefaults;
 use hpk_images::user::User;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
     Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
-
-/// What Docker and containerd give a container, by number in <linux/capability.h>.
-const CAPABILITIES: [(u32, Capability); 14] = [
-    (0, Capability::Chown),
-    (1, Capability::DacOverride),
-    (3, Capability::Fowner),
-    (4, Capability::Fsetid),
-    (5, Capability::Kill),
-    (6, Capability::Setgid),
-    (7, Capability::Setuid),
-    (8, Capability::Setpcap),
-    (10, Capability::NetBindService),
-    (13, Capability::NetRaw),
-    (18, Capability::SysChroot),
-    (27, Capability::Mknod),
-    (29, Capability::AuditWrite),
-    (31, Capability::Setfcap),
-];
-
-const MASKED: [&str; 9] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const READ_ONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
 
 /// A folder or file of the bubble in the container: `-v`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,8 +126,8 @@ pub fn container(
     let texts = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     let linux = LinuxBuilder::default()
         .namespaces(namespaces)
-        .masked_paths(texts(&MASKED))
-        .readonly_paths(texts(&READ_ONLY));
+        .masked_paths(texts(&MASKED_PATHS))
+        .readonly_paths(texts(&READONLY_PATHS));
     SpecBuilder::default()
         .version("1.0.2")
         .root(
@@ -179,37 +145,9 @@ pub fn container(
 }
 
 fn mounts(etc: &Path, volumes: &[Volume]) -> anyhow::Result<Vec<Mount>> {
-    const PLAIN: &[&str] = &["nosuid", "noexec", "nodev"];
-    const TMPFS: &[&str] = &["nosuid", "strictatime", "mode=755", "size=65536k"];
     const SHM: &[&str] = &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
-    const PTS: &[&str] = &[
-        "nosuid",
-        "noexec",
-        "newinstance",
-        "ptmxmode=0666",
-        "mode=0620",
-        "gid=5",
-    ];
-    let sys = [PLAIN, &["ro"]].concat();
-    let cgroup = [PLAIN, &["relatime", "ro"]].concat();
-    let kernel = [
-        ("proc", "proc", "/proc", PLAIN),
-        ("tmpfs", "tmpfs", "/dev", TMPFS),
-        ("devpts", "devpts", "/dev/pts", PTS),
-        ("tmpfs", "shm", "/dev/shm", SHM),
-        ("mqueue", "mqueue", "/dev/mqueue", PLAIN),
-        ("sysfs", "sysfs", "/sys", &sys),
-        ("cgroup", "cgroup", "/sys/fs/cgroup", &cgroup),
-    ];
-    let mut all = Vec::new();
-    for (kind, source, target, options) in kernel {
-        let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
-        let mount = MountBuilder::default()
-            .typ(kind)
-            .source(source)
-            .destination(target);
-        all.push(mount.options(options).build()?);
-    }
+    let mut all = kernel_mounts(false)?;
+    all.push(mount("tmpfs", "shm", "/dev/shm", SHM)?);
     let mut bind = |source: &Path, target: &Path, read_only: bool| -> anyhow::Result<()> {
         let mode = if read_only { "ro" } else { "rw" };
         let options = vec!["rbind".to_owned(), "rprivate".to_owned(), mode.to_owned()];
@@ -227,12 +165,6 @@ fn mounts(etc: &Path, volumes: &[Volume]) -> anyhow::Result<Vec<Mount>> {
         bind(&volume.source, &volume.target, volume.read_only)?;
     }
     Ok(all)
-}
-
-/// The bounding set of the process with this /proc/…/status, proc_pid_status(5).
-pub fn parse_bounding(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 #[cfg(test)]
@@ -336,14 +268,5 @@ mod tests {
             assert!(bad.parse::<Volume>().is_err(), "{bad}");
         }
         assert!("/a:/b:ro".parse::<Volume>().unwrap().read_only);
-    }
-
-    #[test]
-    fn the_bounding_set_is_read() {
-        assert_eq!(
-            parse_bounding("Name:\tx\nCapBnd:\t000001ffffffffff\n"),
-            Some(0x1ff_ffff_ffff)
-        );
-        assert_eq!(parse_bounding("Name:\tx\n"), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hpk_images::container_defaults::parse_bounding;
 use hpk_images::{Mounter, user};
 use hpk_shim_client::{
     Bootstrap, CreateRequest, Error, Mount, Shim, Stdio, TaskStatus, delete_binary, read_address,
@@ -222,7 +223,6 @@ pub fn lookups(lower: &std::path::Path, wanted: &str) -> anyhow::Result<(user::U
     let user = user::resolve(lower, wanted)?;
     let status =
         std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
-    let bounding =
-        crate::spec::parse_bounding(&status).context("no CapBnd in /proc/self/status")?;
+    let bounding = parse_bounding(&status).context("no CapBnd in /proc/self/status")?;
     Ok((user, bounding))
 }

@@ -46,9 +46,11 @@
 //! - [`mount`]: squashfs → a folder, by squashfuse
 //! - [`overlay`]: the mounts of a container's root file system
 //! - [`process_defaults`], [`user`]: what an image's config says of the process to run
+//! - [`container_defaults`]: what a container is given where nobody says otherwise
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod container_defaults;
 pub mod credentials;
 pub mod layer;
 pub mod lease;

@@ -77,6 +77,19 @@ pub fn for_container(
     })
 }
 
+/// The number of a signal: `SIGQUIT`, `QUIT` or `3`.
+pub fn signal_number(text: &str) -> Option<u32> {
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    let full = match text.starts_with("SIG") {
+        true => text.to_owned(),
+        false => format!("SIG{text}"),
+    };
+    let named: nix::sys::signal::Signal = full.parse().ok()?;
+    Some((named as i32).unsigned_abs())
+}
+
 /// Lays `over` upon `base` by name: a known name gets the new value in its old place, a new one comes last.
 pub fn merge_env(base: &mut Vec<String>, over: &[String]) {
     for entry in over {
@@ -142,6 +155,21 @@ mod tests {
         let without = for_container(&image(r#"{"Cmd":["x"]}"#), None, None).unwrap();
         assert_eq!(without.env, [format!("PATH={DEFAULT_PATH}")]);
         assert_eq!(without.cwd, "/");
+    }
+
+    #[test]
+    fn signals_are_names_or_numbers() {
+        let known = [
+            ("SIGQUIT", 3),
+            ("QUIT", 3),
+            ("3", 3),
+            ("INT", 2),
+            ("10", 10),
+        ];
+        for (text, number) in known {
+            assert_eq!(signal_number(text), Some(number), "{text}");
+        }
+        assert_eq!(signal_number("nonsense"), None);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use crate::server::remote::process::{self, exec_process};
+
 #[derive(Debug, Error)]
 pub enum Error {
     #[error("can't {action} {path}")]
@@ -22,8 +24,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("{path} holds no process")]
-    NoProcess { path: PathBuf },
+    #[error(transparent)]
+    Process(#[from] process::Error),
     #[error("command timed out after {}s", .0.as_secs())]
     TimedOut(Duration),
     #[error("can't run the command: {}", crate::text::of_shim(.0))]
@@ -50,7 +52,7 @@ pub struct Target {
 
 /// Runs `command` with the container's own environment, user and folder; kills it after `limit`.
 pub async fn run(target: &Target, command: &[String], limit: Duration) -> Result<Output, Error> {
-    let process = process(&target.bundle, command)?;
+    let process = exec_process(&target.bundle, command, false)?;
     let exec_id = crate::ids::fresh()
         .map(|id| id[..16].to_owned())
         .map_err(|source| Error::File {
@@ -149,23 +151,4 @@ async fn run_with_fifo(
 fn keep(text: &mut Vec<u8>, more: &[u8]) {
     let room = MAX_OUTPUT.saturating_sub(text.len());
     text.extend_from_slice(&more[..more.len().min(room)]);
-}
-
-/// The container's own process with other arguments and no terminal.
-fn process(bundle: &Path, command: &[String]) -> Result<Value, Error> {
-    let path = bundle.join("config.json");
-    let failed = |source: io::Error| Error::File {
-        action: "read",
-        path: path.clone(),
-        source,
-    };
-    let text = fs::read(&path).map_err(failed)?;
-    let spec: Value = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
-    let mut process = spec
-        .get("process")
-        .cloned()
-        .ok_or_else(|| Error::NoProcess { path: path.clone() })?;
-    process["args"] = Value::from(command.to_vec());
-    process["terminal"] = Value::Bool(false);
-    Ok(process)
 }

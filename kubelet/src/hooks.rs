@@ -18,41 +18,35 @@ pub enum Error {
     Http(#[from] check::Error),
     #[error("the hook's request failed: {0}")]
     Answer(String),
-    #[error("the hook took longer than {}s", .0.as_secs())]
-    TimedOut(Duration),
 }
 
-/// Runs a hook to its end, or to the limit.
+/// A hook has no limit of its own: its container's end cuts it off. This is for exec, which wants one.
+const LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Runs a hook to its end; dropped in the middle, it is given up.
 pub async fn run(
     target: &Target,
     container: &Container,
     pod_ip: &str,
     hook: &LifecycleHandler,
-    limit: Duration,
 ) -> Result<(), Error> {
-    let work = async {
-        if let Some(action) = &hook.exec {
-            let command = action.command.as_deref().unwrap_or_default();
-            let output = exec::run(target, command, limit).await?;
-            if output.code != 0 {
-                return Err(Error::Command {
-                    code: output.code,
-                    output: output.text,
-                });
-            }
-        } else if let Some(action) = &hook.http_get {
-            match check::http_get(container, pod_ip, action).await? {
-                Verdict::Success => {}
-                Verdict::Failure(text) | Verdict::Error(text) => return Err(Error::Answer(text)),
-            }
-        } else if let Some(action) = &hook.sleep {
-            let seconds = u64::try_from(action.seconds).unwrap_or(0);
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
+    if let Some(action) = &hook.exec {
+        let command = action.command.as_deref().unwrap_or_default();
+        let output = exec::run(target, command, LIMIT).await?;
+        if output.code != 0 {
+            return Err(Error::Command {
+                code: output.code,
+                output: output.text,
+            });
         }
-        Ok(())
-    };
-    match tokio::time::timeout(limit, work).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Error::TimedOut(limit)),
+    } else if let Some(action) = &hook.http_get {
+        match check::http_get(container, pod_ip, action).await? {
+            Verdict::Success => {}
+            Verdict::Failure(text) | Verdict::Error(text) => return Err(Error::Answer(text)),
+        }
+    } else if let Some(action) = &hook.sleep {
+        let seconds = u64::try_from(action.seconds).unwrap_or(0);
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use hpk_images::container_defaults::parse_bounding;
 use hpk_shim_client::{Bootstrap, EventKind, serve_events};
 use k8s_openapi::api::core::v1::Service;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -68,10 +69,13 @@ async fn serve(config: Config) -> Result<()> {
         if let Err(error) = agent.services.wait_until_ready().await {
             warn!(%error, "services aren't known");
         }
-        set::run(Arc::clone(&agent)).await;
+        let runs = paths::runs(&agent.config);
+        set::run(Arc::clone(&agent))
+            .await
+            .with_context(|| format!("read {}", runs.display()))
     };
     tokio::select! {
-        () = work => {}
+        done = work => done?,
         _ = terminate.recv() => info!("told to end; pods go on"),
         _ = interrupt.recv() => info!("told to end; pods go on"),
     }
@@ -195,11 +199,7 @@ fn watch_ooms(agent: &Arc<Agent>) -> Result<()> {
 fn host(config: &Config) -> Result<Host> {
     let floor = fs::read_to_string("/proc/self/oom_score_adj").context("read oom_score_adj")?;
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let bounding = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapBnd:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .context("find CapBnd in /proc/self/status")?;
+    let bounding = parse_bounding(&status).context("find CapBnd in /proc/self/status")?;
     Ok(Host {
         memory: config
             .capacity

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use hpk_images::manifest::machine_architecture;
 use nix::sys::statvfs::statvfs;
 
 use super::object::Observed;
@@ -29,20 +30,11 @@ pub fn observe(agent: &Agent) -> Observed {
         boot_id: read("/proc/sys/kernel/random/boot_id"),
         kernel: read("/proc/sys/kernel/osrelease"),
         os_image: os_image(),
-        architecture: architecture().to_owned(),
+        architecture: machine_architecture().to_owned(),
         not_ready,
         disk_pressure: disk > 0 && free < disk / 100 * MIN_FREE_PERCENT,
         memory_pressure: available_memory().is_some_and(|bytes| bytes < MIN_MEMORY),
         disk,
-    }
-}
-
-/// Go's name for the architecture that this program is built for.
-pub fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 

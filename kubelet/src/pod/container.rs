@@ -356,53 +356,9 @@ fn create_file(path: &Path, mode: u32) -> Result<(), Error> {
     })
 }
 
-/// Bytes of a termination message that are shown (Kubernetes' limits).
-const MAX_MESSAGE: usize = 4096;
-/// Bytes and lines of the log that stand in for it.
-const MAX_FALLBACK: usize = 2048;
-const MAX_FALLBACK_LINES: usize = 80;
-
-/// What the container left as its termination message, or, where it asks for that and failed, the
-/// end of its log.
-pub fn termination_message(message: &Path, log: &Path, fallback: bool) -> String {
-    let text = fs::read(message).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_MESSAGE)]).into_owned();
-    if !text.is_empty() || !fallback {
-        return text;
-    }
-    let log = fs::read(log).unwrap_or_default();
-    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(64 * 1024)..]).into_owned();
-    let lines: Vec<&str> = tail
-        .lines()
-        .filter_map(|line| line.splitn(4, ' ').nth(3))
-        .collect();
-    let from = lines.len().saturating_sub(MAX_FALLBACK_LINES);
-    let text = lines[from..].join("\n");
-    let mut start = text.len().saturating_sub(MAX_FALLBACK);
-    while !text.is_char_boundary(start) {
-        start += 1;
-    }
-    text[start..].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_message_falls_back_on_the_end_of_the_log() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let (message, log) = (dir.path().join("m"), dir.path().join("l"));
-        fs::write(
-            &log,
-            "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr F two\n",
-        )
-        .expect("log");
-        assert_eq!(termination_message(&message, &log, true), "one\ntwo");
-        assert_eq!(termination_message(&message, &log, false), "");
-        fs::write(&message, "own").expect("message");
-        assert_eq!(termination_message(&message, &log, true), "own");
-    }
 
     #[test]
     fn log_paths_survive_the_query_string() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hpk_images::process_defaults::signal_number;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
@@ -12,6 +13,9 @@ use crate::agent::Agent;
 use crate::events;
 use crate::exec::Target;
 use crate::{hooks, text};
+
+/// What ends a container that asks for nothing else, or for nonsense.
+const SIGTERM: u32 = 15;
 
 /// At least this much is left to the program after its preStop hook (as the stock kubelet).
 const AFTER_HOOK: SignedDuration = SignedDuration::from_secs(2);
@@ -35,7 +39,8 @@ pub struct Kill {
 /// whoever waits for the container, who then drops this task.
 pub async fn stop(mut kill: Kill) {
     run_hook(&kill).await;
-    let signal = stop_signal(kill.stop_signal.as_deref());
+    let asked = kill.stop_signal.as_deref().and_then(signal_number);
+    let signal = asked.unwrap_or(SIGTERM);
     signal_container(&kill.target, signal, false).await;
     let started = Timestamp::now();
     loop {
@@ -84,8 +89,7 @@ async fn run_hook(kill: &Kill) {
             }
         }
     };
-    let never = Duration::from_secs(24 * 3600);
-    let work = hooks::run(&kill.target, &kill.container, &kill.pod_ip, hook, never);
+    let work = hooks::run(&kill.target, &kill.container, &kill.pod_ip, hook);
     let outcome = tokio::select! {
         outcome = work => outcome,
         () = limit => return,
@@ -117,38 +121,5 @@ async fn signal_container(target: &Target, signal: u32, all: bool) {
             "can't signal the container"
         ),
         Ok(()) => {}
-    }
-}
-
-/// `SIGQUIT`, `QUIT` or `3` as a number; SIGTERM where nothing or nonsense is said.
-fn stop_signal(name: Option<&str>) -> u32 {
-    let Some(name) = name.filter(|name| !name.is_empty()) else {
-        return 15;
-    };
-    if let Ok(number) = name.parse() {
-        return number;
-    }
-    let long = if name.starts_with("SIG") {
-        name.to_owned()
-    } else {
-        format!("SIG{name}")
-    };
-    let known: Option<nix::sys::signal::Signal> = long.parse().ok();
-    known
-        .and_then(|signal| u32::try_from(signal as i32).ok())
-        .unwrap_or(15)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_may_ask_for_another_signal() {
-        assert_eq!(stop_signal(Some("SIGQUIT")), 3);
-        assert_eq!(stop_signal(Some("INT")), 2);
-        assert_eq!(stop_signal(Some("10")), 10);
-        assert_eq!(stop_signal(Some("nonsense")), 15);
-        assert_eq!(stop_signal(None), 15);
     }
 }

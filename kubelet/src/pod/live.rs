@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -16,7 +16,10 @@ use crate::volumes::Mounted;
 pub enum Op<T> {
     #[default]
     Idle,
-    Busy,
+    Busy {
+        /// Seconds waited before this try; 0 at the first.
+        delay: u32,
+    },
     Done(T),
     Failed(Failure),
 }
@@ -33,8 +36,20 @@ pub struct Failure {
 }
 
 impl<T> Op<T> {
+    /// The work begins, for the first time or again.
+    pub fn begin(&mut self) {
+        *self = Op::Busy {
+            delay: self.delay(),
+        };
+    }
+
+    /// The work failed: tried again after `first` seconds, doubled each time up to `max`.
+    pub fn fail(&mut self, first: u32, max: u32, reason: &'static str, message: String) {
+        *self = Op::Failed(Failure::after(self.delay(), first, max, reason, message));
+    }
+
     pub fn is_busy(&self) -> bool {
-        matches!(self, Op::Busy)
+        matches!(self, Op::Busy { .. })
     }
 
     /// Not yet tried, or failed and due again.
@@ -42,7 +57,7 @@ impl<T> Op<T> {
         match self {
             Op::Idle => true,
             Op::Failed(failure) => failure.retry_at <= now,
-            Op::Busy | Op::Done(_) => false,
+            Op::Busy { .. } | Op::Done(_) => false,
         }
     }
 
@@ -60,9 +75,32 @@ impl<T> Op<T> {
         }
     }
 
-    /// Seconds waited before the last try.
+    /// Seconds waited for the try under way, or to be waited for the next.
     pub fn delay(&self) -> u32 {
-        self.failure().map_or(0, |failure| failure.delay)
+        match self {
+            Op::Busy { delay } => *delay,
+            Op::Failed(failure) => failure.delay,
+            Op::Idle | Op::Done(_) => 0,
+        }
+    }
+}
+
+impl Failure {
+    /// Now; `before`: the delay that the failed try had waited for.
+    pub fn after(before: u32, first: u32, max: u32, reason: &'static str, message: String) -> Self {
+        let now = Timestamp::now();
+        let delay = if before == 0 {
+            first
+        } else {
+            (before * 2).min(max)
+        };
+        Self {
+            reason,
+            message,
+            since: now,
+            retry_at: now + SignedDuration::from_secs(i64::from(delay)),
+            delay,
+        }
     }
 }
 
@@ -102,8 +140,6 @@ impl Drop for Stopping {
 pub struct LiveContainer {
     /// Done: the image to start from, taken by the next start.
     pub image: Op<Arc<ReadyImage>>,
-    /// Waits of earlier failed pulls, seconds.
-    pub pull_delay: u32,
     /// Being created and started, with its postStart hook.
     pub starting: bool,
     /// Why it can't be created; none when it can.
@@ -128,10 +164,6 @@ pub struct Live {
     pub deleting: Op<()>,
     /// When containers began to be stopped: their grace is the pod's, all in all.
     pub ending_since: Option<Timestamp>,
-    /// Seconds waited before the last try of each.
-    pub mount_delay: u32,
-    pub sandbox_delay: u32,
-    pub remove_delay: u32,
     pub containers: BTreeMap<String, LiveContainer>,
 }
 
@@ -145,5 +177,27 @@ impl Live {
         self.volumes.is_busy()
             || self.sandbox.is_busy()
             || self.containers.values().any(|container| container.starting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_waits_twice_as_long_and_success_forgets_them() {
+        let mut op: Op<()> = Op::default();
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            op.begin();
+            assert!(op.is_busy());
+            op.fail(1, 10, "Reason", String::new());
+            waits.push(op.delay());
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 10]);
+        op = Op::Done(());
+        op.begin();
+        op.fail(1, 10, "Reason", String::new());
+        assert_eq!(op.delay(), 1);
     }
 }

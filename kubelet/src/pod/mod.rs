@@ -5,7 +5,7 @@
 //! - `restart`, `admission`: decisions about containers and about the pod (pure)
 //! - `record`: what survives the kubelet; `live`: what doesn't
 //! - `paths`: where a pod's files are
-//! - `sandbox`, `container`, `kill`: doing it, through CNI and shim
+//! - `sandbox`, `container`, `kill`: doing it, through CNI and shim; `termination`: what an end leaves to be read
 //! - `worker`: one task per pod, which looks, acts, and hears what came of it
 //! - `set`: the watch on the API server, and all workers
 
@@ -20,4 +20,5 @@ pub mod restart;
 pub mod sandbox;
 pub mod set;
 pub mod state;
+pub mod termination;
 pub mod worker;

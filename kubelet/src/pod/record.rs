@@ -264,6 +264,48 @@ pub fn lost(now: Timestamp) -> Exit {
 }
 
 #[cfg(test)]
+impl Instance {
+    /// Run `id`, started at 1 s; ended at 2 s with this code, if one is given.
+    pub fn for_tests(id: &str, exit: Option<i32>) -> Self {
+        let second = |at| Timestamp::from_second(at).expect("in range");
+        Self {
+            id: id.to_owned(),
+            attempt: 0,
+            sandbox: 1,
+            image: "img".to_owned(),
+            image_id: "img@sha256:0".to_owned(),
+            log: PathBuf::new(),
+            bundle: PathBuf::new(),
+            started_at: Some(second(1)),
+            exit: exit.map(|code| Exit {
+                code,
+                reason: if code == 0 { "Completed" } else { "Error" }.to_owned(),
+                message: String::new(),
+                at: second(2),
+            }),
+            stop_signal: None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl SandboxRecord {
+    /// One that is ready.
+    pub fn for_tests() -> Self {
+        Self {
+            id: "s".to_owned(),
+            bundle: PathBuf::new(),
+            netns: None,
+            port_mappings: Vec::new(),
+            address: None,
+            pid: 1,
+            ips: vec!["10.244.0.5".to_owned()],
+            ready: true,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;

@@ -128,39 +128,14 @@ fn is_forgotten(record: &ContainerRecord, now: Timestamp) -> bool {
         .is_some_and(|set| now.duration_since(set) > FORGET)
 }
 
-/// `10s`, `2m40s`: as Go prints durations, which users know from statuses.
-pub fn go_duration(seconds: u32) -> String {
-    match (seconds / 60, seconds % 60) {
-        (0, s) => format!("{s}s"),
-        (m, s) => format!("{m}m{s}s"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Exit, Instance};
+    use super::super::record::Instance;
     use super::*;
-    use std::path::PathBuf;
 
     fn ended(code: i32, at: i64) -> ContainerRecord {
-        let exit = Exit {
-            code,
-            reason: String::new(),
-            message: String::new(),
-            at: second(at),
-        };
-        let instance = Instance {
-            id: String::new(),
-            attempt: 0,
-            sandbox: 0,
-            image: String::new(),
-            image_id: String::new(),
-            log: PathBuf::new(),
-            bundle: PathBuf::new(),
-            started_at: None,
-            exit: Some(exit),
-            stop_signal: None,
-        };
+        let mut instance = Instance::for_tests("x", Some(code));
+        instance.exit.as_mut().expect("ended").at = second(at);
         ContainerRecord {
             current: Some(instance),
             ..ContainerRecord::default()
@@ -210,11 +185,5 @@ mod tests {
         assert_eq!(next(&ended(0, 1), Policy::OnFailure, second(1)), Next::Done);
         assert_eq!(next(&ended(1, 1), Policy::Never, second(1)), Next::Done);
         assert_eq!(next(&ended(0, 1), Policy::Always, second(1)), Next::Start);
-    }
-
-    #[test]
-    fn durations_read_as_in_go() {
-        assert_eq!(go_duration(10), "10s");
-        assert_eq!(go_duration(160), "2m40s");
     }
 }

@@ -1,6 +1,8 @@
 //! All pods of the node: the watch on the API server, a worker for each, and what was found on disk.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -31,8 +33,11 @@ struct Set {
 }
 
 /// Runs until the watch ends, which it doesn't.
-pub async fn run(agent: Arc<Agent>) {
-    let records = load_records(&agent);
+///
+/// # Errors
+/// What an earlier kubelet left can't be read: without it, what belongs to living pods would be taken for stale.
+pub async fn run(agent: Arc<Agent>) -> io::Result<()> {
+    let records = load_records(&paths::runs(&agent.config))?;
     collect_networks(&agent, &records).await;
     let (done, mut ended) = mpsc::unbounded_channel();
     let api: Api<Pod> = Api::all(agent.client.clone());
@@ -51,7 +56,7 @@ pub async fn run(agent: Arc<Agent>) {
             event = events.next() => match event {
                 Some(Ok(event)) => set.accept(event),
                 Some(Err(error)) => warn!(error = text::chain(&error), "the watch on pods failed; again"),
-                None => return,
+                None => return Ok(()),
             },
             Some(uid) = ended.recv() => {
                 set.workers.remove(&uid);
@@ -127,16 +132,12 @@ impl Set {
     }
 }
 
-/// The pods an earlier kubelet left. A folder without a readable record can't be taken over: what
-/// is mounted in it goes, and it with it.
-fn load_records(agent: &Agent) -> HashMap<String, PodRecord> {
+/// The pods an earlier kubelet left in `runs`. A folder without a record can't be taken over: what is mounted in it goes,
+/// and it with it. One whose record can't be understood is kept for people to look at.
+fn load_records(runs: &Path) -> io::Result<HashMap<String, PodRecord>> {
     let mut records = HashMap::new();
-    let runs = paths::runs(&agent.config);
-    let Ok(entries) = std::fs::read_dir(&runs) else {
-        return records;
-    };
-    for entry in entries.flatten() {
-        let dir = entry.path();
+    for entry in std::fs::read_dir(runs)? {
+        let dir = entry?.path();
         match PodRecord::load(&dir) {
             Ok(Some(record)) => {
                 records.insert(record.uid.clone(), record);
@@ -150,7 +151,7 @@ fn load_records(agent: &Agent) -> HashMap<String, PodRecord> {
         }
     }
     info!(pods = records.len(), "found on this node");
-    records
+    Ok(records)
 }
 
 /// CNI GC: attachments of sandboxes that no record knows are released.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, Probe, TCPSocketAction};
@@ -15,6 +15,9 @@ use tokio::net::TcpStream;
 
 use super::Subject;
 use crate::{exec, text};
+
+/// Bytes of an answer that are read; the stock kubelet's limit.
+const MAX_BODY: usize = 10 * 1024;
 
 /// What one try found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,13 +111,15 @@ pub fn port(container: &Container, port: &IntOrString) -> Result<u16, Error> {
 
 async fn tcp(container: &Container, ip: &str, action: &TCPSocketAction) -> Result<Verdict, Error> {
     let port = port(container, &action.port)?;
-    let host = action
-        .host
-        .as_deref()
-        .filter(|h| !h.is_empty())
-        .unwrap_or(ip);
-    connect(host, port).await?;
+    connect(given(&action.host, ip), port).await?;
     Ok(Verdict::Success)
+}
+
+/// What the spec says, or the default where it says nothing.
+fn given<'a>(said: &'a Option<String>, default: &'a str) -> &'a str {
+    said.as_deref()
+        .filter(|said| !said.is_empty())
+        .unwrap_or(default)
 }
 
 async fn connect(host: &str, port: u16) -> Result<TcpStream, Error> {
@@ -133,19 +138,11 @@ pub async fn http_get(
     action: &HTTPGetAction,
 ) -> Result<Verdict, Error> {
     let port = port(container, &action.port)?;
-    let host = action
-        .host
-        .as_deref()
-        .filter(|h| !h.is_empty())
-        .unwrap_or(ip);
+    let host = given(&action.host, ip);
     let stream = connect(host, port).await?;
     let secure = action.scheme.as_deref() == Some("HTTPS");
     let scheme = if secure { "https" } else { "http" };
-    let path = action
-        .path
-        .as_deref()
-        .filter(|p| !p.is_empty())
-        .unwrap_or("/");
+    let path = given(&action.path, "/");
     let path = if path.starts_with('/') {
         path.to_owned()
     } else {
@@ -207,8 +204,8 @@ where
             if status.is_success() || status.is_redirection() {
                 Verdict::Success
             } else {
-                // Read, so that the server doesn't see its answer cut off.
-                let body = answer.into_body().collect().await;
+                // Read, so that the server doesn't see its answer cut off; but no more than it may have to say.
+                let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
                 drop(body);
                 Verdict::Failure(format!(
                     "HTTP probe failed with statuscode: {}",
@@ -290,8 +287,8 @@ mod tests {
         assert!(port(&container, &IntOrString::String("no".to_owned())).is_err());
     }
 
-    #[tokio::test]
-    async fn a_500_is_a_failure_and_names_the_status() {
+    /// What a GET makes of a server that answers `head`, and then writes for as long as it can.
+    async fn asked(head: &'static str, endless: bool) -> Verdict {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("listener");
@@ -300,19 +297,27 @@ mod tests {
             let (mut stream, _) = listener.accept().await.expect("accept");
             let mut request = [0u8; 1024];
             let _ = stream.read(&mut request).await;
-            let answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
-            stream.write_all(answer).await.expect("write");
+            let mut sent = stream.write_all(head.as_bytes()).await;
+            while endless && sent.is_ok() {
+                sent = stream.write_all(&[b'x'; 4096]).await;
+            }
         });
         let action = HTTPGetAction {
             port: IntOrString::Int(i32::from(port)),
             ..HTTPGetAction::default()
         };
-        let verdict = http_get(&Container::default(), "127.0.0.1", &action)
-            .await
-            .expect("asked");
-        assert_eq!(
-            verdict,
-            Verdict::Failure("HTTP probe failed with statuscode: 500".to_owned())
-        );
+        let container = Container::default();
+        let verdict = http_get(&container, "127.0.0.1", &action);
+        let verdict = tokio::time::timeout(Duration::from_secs(10), verdict).await;
+        verdict.expect("an end").expect("asked")
+    }
+
+    #[tokio::test]
+    async fn a_500_is_a_failure_and_names_the_status_however_long_its_page() {
+        let failed = Verdict::Failure("HTTP probe failed with statuscode: 500".to_owned());
+        let empty = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(asked(empty, false).await, failed);
+        let endless = "HTTP/1.1 500 Internal Server Error\r\n\r\n";
+        assert_eq!(asked(endless, true).await, failed);
     }
 }

@@ -126,35 +126,3 @@ pub fn unmasked_proc(container: &Container) -> bool {
     let context = container.security_context.as_ref();
     context.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked")
 }
-
-/// Hidden from containers, as containerd hides them.
-pub fn masked_paths() -> Vec<String> {
-    [
-        "/proc/acpi",
-        "/proc/asound",
-        "/proc/kcore",
-        "/proc/keys",
-        "/proc/latency_stats",
-        "/proc/timer_list",
-        "/proc/timer_stats",
-        "/proc/sched_debug",
-        "/proc/scsi",
-        "/sys/firmware",
-        "/sys/devices/virtual/powercap",
-    ]
-    .map(str::to_owned)
-    .to_vec()
-}
-
-/// Read-only in containers, as containerd has them.
-pub fn readonly_paths() -> Vec<String> {
-    [
-        "/proc/bus",
-        "/proc/fs",
-        "/proc/irq",
-        "/proc/sys",
-        "/proc/sysrq-trigger",
-    ]
-    .map(str::to_owned)
-    .to_vec()
-}

@@ -14,6 +14,7 @@ pub mod process;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use hpk_images::container_defaults::{MASKED_PATHS, READONLY_PATHS, kernel_mounts};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
@@ -74,6 +75,10 @@ pub struct Inputs<'a> {
     pub cgroup: PathBuf,
 }
 
+fn texts(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
 /// Annotations by which a shim groups containers into one process per pod (containerd's CRI names).
 fn annotations(
     pod: &Pod,
@@ -121,8 +126,8 @@ pub fn sandbox(
         .namespaces(linux::sandbox_namespaces(pod, sandbox)?)
         .cgroups_path(cgroup)
         .sysctl(linux::sysctls(pod, linux::Side::Sandbox))
-        .masked_paths(linux::masked_paths())
-        .readonly_paths(linux::readonly_paths())
+        .masked_paths(texts(&MASKED_PATHS))
+        .readonly_paths(texts(&READONLY_PATHS))
         .build()?;
     let builder = SpecBuilder::default()
         .version("1.0.2")
@@ -189,11 +194,11 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
         .readonly_paths(Vec::new());
     if !privileged && !linux::unmasked_proc(container) {
         linux = linux
-            .masked_paths(linux::masked_paths())
-            .readonly_paths(linux::readonly_paths());
+            .masked_paths(texts(&MASKED_PATHS))
+            .readonly_paths(texts(&READONLY_PATHS));
     }
     let read_only = context.and_then(|c| c.read_only_root_filesystem) == Some(true);
-    let mut all = mounts::base(privileged)?;
+    let mut all = kernel_mounts(privileged)?;
     all.extend(inputs.mounts);
     let mut spec = SpecBuilder::default()
         .version("1.0.2")

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hpk_images::container_defaults::{DEV, KERNEL, KERNEL_READ_ONLY, mount};
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder};
@@ -15,19 +16,8 @@ use crate::volumes::source::SubPath;
 pub enum Error {
     #[error("container {container} mounts volume {volume:?}, which the pod doesn't have")]
     NoVolume { container: String, volume: String },
-    #[error("volume devices are not supported by hpk-kubelet (container {0})")]
-    Devices(String),
     #[error(transparent)]
     Oci(#[from] OciSpecError),
-}
-
-fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
-    MountBuilder::default()
-        .typ(kind)
-        .source(source)
-        .destination(target)
-        .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
-        .build()
 }
 
 /// A bind of something on the node.
@@ -42,41 +32,11 @@ pub fn bind(from: &Path, target: &str, options: &[&str]) -> Result<Mount, OciSpe
         .build()
 }
 
-const TMPFS_DEV: &[&str] = &["nosuid", "strictatime", "mode=755", "size=65536k"];
-const KERNEL: &[&str] = &["nosuid", "noexec", "nodev"];
-const KERNEL_READ_ONLY: &[&str] = &["nosuid", "noexec", "nodev", "ro"];
-const PTS: &[&str] = &[
-    "nosuid",
-    "noexec",
-    "newinstance",
-    "ptmxmode=0666",
-    "mode=0620",
-    "gid=5",
-];
-
-/// The kernel's file systems, as containerd mounts them.
-pub fn base(privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
-    let sys = if privileged { KERNEL } else { KERNEL_READ_ONLY };
-    Ok(vec![
-        mount("proc", "proc", "/proc", KERNEL)?,
-        mount("tmpfs", "tmpfs", "/dev", TMPFS_DEV)?,
-        mount("devpts", "devpts", "/dev/pts", PTS)?,
-        mount("mqueue", "mqueue", "/dev/mqueue", KERNEL)?,
-        mount("sysfs", "sysfs", "/sys", sys)?,
-        mount(
-            "cgroup",
-            "cgroup",
-            "/sys/fs/cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", "ro"],
-        )?,
-    ])
-}
-
 /// What the sandbox's only program needs: little.
 pub fn sandbox() -> Result<Vec<Mount>, OciSpecError> {
     Ok(vec![
         mount("proc", "proc", "/proc", KERNEL)?,
-        mount("tmpfs", "tmpfs", "/dev", TMPFS_DEV)?,
+        mount("tmpfs", "tmpfs", "/dev", DEV)?,
         mount("sysfs", "sysfs", "/sys", KERNEL_READ_ONLY)?,
     ])
 }
@@ -110,9 +70,6 @@ pub fn of_container(
     volumes: &Mounted,
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Binds, Error> {
-    if container.volume_devices.iter().flatten().next().is_some() {
-        return Err(Error::Devices(container.name.clone()));
-    }
     let wanted = container.volume_mounts.as_deref().unwrap_or_default();
     let (mut mounts, mut sub_paths) = (Vec::new(), Vec::new());
     for (index, volume) in wanted.iter().enumerate() {

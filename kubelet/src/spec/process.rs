@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use hpk_images::container_defaults::CAPABILITIES;
 use hpk_images::process_defaults::{self, NoCommand, ProcessDefaults};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 use oci_spec::OciSpecError;
@@ -165,24 +166,6 @@ pub fn hostname(pod: &Pod) -> String {
     cut.trim_end_matches(['-', '.']).to_owned()
 }
 
-/// What containerd gives where nothing is said.
-const DEFAULT_CAPABILITIES: [Capability; 14] = [
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::Fsetid,
-    Capability::Fowner,
-    Capability::Mknod,
-    Capability::NetRaw,
-    Capability::Setgid,
-    Capability::Setuid,
-    Capability::Setfcap,
-    Capability::Setpcap,
-    Capability::NetBindService,
-    Capability::SysChroot,
-    Capability::Kill,
-    Capability::AuditWrite,
-];
-
 /// All, in the order of their numbers (capabilities(7), linux/capability.h).
 const ALL_CAPABILITIES: [Capability; 41] = [
     Capability::Chown,
@@ -237,7 +220,7 @@ pub fn capabilities(
     let mut set: HashSet<Capability> = if privileged {
         ALL_CAPABILITIES.into_iter().collect()
     } else {
-        DEFAULT_CAPABILITIES.into_iter().collect()
+        CAPABILITIES.into_iter().map(|(_, given)| given).collect()
     };
     let asked = context.and_then(|c| c.capabilities.as_ref());
     let adds = asked.and_then(|c| c.add.as_deref()).unwrap_or_default();

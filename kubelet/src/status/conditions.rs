@@ -77,14 +77,12 @@ fn drafts(
         good("PodReadyToStartContainers")
     } else {
         Draft {
-            kind: "PodReadyToStartContainers",
             status: false,
-            reason: None,
-            message: None,
+            ..good("PodReadyToStartContainers")
         }
     };
     let initialized = initialized(inputs, phase, init, apps);
-    let containers = containers_ready(inputs, phase, apps);
+    let containers = containers_ready(phase, apps);
     let mut ready = Draft {
         kind: "Ready",
         ..containers.clone()
@@ -138,7 +136,7 @@ fn initialized(
     }
 }
 
-fn containers_ready(inputs: &Inputs<'_>, phase: Phase, apps: &[ContainerStatus]) -> Draft {
+fn containers_ready(phase: Phase, apps: &[ContainerStatus]) -> Draft {
     let kind = "ContainersReady";
     match phase {
         Phase::Succeeded => return bad(kind, "PodCompleted", None),
@@ -150,10 +148,6 @@ fn containers_ready(inputs: &Inputs<'_>, phase: Phase, apps: &[ContainerStatus])
         .filter(|status| !status.ready)
         .map(|status| status.name.as_str())
         .collect();
-    if inputs.record.state.is_over() && unready.is_empty() {
-        // Going: no traffic any more, though the containers still answer.
-        return good(kind);
-    }
     if unready.is_empty() {
         good(kind)
     } else {

@@ -1,5 +1,7 @@
 //! One container's status.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus,
@@ -11,6 +13,7 @@ use crate::pod::live::LiveContainer;
 use crate::pod::phase::PULL_ERROR_SHOWN;
 use crate::pod::record::{ContainerRecord, Exit, Instance};
 use crate::pod::restart::{self, Next, Role};
+use crate::text;
 
 /// Prefix of container ids, naming the runtime.
 pub const RUNTIME: &str = "hpk://";
@@ -159,7 +162,7 @@ fn waiting_reason(
             let meta = &inputs.pod.metadata;
             let message = format!(
                 "back-off {} restarting failed container={} pod={}_{}({})",
-                restart::go_duration(seconds),
+                text::go_duration(Duration::from_secs(seconds.into())),
                 container.name,
                 meta.name.as_deref().unwrap_or_default(),
                 meta.namespace.as_deref().unwrap_or_default(),

@@ -103,17 +103,7 @@ fn body(uid: &str, known: Option<&PodStatus>, status: &PodStatus) -> serde_json:
     let mut fields = object(serde_json::to_value(status)?);
     if let Some(known) = known {
         for key in object(serde_json::to_value(known)?).keys() {
-            // Set by others, kept as they are.
-            let foreign = [
-                "resize",
-                "resources",
-                "allocatedResources",
-                "nominatedNodeName",
-            ];
-            if !fields.contains_key(key)
-                && OURS.contains(&key.as_str())
-                && !foreign.contains(&key.as_str())
-            {
+            if !fields.contains_key(key) && OURS.contains(&key.as_str()) {
                 fields.insert(key.clone(), Value::Null);
             }
         }
@@ -126,7 +116,7 @@ fn body(uid: &str, known: Option<&PodStatus>, status: &PodStatus) -> serde_json:
     Ok(json!({"metadata": {"uid": uid}, "status": fields}))
 }
 
-/// What the kubelet may take back.
+/// What the kubelet may take back; all else is set by others, and kept.
 const OURS: &[&str] = &[
     "podIP",
     "podIPs",

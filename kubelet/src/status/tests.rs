@@ -1,7 +1,6 @@
 use super::*;
-use crate::pod::record::{Exit, Instance, SandboxRecord};
+use crate::pod::record::{Instance, SandboxRecord};
 use serde_json::json;
-use std::path::PathBuf;
 
 struct Scene {
     pod: Pod,
@@ -21,16 +20,7 @@ impl Scene {
         let mut record = PodRecord::new(&pod, second(0));
         record.state = state;
         record.sandbox_attempt = 1;
-        record.sandbox = Some(SandboxRecord {
-            id: "s".to_owned(),
-            bundle: PathBuf::new(),
-            netns: None,
-            port_mappings: Vec::new(),
-            address: None,
-            pid: 1,
-            ips: vec!["10.244.0.5".to_owned()],
-            ready: true,
-        });
+        record.sandbox = Some(SandboxRecord::for_tests());
         Self {
             pod,
             record,
@@ -39,23 +29,7 @@ impl Scene {
     }
 
     fn ran(&mut self, name: &str, exit: Option<i32>) {
-        self.record.container(name).current = Some(Instance {
-            id: "x".to_owned(),
-            attempt: 0,
-            sandbox: 1,
-            image: "img".to_owned(),
-            image_id: "img@sha256:0".to_owned(),
-            log: PathBuf::new(),
-            bundle: PathBuf::new(),
-            started_at: Some(second(1)),
-            exit: exit.map(|code| Exit {
-                code,
-                reason: if code == 0 { "Completed" } else { "Error" }.to_owned(),
-                message: String::new(),
-                at: second(2),
-            }),
-            stop_signal: None,
-        });
+        self.record.container(name).current = Some(Instance::for_tests("x", exit));
         let live = self.live.container(name);
         live.started = true;
         live.ready = true;
@@ -71,6 +45,14 @@ impl Scene {
             now: second(3),
         })
     }
+}
+
+/// The reason for which the pod's only container waits.
+fn waits_for(status: &PodStatus) -> &str {
+    let containers = status.container_statuses.as_ref().expect("statuses");
+    let state = containers[0].state.as_ref().expect("a state");
+    let waiting = state.waiting.as_ref().expect("waiting");
+    waiting.reason.as_deref().expect("a reason")
 }
 
 fn condition(status: &PodStatus, kind: &str) -> String {
@@ -120,13 +102,8 @@ fn a_crash_loop_is_running_but_not_ready_and_shows_the_last_exit() {
     let status = scene.status();
     assert_eq!(status.phase.as_deref(), Some("Running"));
     assert_eq!(condition(&status, "Ready"), "False");
+    assert_eq!(waits_for(&status), "CrashLoopBackOff");
     let container = &status.container_statuses.expect("statuses")[0];
-    let waiting = container
-        .state
-        .as_ref()
-        .and_then(|s| s.waiting.as_ref())
-        .expect("waiting");
-    assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
     let last = container
         .last_state
         .as_ref()
@@ -142,13 +119,7 @@ fn a_pod_is_pending_while_it_initializes() {
     let status = scene.status();
     assert_eq!(status.phase.as_deref(), Some("Pending"));
     assert_eq!(condition(&status, "Initialized"), "False");
-    let container = &status.container_statuses.expect("statuses")[0];
-    let waiting = container
-        .state
-        .as_ref()
-        .and_then(|s| s.waiting.as_ref())
-        .expect("waiting");
-    assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
+    assert_eq!(waits_for(&status), "PodInitializing");
 }
 
 #[test]

@@ -72,18 +72,13 @@ pub async fn mount_all(
     let planned = pod.spec.as_ref().map(plan::plan).unwrap_or_default();
     let mut mounted = Mounted::new();
     for volume in &planned {
-        let path = mount_one(reader, pod, facts, dirs, volume)
-            .await
-            .map_err(|source| MountError {
-                volume: volume.name.clone(),
-                source,
-            })?;
+        let path = mount_one(reader, pod, facts, dirs, volume).await?;
         mounted.insert(volume.name.clone(), path);
     }
     Ok(mounted)
 }
 
-/// Fetches what comes from the API again and writes what changed. True if the pod has such volumes.
+/// Fetches what comes from the API again and writes what changed.
 pub async fn refresh(
     reader: &Reader,
     pod: &Pod,
@@ -92,12 +87,7 @@ pub async fn refresh(
 ) -> Result<(), MountError> {
     let planned = pod.spec.as_ref().map(plan::plan).unwrap_or_default();
     for volume in planned.iter().filter(|volume| volume.is_payload()) {
-        mount_one(reader, pod, facts, dirs, volume)
-            .await
-            .map_err(|source| MountError {
-                volume: volume.name.clone(),
-                source,
-            })?;
+        mount_one(reader, pod, facts, dirs, volume).await?;
     }
     Ok(())
 }
@@ -109,6 +99,21 @@ pub fn has_payload(pod: &Pod) -> bool {
 }
 
 async fn mount_one(
+    reader: &Reader,
+    pod: &Pod,
+    facts: &Facts,
+    dirs: &Dirs,
+    volume: &Planned,
+) -> Result<PathBuf, MountError> {
+    provide(reader, pod, facts, dirs, volume)
+        .await
+        .map_err(|source| MountError {
+            volume: volume.name.clone(),
+            source,
+        })
+}
+
+async fn provide(
     reader: &Reader,
     pod: &Pod,
     facts: &Facts,

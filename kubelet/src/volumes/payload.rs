@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, DownwardAPIVolumeFile, KeyToPath, Pod, Secret,
-    ServiceAccountTokenProjection,
+    ServiceAccountTokenProjection, VolumeProjection,
 };
 use thiserror::Error;
 
@@ -89,84 +89,36 @@ pub fn needs(kind: &Kind) -> BTreeSet<Need> {
 
 /// The files the volume holds.
 pub fn files(kind: &Kind, pod: &Pod, fetched: &Fetched, facts: &Facts) -> Result<Files, Error> {
-    let mut files = Files::new();
+    let mut maker = Maker {
+        pod,
+        fetched,
+        facts,
+        mode: DEFAULT_MODE,
+        files: Files::new(),
+    };
     match kind {
         Kind::ConfigMap(source) => {
-            let mode = mode(source.default_mode);
-            let optional = source.optional == Some(true);
-            config_map(
-                &mut files,
-                fetched,
-                &source.name,
-                source.items.as_deref(),
-                mode,
-                optional,
-            )?;
+            maker.mode = mode(source.default_mode);
+            maker.config_map(&source.name, &source.items, source.optional)?;
         }
         Kind::Secret(source) => {
-            let mode = mode(source.default_mode);
-            let optional = source.optional == Some(true);
+            maker.mode = mode(source.default_mode);
             let name = source.secret_name.as_deref().unwrap_or_default();
-            secret(
-                &mut files,
-                fetched,
-                name,
-                source.items.as_deref(),
-                mode,
-                optional,
-            )?;
+            maker.secret(name, &source.items, source.optional)?;
         }
         Kind::DownwardApi(source) => {
-            downward(
-                &mut files,
-                pod,
-                source.items.as_deref(),
-                mode(source.default_mode),
-                facts,
-            )?;
+            maker.mode = mode(source.default_mode);
+            maker.downward(&source.items)?;
         }
         Kind::Projected(projected) => {
-            let mode = mode(projected.default_mode);
+            maker.mode = mode(projected.default_mode);
             for source in projected.sources.iter().flatten() {
-                if let Some(map) = &source.config_map {
-                    let optional = map.optional == Some(true);
-                    config_map(
-                        &mut files,
-                        fetched,
-                        &map.name,
-                        map.items.as_deref(),
-                        mode,
-                        optional,
-                    )?;
-                } else if let Some(s) = &source.secret {
-                    let optional = s.optional == Some(true);
-                    secret(
-                        &mut files,
-                        fetched,
-                        &s.name,
-                        s.items.as_deref(),
-                        mode,
-                        optional,
-                    )?;
-                } else if let Some(api) = &source.downward_api {
-                    downward(&mut files, pod, api.items.as_deref(), mode, facts)?;
-                } else if let Some(token) = &source.service_account_token {
-                    let value = fetched
-                        .tokens
-                        .get(&token_need(token))
-                        .ok_or_else(|| Error::NoToken(token.audience.clone()))?;
-                    let data = value.clone().into_bytes();
-                    files.insert(token.path.clone(), File { data, mode });
-                } else if source.cluster_trust_bundle.is_some() {
-                    return Err(Error::Unsupported("clusterTrustBundle"));
-                } else if source.pod_certificate.is_some() {
-                    return Err(Error::Unsupported("podCertificate"));
-                }
+                maker.projection(source)?;
             }
         }
         Kind::EmptyDir(_) | Kind::HostPath(_) | Kind::Unsupported(_) => {}
     }
-    Ok(files)
+    Ok(maker.files)
 }
 
 fn token_need(token: &ServiceAccountTokenProjection) -> Need {
@@ -181,103 +133,123 @@ fn mode(mode: Option<i32>) -> u32 {
         .unwrap_or(DEFAULT_MODE)
 }
 
-fn config_map(
-    files: &mut Files,
-    fetched: &Fetched,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    default_mode: u32,
-    optional: bool,
-) -> Result<(), Error> {
-    let Some(map) = fetched.config_maps.get(name) else {
-        return absent(optional, Error::NoConfigMap(name.to_owned()));
-    };
-    let mut content: BTreeMap<&str, &[u8]> = BTreeMap::new();
-    for (key, value) in map.data.iter().flatten() {
-        content.insert(key, value.as_bytes());
-    }
-    for (key, value) in map.binary_data.iter().flatten() {
-        content.insert(key, &value.0);
-    }
-    select(files, &content, items, default_mode, optional).map_err(Error::NoConfigKey)
+/// Puts a volume's files together, source by source; a later one's file replaces an earlier one's of that path.
+struct Maker<'a> {
+    pod: &'a Pod,
+    fetched: &'a Fetched,
+    facts: &'a Facts,
+    /// Of files that are given none.
+    mode: u32,
+    files: Files,
 }
 
-fn secret(
-    files: &mut Files,
-    fetched: &Fetched,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    default_mode: u32,
-    optional: bool,
-) -> Result<(), Error> {
-    let Some(secret) = fetched.secrets.get(name) else {
-        return absent(optional, Error::NoSecret(name.to_owned()));
-    };
-    let content: BTreeMap<&str, &[u8]> = secret
-        .data
-        .iter()
-        .flatten()
-        .map(|(key, value)| (key.as_str(), value.0.as_slice()))
-        .collect();
-    select(files, &content, items, default_mode, optional).map_err(Error::NoSecretKey)
-}
+impl Maker<'_> {
+    fn config_map(
+        &mut self,
+        name: &str,
+        items: &Option<Vec<KeyToPath>>,
+        optional: Option<bool>,
+    ) -> Result<(), Error> {
+        let optional = optional == Some(true);
+        let Some(map) = self.fetched.config_maps.get(name) else {
+            return absent(optional, Error::NoConfigMap(name.to_owned()));
+        };
+        let mut content: BTreeMap<&str, &[u8]> = BTreeMap::new();
+        for (key, value) in map.data.iter().flatten() {
+            content.insert(key, value.as_bytes());
+        }
+        for (key, value) in map.binary_data.iter().flatten() {
+            content.insert(key, &value.0);
+        }
+        self.select(&content, items, optional)
+            .map_err(Error::NoConfigKey)
+    }
 
-/// Adds all keys, or the listed ones under their paths; the error is the missing key.
-fn select(
-    files: &mut Files,
-    content: &BTreeMap<&str, &[u8]>,
-    items: Option<&[KeyToPath]>,
-    default_mode: u32,
-    optional: bool,
-) -> Result<(), String> {
-    let Some(items) = items.filter(|items| !items.is_empty()) else {
-        for (key, data) in content {
-            let file = File {
-                data: data.to_vec(),
-                mode: default_mode,
+    fn secret(
+        &mut self,
+        name: &str,
+        items: &Option<Vec<KeyToPath>>,
+        optional: Option<bool>,
+    ) -> Result<(), Error> {
+        let optional = optional == Some(true);
+        let Some(secret) = self.fetched.secrets.get(name) else {
+            return absent(optional, Error::NoSecret(name.to_owned()));
+        };
+        let content: BTreeMap<&str, &[u8]> = secret
+            .data
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.as_str(), value.0.as_slice()))
+            .collect();
+        self.select(&content, items, optional)
+            .map_err(Error::NoSecretKey)
+    }
+
+    fn projection(&mut self, source: &VolumeProjection) -> Result<(), Error> {
+        if let Some(map) = &source.config_map {
+            self.config_map(&map.name, &map.items, map.optional)
+        } else if let Some(secret) = &source.secret {
+            self.secret(&secret.name, &secret.items, secret.optional)
+        } else if let Some(api) = &source.downward_api {
+            self.downward(&api.items)
+        } else if let Some(token) = &source.service_account_token {
+            let value = self.fetched.tokens.get(&token_need(token));
+            let value = value.ok_or_else(|| Error::NoToken(token.audience.clone()))?;
+            self.add(&token.path, value.as_bytes(), None);
+            Ok(())
+        } else if source.cluster_trust_bundle.is_some() {
+            Err(Error::Unsupported("clusterTrustBundle"))
+        } else if source.pod_certificate.is_some() {
+            Err(Error::Unsupported("podCertificate"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Adds all keys, or the listed ones under their paths; the error is the missing key.
+    fn select(
+        &mut self,
+        content: &BTreeMap<&str, &[u8]>,
+        items: &Option<Vec<KeyToPath>>,
+        optional: bool,
+    ) -> Result<(), String> {
+        let items = items.as_deref().unwrap_or_default();
+        if items.is_empty() {
+            for (key, data) in content {
+                self.add(key, data, None);
+            }
+        }
+        for item in items {
+            match content.get(item.key.as_str()) {
+                Some(data) => self.add(&item.path, data, item.mode),
+                None if optional => {}
+                None => return Err(item.key.clone()),
+            }
+        }
+        Ok(())
+    }
+
+    fn downward(&mut self, items: &Option<Vec<DownwardAPIVolumeFile>>) -> Result<(), Error> {
+        for item in items.iter().flatten() {
+            let text = match (&item.field_ref, &item.resource_field_ref) {
+                (Some(field), _) => fields::field(self.pod, &field.field_path, self.facts)?,
+                (None, Some(resource)) => {
+                    fields::resource(self.pod, &Container::default(), resource, self.facts)?
+                }
+                (None, None) => String::new(),
             };
-            files.insert((*key).to_owned(), file);
+            self.add(&item.path, text.as_bytes(), item.mode);
         }
-        return Ok(());
-    };
-    for item in items {
-        match content.get(item.key.as_str()) {
-            Some(data) => {
-                let file = File {
-                    data: data.to_vec(),
-                    mode: item.mode.map_or(default_mode, |m| mode(Some(m))),
-                };
-                files.insert(item.path.clone(), file);
-            }
-            None if optional => {}
-            None => return Err(item.key.clone()),
-        }
+        Ok(())
     }
-    Ok(())
-}
 
-fn downward(
-    files: &mut Files,
-    pod: &Pod,
-    items: Option<&[DownwardAPIVolumeFile]>,
-    default_mode: u32,
-    facts: &Facts,
-) -> Result<(), Error> {
-    for item in items.unwrap_or_default() {
-        let text = match (&item.field_ref, &item.resource_field_ref) {
-            (Some(field), _) => fields::field(pod, &field.field_path, facts)?,
-            (None, Some(resource)) => {
-                fields::resource(pod, &Container::default(), resource, facts)?
-            }
-            (None, None) => String::new(),
-        };
+    fn add(&mut self, path: &str, data: &[u8], own: Option<i32>) {
         let file = File {
-            data: text.into_bytes(),
-            mode: item.mode.map_or(default_mode, |m| mode(Some(m))),
+            data: data.to_vec(),
+            mode: own.map_or(self.mode, |own| mode(Some(own))),
         };
-        files.insert(item.path.clone(), file);
+        self.files.insert(path.to_owned(), file);
     }
-    Ok(())
 }
 
 fn absent(optional: bool, error: Error) -> Result<(), Error> {

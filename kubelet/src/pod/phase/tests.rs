@@ -1,7 +1,6 @@
 use super::*;
-use crate::pod::record::{Exit, Instance, SandboxRecord};
+use crate::pod::record::{Instance, SandboxRecord};
 use serde_json::json;
-use std::path::PathBuf;
 
 struct Scene {
     pod: Pod,
@@ -37,37 +36,12 @@ impl Scene {
         self.record.state = state;
         self.record.sandbox_attempt = 1;
         self.live.volumes = crate::pod::live::Op::Done(Default::default());
-        self.record.sandbox = Some(SandboxRecord {
-            id: "s".to_owned(),
-            bundle: PathBuf::new(),
-            netns: None,
-            port_mappings: Vec::new(),
-            address: None,
-            pid: 1,
-            ips: Vec::new(),
-            ready: true,
-        });
+        self.record.sandbox = Some(SandboxRecord::for_tests());
         self
     }
 
     fn ran(&mut self, name: &str, exit: Option<i32>) {
-        self.record.container(name).current = Some(Instance {
-            id: name.to_owned(),
-            attempt: 0,
-            sandbox: 1,
-            image: String::new(),
-            image_id: String::new(),
-            log: PathBuf::new(),
-            bundle: PathBuf::new(),
-            started_at: Some(second(0)),
-            exit: exit.map(|code| Exit {
-                code,
-                reason: String::new(),
-                message: String::new(),
-                at: second(1),
-            }),
-            stop_signal: None,
-        });
+        self.record.container(name).current = Some(Instance::for_tests(name, exit));
     }
 
     fn plan(&self) -> Plan {
@@ -140,7 +114,7 @@ fn a_crash_loop_waits_and_says_until_when() {
     record.backoff_set = Some(second(0));
     let plan = scene.plan();
     assert!(plan.steps.is_empty());
-    assert_eq!(plan.wake, Some(second(21)));
+    assert_eq!(plan.wake, Some(second(22)));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::Worker;
 use crate::events::{Kind, Recorder};
 use crate::images::Witness;
+use crate::text;
 
 impl Worker {
     pub(super) fn tell(&self, kind: Kind, reason: &str, message: String) {
@@ -60,35 +61,12 @@ impl Witness for PullWitness {
 
     fn pulled(&self, took: Duration, size: u64) {
         let image = &self.image;
-        let took = go_duration(took);
+        let took = text::go_duration(took);
         self.tell(
             "Pulled",
             format!(
                 "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
             ),
         );
-    }
-}
-
-/// `850ms`, `1.234s`: as Go prints durations rounded to milliseconds.
-fn go_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    if millis < 1000 {
-        format!("{millis}ms")
-    } else {
-        let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
-        format!("{}s", seconds.trim_end_matches('0').trim_end_matches('.'))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_read_as_in_go() {
-        assert_eq!(go_duration(Duration::from_millis(850)), "850ms");
-        assert_eq!(go_duration(Duration::from_millis(1230)), "1.23s");
-        assert_eq!(go_duration(Duration::from_secs(2)), "2s");
     }
 }

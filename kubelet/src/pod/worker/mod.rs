@@ -2,15 +2,17 @@
 //! beside itself, and hears what came of it as signals; so it always hears a deletion at once.
 //!
 //! - `signal`: what it may hear
-//! - `hear`: what each signal changes
-//! - `act`: doing a plan's steps
+//! - `act`: doing a plan's steps; `act_container`: those about one container
+//! - `hear`: what each signal changes; `hear_container`: those about one container
 //! - `events`: what it tells users
 //! - `adopt`: taking over what an earlier kubelet left running
 
 mod act;
+mod act_container;
 mod adopt;
 mod events;
 mod hear;
+mod hear_container;
 mod signal;
 
 use std::sync::Arc;
@@ -25,7 +27,7 @@ use tracing::{debug, error};
 pub use signal::Signal;
 
 use super::admission;
-use super::live::{Failure, Live, Op};
+use super::live::Live;
 use super::paths::Paths;
 use super::phase::{self, Deletion, View};
 use super::record::{PodRecord, Verdict};
@@ -303,26 +305,5 @@ impl Worker {
         let sandbox = self.record.sandbox.as_ref();
         let first = sandbox.and_then(|sandbox| sandbox.ips.first());
         first.cloned().unwrap_or_default()
-    }
-}
-
-/// A failure with its next try: `first` seconds, doubled each time up to `max`.
-fn failed<T>(before: u32, first: u32, max: u32, reason: &'static str, message: String) -> Op<T> {
-    Op::Failed(failure(before, first, max, reason, message))
-}
-
-fn failure(before: u32, first: u32, max: u32, reason: &'static str, message: String) -> Failure {
-    let now = Timestamp::now();
-    let delay = if before == 0 {
-        first
-    } else {
-        (before * 2).min(max)
-    };
-    Failure {
-        reason,
-        message,
-        since: now,
-        retry_at: now + SignedDuration::from_secs(i64::from(delay)),
-        delay,
     }
 }

@@ -29,6 +29,7 @@ use super::process::{self, exec_process};
 use super::status::Status;
 use super::wanted::Wanted;
 use crate::server::access::Run;
+use crate::text;
 
 /// How long output may stay silent, still open, after the process's end.
 const LINGER: Duration = Duration::from_secs(2);
@@ -43,32 +44,17 @@ const SIGKILL: u32 = 9;
 pub enum Error {
     #[error(transparent)]
     Process(#[from] process::Error),
-    #[error("can't {action} {}: {source}", path.display())]
+    #[error("can't {action} {path}")]
     File {
         action: &'static str,
         path: PathBuf,
         source: io::Error,
     },
-    #[error("can't {action}: {}", words(source))]
+    #[error("can't {action}: {}", text::of_shim(.error))]
     Shim {
         action: &'static str,
-        source: Box<hpk_shim_client::Error>,
+        error: Box<hpk_shim_client::Error>,
     },
-}
-
-/// What the shim said, else the whole chain.
-fn words(error: &hpk_shim_client::Error) -> String {
-    if let Some(message) = error.shim_message() {
-        return message.to_owned();
-    }
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// Runs `command` in the container and serves the caller until both are done.
@@ -82,7 +68,10 @@ pub async fn serve(
     let output = channels.output.clone();
     let status = match exec(&run, &command, wanted, channels, &dir).await {
         Ok(exit) => Status::Exited(exit.code),
-        Err(error) => Status::Failed(format!("error executing command in container: {error}")),
+        Err(error) => {
+            let why = text::chain(&error);
+            Status::Failed(format!("error executing command in container: {why}"))
+        }
     };
     // A caller who has gone doesn't hear it.
     let _ = output.send(Output::End(status)).await;
@@ -124,9 +113,9 @@ impl Drop for Fifos {
 }
 
 fn shim_error(action: &'static str) -> impl FnOnce(hpk_shim_client::Error) -> Error {
-    move |source| Error::Shim {
+    move |error| Error::Shim {
         action,
-        source: Box::new(source),
+        error: Box::new(error),
     }
 }
 
@@ -248,7 +237,11 @@ async fn let_go(shim: Shim, id: String, exec_id: String, fifos: Fifos) {
     match timeout(DELETE_LIMIT, shim.delete(&id, &exec_id)).await {
         // One that never came to be isn't there either.
         Ok(Err(error)) if !error.is_not_found() => {
-            tracing::debug!(error = words(&error), exec_id, "can't delete an exec");
+            tracing::debug!(
+                error = text::of_shim(&error),
+                exec_id,
+                "can't delete an exec"
+            );
         }
         Err(_) => tracing::warn!(exec_id, "the shim does not let go of an exec"),
         Ok(_) => {}
@@ -275,7 +268,7 @@ async fn attend(
             pump_in(fifo, input).await;
             // Fails when the process has ended by itself.
             if let Err(error) = shim.close_io(&id, &exec_id).await {
-                tracing::debug!(error = words(&error), "can't close an exec's stdin");
+                tracing::debug!(error = text::of_shim(&error), "can't close an exec's stdin");
             }
         })
     });
@@ -295,12 +288,12 @@ async fn attend(
                         .resize_pty(id, exec_id, width.into(), height.into())
                         .await
                 {
-                    tracing::debug!(error = words(&error), "can't resize a terminal");
+                    tracing::debug!(error = text::of_shim(&error), "can't resize a terminal");
                 }
             }
             () = gone.cancelled() => {
                 if let Err(error) = shim.kill(id, exec_id, SIGKILL, false).await {
-                    tracing::debug!(error = words(&error), "can't kill an exec without a caller");
+                    tracing::debug!(error = text::of_shim(&error), "can't kill an exec without a caller");
                 }
                 break match timeout(KILL_LIMIT, &mut wait).await {
                     Ok(exit) => exit.map_err(shim_error("wait for the command")),

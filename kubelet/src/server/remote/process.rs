@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("can't read {path}: {source}")]
+    #[error("can't read {path}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("can't understand {path}: {source}")]
+    #[error("can't understand {path}")]
     Parse {
         path: PathBuf,
         source: serde_json::Error,
