@@ -65,6 +65,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A request longer than ttrpc can carry.
+    #[error("{method} of {id}: a request of {bytes} bytes, the limit is {limit}")]
+    TooLong {
+        method: &'static str,
+        id: String,
+        bytes: usize,
+        limit: usize,
+    },
     /// Something does not fit into, or come out of, its protobuf form.
     #[error("encode or decode {what}")]
     Encoding {
@@ -115,6 +123,9 @@ impl Error {
                     | ttrpc::Error::LocalClosed
                     | ttrpc::Error::Eof
                     | ttrpc::Error::Socket(_)
+                    // What ttrpc has no kind for: a connection that ended before this call was sent, or an answer
+                    // that is none. The rest of it can't be: calls have no deadline and a length that was checked.
+                    | ttrpc::Error::Others(_)
             ),
             _ => false,
         }

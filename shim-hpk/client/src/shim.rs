@@ -18,6 +18,9 @@ use crate::{
 /// Type URL containerd gives an OCI `process` in an `Any`; its value is JSON.
 const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
+/// Longest request, bytes: ttrpc's own limit, less room for what it puts around it.
+const LONGEST: usize = ttrpc::proto::MESSAGE_LENGTH_MAX - 1024;
+
 /// A connection to one running shim. Cheap to clone.
 #[derive(Clone)]
 pub struct Shim {
@@ -325,10 +328,19 @@ impl Shim {
             source,
         };
         let encoding = |what| move |source| Error::Encoding { what, source };
+        let payload = message.write_to_bytes().map_err(encoding(method))?;
+        if payload.len() > LONGEST {
+            return Err(Error::TooLong {
+                method,
+                id: id.to_owned(),
+                bytes: payload.len(),
+                limit: LONGEST,
+            });
+        }
         let request = Request {
             service: self.service.to_owned(),
             method: method.to_owned(),
-            payload: message.write_to_bytes().map_err(encoding(method))?,
+            payload,
             ..Request::default()
         };
         let response = self.client.request(request).await.map_err(failed)?;
@@ -364,4 +376,50 @@ fn decode_stats(any: &Any) -> protobuf::Result<Stats> {
             .saturating_sub(metrics.memory.inactive_file),
         pids: metrics.pids.current,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    /// A shim at a socket of the test's own, until `serve` has ended.
+    async fn connected<F>(serve: impl FnOnce(UnixListener) -> F) -> (Shim, F::Output)
+    where
+        F: Future,
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let address = format!("unix://{}", socket.display());
+        let (shim, served) = tokio::join!(Shim::connect(&address), serve(listener));
+        (shim.unwrap(), served)
+    }
+
+    #[tokio::test]
+    async fn every_call_after_the_shims_end_says_that_it_is_gone() {
+        let (shim, ()) = connected(|listener| async move {
+            drop(listener.accept().await.unwrap());
+        })
+        .await;
+        // The first may still find the connection, the others its end.
+        for _ in 0..3 {
+            let error = shim.state("c", "").await.unwrap_err();
+            assert!(error.is_gone(), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_long_is_not_taken_for_a_dead_shim() {
+        let (shim, _stream) =
+            connected(|listener| async move { listener.accept().await.unwrap() }).await;
+        let request = ExecRequest {
+            id: "c".to_owned(),
+            process: serde_json::json!({"args": ["x".repeat(LONGEST)]}),
+            ..ExecRequest::default()
+        };
+        let error = shim.exec(request).await.unwrap_err();
+        assert!(matches!(error, Error::TooLong { .. }), "{error:?}");
+        assert!(!error.is_gone());
+    }
 }
