@@ -3,10 +3,13 @@
 use std::{
     ffi::{CString, OsStr},
     fs::File,
-    io,
+    io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::{ffi::OsStrExt, fs::PermissionsExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{OpenOptionsExt, PermissionsExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -273,13 +276,31 @@ fn environment(process: &Process) -> Result<Vec<CString>, Error> {
         .any(|e| e.starts_with("HOME=") && e.len() > "HOME=".len())
     {
         env.retain(|e| !e.starts_with("HOME="));
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let passwd = read_passwd();
         env.push(format!(
             "HOME={}",
             home_of(process.uid, &passwd).unwrap_or("/")
         ));
     }
     c_strings(&env)
+}
+
+/// The container's /etc/passwd; empty where there is none to be read. Whoever made the image may have put a pipe or an
+/// endless device there: such a thing must not hold up the start.
+fn read_passwd() -> String {
+    const MAX: u64 = 1 << 20;
+    let mut bytes = Vec::new();
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open("/etc/passwd");
+    if let Ok(file) = opened
+        && file.metadata().is_ok_and(|meta| meta.is_file())
+        && file.take(MAX).read_to_end(&mut bytes).is_err()
+    {
+        bytes.clear();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A user's home directory according to a passwd file.
