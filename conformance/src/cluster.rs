@@ -206,6 +206,16 @@ impl Cluster {
         )
     }
 
+    /// Waits until all pods of a Deployment or DaemonSet are those of its newest template, and ready.
+    pub fn roll_out(&self, namespace: &str, what: &str, seconds: u64) -> Result<()> {
+        self.kubectl(&format!(
+            "-n {namespace} rollout status {what} --timeout={seconds}s"
+        ))
+        .limit(seconds + 10)
+        .success()
+        .map(drop)
+    }
+
     /// Runs a program in a pod's container and gives its output.
     pub fn exec(&self, namespace: &str, pod: &str, command: &str) -> Exec<'_> {
         self.kubectl(&format!("-n {namespace} exec {pod} -- {command}"))

@@ -110,6 +110,14 @@ impl Terminal {
     }
 }
 
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // One that has ended already is only reaped.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[allow(unsafe_code)]
 fn set_controlling_terminal(command: &mut Command) {
     // SAFETY: between fork and exec only setsid and ioctl are called, both async-signal-safe.

@@ -30,6 +30,15 @@ cluster_ip=10.43.0.1
 
 die() { echo "swap.sh: $*" >&2; exit 1; }
 
+# await SECONDS WHAT CMD…: until CMD succeeds
+await() {
+  local end=$((SECONDS + $1)) what=$2; shift 2
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < end)) || die "waited for $what in vain"
+    sleep 0.1
+  done
+}
+
 # --- certificates ---------------------------------------------------------------------------------
 
 ca() {
@@ -92,8 +101,8 @@ prepare_rootfs() {
     mkdir -p "$ROOTFS/$dir"; mount --rbind "$dir" "$ROOTFS/$dir"
   done
   daemon root unshare --mount sh -c \
-    "cd $ROOTFS && mkdir -p .old && pivot_root . .old && umount -l .old && exec sleep infinity"
-  sleep 0.5
+    "cd $ROOTFS && mkdir -p .old && pivot_root . .old && umount -l .old && touch '$DIR/rooted' && exec sleep infinity"
+  await 10 "the root file system" test -e "$DIR/rooted"
 }
 
 start_kubelet() {
@@ -130,19 +139,18 @@ inside() {
     --enable-admission-plugins=NodeRestriction --kubelet-client-certificate=kubelet-client.crt \
     --kubelet-client-key=kubelet-client.key --kubelet-certificate-authority=ca.crt \
     --kubelet-preferred-address-types=InternalIP
-  for _ in $(seq 300); do
-    KUBECONFIG=$DIR/pki/admin.conf kubectl get --raw /readyz >/dev/null 2>&1 && break
-    sleep 0.1
-  done
+  await 30 "the API server" kubectl --kubeconfig="$DIR/pki/admin.conf" get --raw /readyz
   daemon controller-manager "$CONTROL_PLANE" kube-controller-manager --kubeconfig=admin.conf \
     --service-account-private-key-file=sa.key --root-ca-file=ca.crt --leader-elect=false \
     --use-service-account-credentials --controllers='*'
   daemon scheduler "$CONTROL_PLANE" kube-scheduler --kubeconfig=admin.conf --leader-elect=false
-  for _ in $(seq 50); do curl -fs http://127.0.0.1:5000/v2/ >/dev/null && break; sleep 0.1; done
-  while read -r name; do
-    skopeo copy -q --dest-tls-verify=false "oci:$TEST_IMAGES/$name" \
-      "docker://127.0.0.1:5000/library/$name:latest" || echo "no image $name" >&2
-  done < <(cd "$TEST_IMAGES" && for i in */; do echo "${i%/}"; done)
+  await 10 "the registry" curl -fs http://127.0.0.1:5000/v2/
+  local image
+  for image in "$TEST_IMAGES"/*/; do
+    image=$(basename "$image")
+    skopeo copy -q --dest-tls-verify=false "oci:$TEST_IMAGES/$image" \
+      "docker://127.0.0.1:5000/library/$image:latest"
+  done
   start_kubelet
   touch "$DIR/up"
   exec sleep infinity
@@ -154,7 +162,8 @@ in_ns() { local pid; pid=$(cat "$DIR/init.pid"); nsenter -t "$pid" -n -m -p -- "
 
 up() {
   [ "$(id -u)" = 0 ] || die "wants root"
-  for f in "$HPK_BIN/hpk-kubelet" "$HPK_BIN/hpk-pause" "$CONTROL_PLANE" "$RUNTIME"; do
+  for f in "$HPK_BIN/hpk-kubelet" "$HPK_BIN/hpk-pause" "$CONTROL_PLANE" "$RUNTIME" "$CNI_BIN/bridge" \
+    "$TEST_IMAGES/busybox"; do
     [ -x "$f" ] || die "$f is not there"
   done
   mkdir -p "$DIR"/{log,pid,lib,etcd,net.d,pods,store,registry} /var/lib/hpk
@@ -174,25 +183,31 @@ YAML
           "routes":[{"dst":"0.0.0.0/0"}]}},
  {"type":"portmap","capabilities":{"portMappings":true}}]}
 JSON
-  rm -f "$DIR/up"
+  rm -f "$DIR/up" "$DIR/rooted"
   export DIR HPK_BIN CONTROL_PLANE RUNTIME CNI_BIN TEST_IMAGES ROOTFS=${ROOTFS:-} BIND_DIRS=${BIND_DIRS:-}
   setsid unshare --net --mount --pid --fork --kill-child --mount-proc \
     "$here/swap.sh" inside >"$DIR/log/inside.log" 2>&1 </dev/null &
   echo $! >"$DIR/unshare.pid"
-  for _ in $(seq 600); do
-    [ -e "$DIR/up" ] && break
-    kill -0 "$(cat "$DIR/unshare.pid")" 2>/dev/null || { cat "$DIR/log/inside.log" >&2; die "it ended"; }
-    sleep 0.1
-  done
+  await 90 "everything to be up; what it said is in $DIR/log" is_up_or_ended
+  [ -e "$DIR/up" ] || { cat "$DIR/log/inside.log" >&2; die "it ended"; }
   pgrep -P "$(cat "$DIR/unshare.pid")" | head -1 >"$DIR/init.pid"
 }
+
+is_up_or_ended() { [ -e "$DIR/up" ] || ! kill -0 "$(cat "$DIR/unshare.pid")"; }
 
 down() {
   [ -e "$DIR/unshare.pid" ] || return 0
   local pid; pid=$(cat "$DIR/unshare.pid")
-  kill -9 "$(cat "$DIR/init.pid")" 2>/dev/null || true
-  for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+  # Its child is the namespaces' init, and dies with it; with that, all in there.
+  kill -9 "$pid" 2>/dev/null || true
+  await 10 "the end of process $pid" is_gone "$pid"
   rm -f "$DIR"/{unshare.pid,init.pid,up}
+}
+
+# Ended, or a zombie that whoever started it hasn't reaped, and no process left in its namespaces.
+is_gone() {
+  ! grep -qs '^State:[[:space:]]*[^Z[:space:]]' "/proc/$1/status" || return 1
+  ! pgrep -f -- "$DIR/" >/dev/null
 }
 
 kubelet() {
@@ -218,13 +233,12 @@ check() { # NAME CMD…
 
 run_test() {
   DIR=$(mktemp -d /tmp/hpk-swap.XXXXXX); failed=0
-  trap 'down; rm -rf "$DIR"' EXIT
+  trap 'down; rm -rf "$DIR"; rmdir /var/lib/hpk 2>/dev/null || true' EXIT
   up
   k() { limited kubectl "$@"; }
   check "the node registers" k wait --for=create node/node1 --timeout=30s
   check "the node is Ready" k wait --for=condition=Ready node/node1 --timeout=30s
-  check "the default service account is there" limited sh -c \
-    'for i in $(seq 100); do kubectl get sa default && exit 0; sleep 0.1; done; exit 1'
+  check "the default service account is there" k wait --for=create serviceaccount/default --timeout=30s
   k apply -f - >/dev/null <<'YAML'
 apiVersion: v1
 kind: ConfigMap
@@ -262,15 +276,19 @@ YAML
   check "a pod with an init container, a ConfigMap and an emptyDir is Ready" \
     k wait --for=condition=Ready pod/web --timeout=40s
   check "its log has what it wrote, with what it was given" limited sh -c \
-    "for i in \$(seq 50); do grep -q from-init $DIR/pods/default_web_*/main/0.log &&
-      grep -q 'hello web' $DIR/pods/default_web_*/main/0.log && exit 0; sleep 0.1; done; exit 1"
+    'until kubectl logs web | grep -q "^hello web$"; do sleep 0.1; done; kubectl logs web | grep -q "^from-init$"'
   check "a Job completes" k wait --for=condition=Complete job/job --timeout=40s
   kubelet kill9
+  check "kill -9 ends the kubelet and no pod" limited sh -c \
+    "while grep -qs '^State:[[:space:]]*[^Z[:space:]]' /proc/$(cat "$DIR/pid/kubelet")/status; do sleep 0.1; done; pgrep -f '^sleep 3600'"
   kubelet start
-  check "after kill -9 the kubelet adopts the pod" limited sh -c \
-    'sleep 3; [ "$(kubectl get pod web -o jsonpath={.status.containerStatuses[0].restartCount})" = 0 ] && kubectl wait --for=condition=Ready pod/web --timeout=10s'
+  # An exec goes through the new kubelet: once it works, the pod was adopted.
+  check "the next one adopts the pod, whose program ran on" limited sh -c \
+    'until kubectl exec web -- true; do sleep 0.1; done
+     [ "$(kubectl get pod web -o jsonpath="{.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}")" = "0 true" ]'
   check "deletion ends within its grace" k delete pod web --grace-period=2 --timeout=15s
-  check "nothing of the pod is left" limited sh -c "! ls $DIR/pods | grep -q web"
+  check "nothing of the pod is left" limited sh -c \
+    "while find $DIR/pods /run/netns -name '*_web_*' -o -name 'hpk-*' | grep -q .; do sleep 0.1; done; ! pgrep -f '^sleep 3600'"
   exit $failed
 }
 

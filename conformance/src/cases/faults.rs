@@ -105,12 +105,7 @@ pub fn twenty_pods_outlive_a_killed_kubelet(context: &mut Context) -> Result<()>
     in_namespace(context, "outlive", |cluster, namespace| {
         let node = "node2";
         cluster.apply(namespace, &COUNTERS.replace("NODE", node))?;
-        cluster
-            .kubectl(&format!(
-                "-n {namespace} rollout status deployment/counters --timeout=120s"
-            ))
-            .limit(130)
-            .success()?;
+        cluster.roll_out(namespace, "deployment/counters", 120)?;
         let before = container_ids(cluster, namespace)?;
         kill_and_await_return(&testbed, node, "^(/usr/local/bin/)?hpk-kubelet ")?;
         wait::until(
@@ -224,12 +219,7 @@ spec:
         readinessProbe: {exec: {command: [test, -e, /ok]}, periodSeconds: 1}
 "#,
         )?;
-        cluster
-            .kubectl(&format!(
-                "-n {namespace} rollout status daemonset/probe --timeout=60s"
-            ))
-            .limit(70)
-            .success()
+        cluster.roll_out(&namespace, "daemonset/probe", 60)
     })();
     let pods = cluster
         .kubectl(&format!("-n {namespace} get pods -o wide"))
@@ -241,7 +231,7 @@ spec:
         .limit(70)
         .success()?;
     match result {
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
         Err(error) => bail!("{error:#}\n{}", pods?.stdout),
     }
 }

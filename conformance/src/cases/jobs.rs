@@ -89,10 +89,7 @@ spec:
       - {name: left, image: "busybox:1.37", command: [sh, -c, "trap : TERM; while :; do sleep 1; done"]}
 "#,
     )?;
-    cluster
-        .kubectl("rollout status deployment/left --timeout=60s")
-        .limit(70)
-        .success()?;
+    cluster.roll_out("default", "deployment/left", 60)?;
     let start = Instant::now();
     context.finish();
     wait::until("the job to end", Duration::from_secs(60), || {

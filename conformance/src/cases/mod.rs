@@ -1,10 +1,12 @@
 //! The table of cases. A case's name is a sentence about behaviour; it gets a context,
 //! and an error of it is the case's failure. A case whose cluster is missing is skipped.
 //!
-//! A file per subject: `network`, `pods`, `streams` (logs and exec), `parts` (each part
-//! alone), `refusals` (bad input), `isolation` (other users), `faults` (killed processes),
-//! `jobs` (the job's life), `measuring` (the benchmarks, not their figures).
+//! A file per subject: `network`, `pods`, `streams` (logs and exec), `connections` (attach and
+//! port-forward), `parts` (each part alone), `refusals` (bad input), `isolation` (other users),
+//! `faults` (killed processes), `jobs` (the job's life), `measuring` (the benchmarks, not their
+//! figures).
 
+mod connections;
 mod faults;
 mod isolation;
 mod jobs;
@@ -169,6 +171,11 @@ pub const TABLE: &[Case] = table! {
         logs_follow_tail_since_and_previous
         exec_passes_streams_and_exit_codes
         exec_has_a_terminal_that_can_be_resized;
+    connections:
+        attach_carries_input_and_output_of_the_containers_own_process
+        attach_has_the_containers_terminal
+        port_forward_carries_traffic_to_a_pods_own_loopback
+        port_forward_says_which_port_nobody_listens_on;
     refusals:
         an_image_that_does_not_exist_is_named_in_the_event
         a_volume_that_cannot_be_had_is_named_in_the_event
@@ -182,6 +189,7 @@ pub const TABLE: &[Case] = table! {
         the_ctr_example_of_the_docs_works
         the_shim_keeps_its_promises_under_containerd
         the_shim_refuses_hostile_specs_and_leaves_nothing
+        the_same_kubelet_runs_pods_on_runc_and_the_bridge_plugin
         hpktainer_runs_an_image_on_the_pod_network
         the_doctor_finds_nothing_essential_missing;
     isolation:

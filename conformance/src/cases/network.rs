@@ -48,12 +48,7 @@ struct Pod {
 
 fn web(cluster: &Cluster, namespace: &str) -> Result<Vec<Pod>> {
     cluster.apply(namespace, WEB)?;
-    cluster
-        .kubectl(&format!(
-            "-n {namespace} rollout status daemonset/web --timeout=90s"
-        ))
-        .limit(100)
-        .success()?;
+    cluster.roll_out(namespace, "daemonset/web", 90)?;
     let pods = cluster.json(&format!("-n {namespace} get pods -l app=web"))?;
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     let pods: Vec<Pod> = pods["items"]

@@ -20,13 +20,18 @@ fn example(file: &str, name: &str) -> Result<String> {
     Ok(block.0.to_owned())
 }
 
-pub fn the_cnitool_example_of_the_docs_works(context: &mut Context) -> Result<()> {
-    let script = example("docs/parts.md", "cnitool")?;
-    let output = context
+/// Runs an example of docs/parts.md as it stands, and gives what it printed.
+fn run_example(context: &Context, name: &str, limit: u64) -> Result<String> {
+    let script = example("docs/parts.md", name)?;
+    context
         .testbed
         .on("root", "node1", format!("set -eux; cd /hpk\n{script}"))
-        .limit(60)
-        .success()?;
+        .limit(limit)
+        .success()
+}
+
+pub fn the_cnitool_example_of_the_docs_works(context: &mut Context) -> Result<()> {
+    let output = run_example(context, "cnitool", 60)?;
     ensure!(
         output.contains("\"ips\""),
         "cnitool add printed no result: {output}"
@@ -35,12 +40,7 @@ pub fn the_cnitool_example_of_the_docs_works(context: &mut Context) -> Result<()
 }
 
 pub fn the_ctr_example_of_the_docs_works(context: &mut Context) -> Result<()> {
-    let script = example("docs/parts.md", "ctr")?;
-    let output = context
-        .testbed
-        .on("root", "node1", format!("set -eux; cd /hpk\n{script}"))
-        .limit(180)
-        .success()?;
+    let output = run_example(context, "ctr", 180)?;
     ensure!(
         output.contains("hello from apptainer"),
         "ctr printed {output:?}"
@@ -89,6 +89,33 @@ fn all_are_ok(output: &Output) -> Result<()> {
         output.status == 0 && output.stdout.contains("ok 1 "),
         "exit {}: {failed:?} {}",
         output.status,
+        output.stderr
+    );
+    Ok(())
+}
+
+/// The swap test: the kubelet that bubbles run, as root, with containerd's runc shim and the reference plugin.
+pub fn the_same_kubelet_runs_pods_on_runc_and_the_bridge_plugin(
+    context: &mut Context,
+) -> Result<()> {
+    let output = context
+        .testbed
+        .on(
+            "root",
+            "node3",
+            "set -e; work=$(mktemp -d); trap 'rm -r \"$work\"' EXIT; \
+             skopeo copy -q docker://docker.io/library/busybox:1.37 oci:$work/busybox; \
+             TEST_IMAGES=$work bash /hpk/kubelet/tests/swap.sh test",
+        )
+        .limit(150)
+        .output()?;
+    let checks = output.stdout.lines();
+    let passed = checks.filter(|line| line.starts_with("Passed ")).count();
+    ensure!(
+        output.status == 0 && passed >= 8,
+        "exit {}, {passed} checks passed:\n{}{}",
+        output.status,
+        output.stdout,
         output.stderr
     );
     Ok(())

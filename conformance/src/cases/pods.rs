@@ -209,12 +209,7 @@ spec:
         };
         for word in ["first", "second"] {
             cluster.apply(namespace, &manifest(word))?;
-            cluster
-                .kubectl(&format!(
-                    "-n {namespace} rollout status deployment/web --timeout=90s"
-                ))
-                .limit(100)
-                .success()?;
+            cluster.roll_out(namespace, "deployment/web", 90)?;
         }
         let words = cluster
             .kubectl(&format!(
