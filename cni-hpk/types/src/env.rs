@@ -172,6 +172,10 @@ impl Invocation {
                 missing.join(", ")
             )));
         }
+        let (container_id, ifname) = match attachment {
+            true => (container_id, ifname),
+            false => (String::new(), String::new()),
+        };
         if attachment {
             check_container_id(&container_id)?;
             check_ifname(&ifname)?;
@@ -317,6 +321,7 @@ mod tests {
     fn gc_alone_wants_a_path() {
         let error = invoke(&[("CNI_COMMAND", "GC")]).unwrap_err();
         assert!(error.msg.contains("CNI_PATH"), "{}", error.msg);
-        assert!(invoke(&[("CNI_COMMAND", "STATUS")]).is_ok());
+        let status = [("CNI_COMMAND", "STATUS"), ("CNI_CONTAINERID", "../x")];
+        assert_eq!(invoke(&status).unwrap().container_id, "");
     }
 }

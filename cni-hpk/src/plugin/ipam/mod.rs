@@ -148,7 +148,9 @@ impl<'a> Ipam<'a> {
                 .filter(|lease| lease.owner.is_some())
                 .filter(|lease| set.iter().any(|pool| pool.contains(lease.address)))
                 .count();
-            if leased as u128 >= set.iter().map(Pool::size).sum() {
+            // Two pools of all of IPv6 are more than can be counted.
+            let size = set.iter().map(Pool::size);
+            if leased as u128 >= size.fold(0, u128::saturating_add) {
                 return Err(Error::Exhausted {
                     ranges: store::describe(set),
                     leased,
