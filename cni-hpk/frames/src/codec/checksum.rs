@@ -10,7 +10,7 @@ const BLOCK: usize = 32;
 
 impl Sum {
     /// With these bytes. All pieces but the last must be of even length.
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn with(self, bytes: &[u8]) -> Self {
         let mut lanes = [0_u64; BLOCK / 4];
         let mut blocks = bytes.chunks_exact(BLOCK);
         for block in &mut blocks {
@@ -81,20 +81,20 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1071() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Sum::default().add(&bytes).fold(), [0xdd, 0xf2]);
-        assert_eq!(Sum::default().add(&bytes).finish(), [0x22, 0x0d]);
+        assert_eq!(Sum::default().with(&bytes).fold(), [0xdd, 0xf2]);
+        assert_eq!(Sum::default().with(&bytes).finish(), [0x22, 0x0d]);
     }
 
     proptest! {
         #[test]
         fn it_is_the_slow_ones_sum(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert_eq!(Sum::default().add(&bytes).fold(), reference(&bytes));
+            prop_assert_eq!(Sum::default().with(&bytes).fold(), reference(&bytes));
         }
 
         #[test]
         fn even_pieces_can_be_summed_apart(bytes in proptest::collection::vec(any::<u8>(), 0..300), at in 0..150_usize) {
             let (head, tail) = bytes.split_at((2 * at).min(bytes.len() & !1));
-            prop_assert_eq!(Sum::default().add(head).add(tail).fold(), reference(&bytes));
+            prop_assert_eq!(Sum::default().with(head).with(tail).fold(), reference(&bytes));
         }
     }
 }

@@ -60,7 +60,7 @@ fn complete(partial: PartialChecksum, frame: &mut [u8]) -> Result<(), Malformed>
         return Err(Malformed::Checksum);
     }
     // The field holds the pseudo header's sum, and is part of this one.
-    let checksum = Sum::default().add(&frame[start..]).finish();
+    let checksum = Sum::default().with(&frame[start..]).finish();
     frame[field..field + 2].copy_from_slice(&not_zero(checksum));
     Ok(())
 }
@@ -152,7 +152,7 @@ impl Cut {
         }
         let field = self.protocol.checksum();
         transport[field..field + 2].fill(0);
-        let checksum = pseudo.add(transport).add(payload).finish();
+        let checksum = pseudo.with(transport).with(payload).finish();
         transport[field..field + 2].copy_from_slice(&not_zero(checksum));
     }
 

@@ -128,7 +128,7 @@ impl Layout {
         let segment = &frame[self.transport..self.end];
         let at = self.protocol.checksum();
         let absent = self.protocol == Protocol::Udp && segment[at..at + 2] == [0, 0];
-        !absent && self.pseudo(frame).add(segment).fold() == [0xff, 0xff]
+        !absent && self.pseudo(frame).with(segment).fold() == [0xff, 0xff]
     }
 
     /// Whether the field holds no more than the pseudo header's sum: a
@@ -157,11 +157,11 @@ pub fn pseudo(frame: &[u8], version: Version, protocol: Protocol, length: usize)
     let [.., a, b, c, d] = length.to_be_bytes();
     match version {
         Version::V4 => Sum::default()
-            .add(&frame[ETHERNET + 12..ETHERNET + 20])
-            .add(&[0, number, c, d]),
+            .with(&frame[ETHERNET + 12..ETHERNET + 20])
+            .with(&[0, number, c, d]),
         Version::V6 => Sum::default()
-            .add(&frame[ETHERNET + 8..ETHERNET + 40])
-            .add(&[a, b, c, d, 0, 0, 0, number]),
+            .with(&frame[ETHERNET + 8..ETHERNET + 40])
+            .with(&[a, b, c, d, 0, 0, 0, number]),
     }
 }
 
@@ -184,7 +184,7 @@ pub fn set_ip_length(header: &mut [u8], version: Version, transport: usize, end:
 /// `transport`: where the IPv4 header ends.
 pub fn set_v4_checksum(header: &mut [u8], transport: usize) {
     header[V4_CHECKSUM..V4_CHECKSUM + 2].fill(0);
-    let checksum = Sum::default().add(&header[ETHERNET..transport]).finish();
+    let checksum = Sum::default().with(&header[ETHERNET..transport]).finish();
     header[V4_CHECKSUM..V4_CHECKSUM + 2].copy_from_slice(&checksum);
 }
 
