@@ -47,6 +47,8 @@ pub struct BubbleSpec {
     pub logs: PathBuf,
     /// Proxy settings of the host, for what reaches the internet.
     pub proxies: Vec<(String, String)>,
+    /// GiB that one image may unpack to, where the user says.
+    pub image_max_gib: Option<u64>,
 }
 
 impl BubbleSpec {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{Bubble, overlay, stage};
 use crate::address;
@@ -51,6 +51,7 @@ impl Bubble<'_> {
             registries: home.join("registries.yaml"),
             logs: self.folder.logs(&self.node.name),
             proxies: proxies(self.cluster),
+            image_max_gib: image_max_gib()?,
         })
     }
 
@@ -78,6 +79,17 @@ fn labels(controller: bool, id: &str, controller_name: &str) -> Vec<(String, Str
         labels.push(("hpk.io/controller".to_owned(), "true".to_owned()));
     }
     labels
+}
+
+/// HPK_IMAGE_MAX_GIB. Checked here: the kubelet would end for a wrong one again and again.
+fn image_max_gib() -> Result<Option<u64>> {
+    let Ok(text) = std::env::var("HPK_IMAGE_MAX_GIB") else {
+        return Ok(None);
+    };
+    match text.parse() {
+        Ok(gib) if gib > 0 => Ok(Some(gib)),
+        _ => bail!("HPK_IMAGE_MAX_GIB={text} is not a number of GiB, 1 or more"),
+    }
 }
 
 /// The host's proxy settings; the cluster's own addresses never go through a proxy.

@@ -212,6 +212,9 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
     )
     .with_env("APISERVER_CERT_LOCATION", certificate)
     .with_env("APISERVER_KEY_LOCATION", key);
+    if let Some(gib) = spec.image_max_gib {
+        daemon.argv.push(format!("--image-max-gib={gib}"));
+    }
     daemon.env.extend(spec.proxies.iter().cloned());
     daemon
 }
@@ -249,6 +252,7 @@ mod tests {
             registries: "/home/hpc/.hpk/registries.yaml".into(),
             logs: "/home/hpc/.hpk/clusters/7/logs/n1".into(),
             proxies: vec![("https_proxy".into(), "http://p:3128".into())],
+            image_max_gib: None,
         }
     }
 
