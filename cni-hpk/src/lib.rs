@@ -4,12 +4,16 @@
 //! Layout:
 //! - [`plugin`]: ADD, DEL, CHECK, GC, STATUS, VERSION
 //! - [`overlay`]: the overlay between bubbles
+//! - [`relay`]: the datapath `tap`
 //! - [`netlink`]: links, addresses, routes, neighbours and NAT of a namespace
 //! - [`subnet`]: Flannel's `subnet.env` and the overlay's state file
+//! - [`tap`]: TAP devices with virtio-net headers and offloads
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod netlink;
 pub mod overlay;
 pub mod plugin;
+pub mod relay;
 pub mod subnet;
+pub mod tap;

@@ -1,10 +1,11 @@
 //! `hpk-net-daemon`: the network's long-lived part. `overlay` joins a bubble
-//! to the others: see [`cni_hpk::overlay`].
+//! to the others: see [`cni_hpk::overlay`]; `relay` joins pods by TAPs: see
+//! [`cni_hpk::relay`].
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cni_hpk::overlay;
+use cni_hpk::{overlay, relay};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -19,6 +20,9 @@ struct Cli {
 enum Command {
     /// Joins this bubble to the overlay and keeps it there
     Overlay(overlay::config::Config),
+    /// Joins pods to the bridge by TAPs
+    #[command(subcommand)]
+    Relay(relay::config::Config),
 }
 
 fn main() -> ExitCode {
@@ -28,11 +32,20 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let Command::Overlay(config) = Cli::parse().command;
-    match run(config) {
+    let (what, ended) = match Cli::parse().command {
+        Command::Overlay(config) => (
+            "overlay",
+            run(config).map_err(|e| overlay::error::chain(&e)),
+        ),
+        Command::Relay(config) => (
+            "relay",
+            relay::run(config).map_err(|e| overlay::error::chain(&e)),
+        ),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(error = overlay::error::chain(&error), "overlay ended");
+            error!(error, "{what} ended");
             ExitCode::FAILURE
         }
     }

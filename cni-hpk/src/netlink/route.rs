@@ -11,11 +11,14 @@ use rtnetlink::packet_route::route::{
     RouteProtocol, RouteScope, RouteType,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::Netlink;
 use super::error::{Error, allow};
 
 /// A unicast route of the main table over one device.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Route {
     pub destination: IpNet,
     pub gateway: Option<IpAddr>,

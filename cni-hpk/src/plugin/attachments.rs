@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::error::Error;
 use super::ipam::store::Owner;
 use super::locks::{Scope, hash};
+use super::tap::TapRecord;
 
 /// One attachment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Record {
     pub conf: Value,
     /// Whether `conf` is a `delegate`'s.
     pub delegated: bool,
+    /// Of datapath `tap`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<TapRecord>,
 }
 
 impl Record {
@@ -166,6 +170,7 @@ fn begun(name: &str) -> Option<Record> {
         host_name: host_name(network, container_id, ifname),
         conf: json!({"name": network, "cniVersion": SpecVersion::LATEST}),
         delegated: false,
+        tap: None,
     })
 }
 

@@ -8,21 +8,27 @@ mod status;
 
 use std::path::PathBuf;
 
-use hpk_cni_types::{Command, Invocation};
+use hpk_cni_types::{Command, Invocation, SpecVersion};
 use serde_json::Value;
 
 use super::attachments::{Attachments, Record, host_name};
 use super::config::Parsed;
 use super::delegate;
 use super::error::Error;
+use super::far::Far;
 use super::ipam::Ipam;
 use super::locks::{self, Scope};
+use super::pod::PodNamespace;
+use super::tap::{self, TapRecord};
 use crate::netlink::Netlink;
 
 /// Runs the command; what it answers goes to stdout.
 pub async fn run(invocation: &Invocation, stdin: &[u8]) -> Result<Option<Value>, Error> {
     let parsed = Parsed::parse(stdin)?;
     let version = parsed.conf.cni_version;
+    if let Some(folder) = &parsed.conf.plugin.relay {
+        return run_far(&Far::new(invocation, &parsed, folder), invocation, version).await;
+    }
     let command = invocation.command;
     let known = match command {
         Command::Check => version.has_check(),
@@ -33,6 +39,11 @@ pub async fn run(invocation: &Invocation, stdin: &[u8]) -> Result<Option<Value>,
         let command = command.as_str();
         return Err(Error::NotInVersion { command, version });
     }
+    // Older versions' results leave out what the pod's side needs.
+    let version = match parsed.conf.plugin.pod_side_of {
+        Some(_) => SpecVersion::LATEST,
+        None => version,
+    };
     let run = Run {
         attachments: Attachments::new(&parsed.data_dir),
         parsed,
@@ -48,6 +59,27 @@ pub async fn run(invocation: &Invocation, stdin: &[u8]) -> Result<Option<Value>,
     }
 }
 
+/// Of a network whose bridge is in a bubble we are not in.
+async fn run_far(
+    far: &Far<'_>,
+    invocation: &Invocation,
+    version: SpecVersion,
+) -> Result<Option<Value>, Error> {
+    match invocation.command {
+        Command::Add => Ok(Some(far.add(netns(invocation)?)?.to_json(version))),
+        Command::Del => far.del().map(|()| None),
+        Command::Check => far.check(netns(invocation)?).await.map(|()| None),
+        Command::Gc => far.gc().map(|()| None),
+        Command::Status => far.status().map(|()| None),
+        Command::Version => Ok(None),
+    }
+}
+
+fn netns(invocation: &Invocation) -> Result<&PathBuf, Error> {
+    let netns = invocation.netns.as_ref();
+    netns.ok_or_else(|| Error::Invalid("CNI_NETNS is not set".to_owned()))
+}
+
 struct Run<'a> {
     invocation: &'a Invocation,
     parsed: Parsed,
@@ -60,8 +92,15 @@ impl Run<'_> {
     }
 
     fn netns(&self) -> Result<&PathBuf, Error> {
-        let netns = self.invocation.netns.as_ref();
-        netns.ok_or_else(|| Error::Invalid("CNI_NETNS is not set".to_owned()))
+        netns(self.invocation)
+    }
+
+    /// The pod's namespace; none where its side is a caller's outside.
+    fn pod(&self) -> Result<Option<PodNamespace>, Error> {
+        match self.parsed.conf.plugin.pod_side_of {
+            Some(_) => Ok(None),
+            None => PodNamespace::open(self.netns()?).map(Some),
+        }
     }
 
     fn ipam<'b>(&'b self, conf: &'b Value) -> Ipam<'b> {
@@ -95,6 +134,7 @@ impl Run<'_> {
             host_name: host_name(network, container_id, ifname),
             conf,
             delegated,
+            tap: TapRecord::wanted(&self.parsed.conf.plugin).filter(|_| !delegated),
         }
     }
 
@@ -139,6 +179,9 @@ impl Run<'_> {
             let plugin = delegate::plugin_of(&record.conf);
             delegate::del_for(plugin, self.folders(), record)?;
         } else {
+            if record.tap.is_some() {
+                tap::part(record, &self.parsed.data_dir).await?;
+            }
             Netlink::open()?.remove_link(&record.host_name).await?;
             self.ipam(&record.conf).del(record)?;
         }
@@ -146,6 +189,10 @@ impl Run<'_> {
     }
 
     fn forget(&self, record: &Record) -> Result<(), Error> {
-        self.attachments.remove(record)
+        self.attachments.remove(record)?;
+        match record.tap {
+            Some(_) => tap::leave(record, &self.parsed.data_dir),
+            None => Ok(()),
+        }
     }
 }

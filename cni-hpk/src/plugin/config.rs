@@ -12,6 +12,7 @@ use super::error::Error;
 use super::ipam;
 use super::pools::{self, Pool, PoolKeys, RangeSet};
 use crate::netlink::nat::{Backend, Family};
+use crate::relay::wire::Form;
 use crate::subnet::{self, OverlayState, SubnetEnv};
 
 /// The plugin's own keys.
@@ -34,6 +35,13 @@ pub struct Keys {
     pub network: Vec<String>,
     pub bridge: Option<String>,
     pub datapath: Datapath,
+    /// How frames of datapath `tap` come to the bridge's side.
+    pub tap_form: Form,
+    /// Folder of the socket of a bubble's relay: this run is outside that
+    /// bubble, and only the pod's side is its own.
+    pub relay: Option<PathBuf>,
+    /// The caller outside the bubble whose the pod's side is; set by the relay.
+    pub pod_side_of: Option<String>,
     /// Masquerade what leaves `network`. Left out: unless flanneld does.
     pub ip_masq: Option<bool>,
     /// With what. Left out: what works here.
@@ -108,11 +116,7 @@ impl Parsed {
         let bridge = conf.plugin.bridge.as_deref().unwrap_or(BRIDGE);
         check_ifname(bridge)
             .map_err(|_| Error::Invalid(format!("bridge {bridge:?} is not an interface name")))?;
-        if conf.plugin.datapath == Datapath::Tap {
-            return Err(Error::Invalid(
-                "datapath \"tap\" is not there yet: use \"veth\" or \"auto\"".to_owned(),
-            ));
-        }
+        check_relay(&conf.plugin)?;
         let data_dir = conf
             .plugin
             .data_dir
@@ -272,6 +276,27 @@ fn whole(subnet: &str) -> PoolKeys {
     PoolKeys {
         subnet: Some(subnet.to_owned()),
         ..PoolKeys::default()
+    }
+}
+
+/// A relay's folder is a path on this host, and goes with no other datapath.
+fn check_relay(keys: &Keys) -> Result<(), Error> {
+    let far = keys.relay.is_some() || keys.pod_side_of.is_some();
+    if far && keys.datapath == Datapath::Veth {
+        return Err(Error::Invalid(
+            "datapath \"veth\" needs no relay: leave it out, or use \"tap\"".to_owned(),
+        ));
+    }
+    if far && keys.delegate.is_some() {
+        return Err(Error::Invalid(
+            "a relay and a delegate exclude each other".to_owned(),
+        ));
+    }
+    match &keys.relay {
+        Some(folder) if !folder.is_absolute() => Err(Error::Invalid(format!(
+            "relay {folder:?} is not an absolute path"
+        ))),
+        _ => Ok(()),
     }
 }
 

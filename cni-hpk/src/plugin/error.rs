@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use hpk_cni_types::{ConfError, ErrorCode, ErrorObject, SpecVersion};
 
-use crate::{netlink, subnet};
+use crate::{netlink, relay, subnet};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -108,6 +108,10 @@ pub enum Error {
     /// CHECK found something else than ADD made.
     #[error("the attachment is not as ADD made it: {0}")]
     Check(String),
+    #[error("no bubble of yours runs on this host: its relay's folder {0} is not there")]
+    NoBubble(PathBuf),
+    #[error(transparent)]
+    Relay(#[from] relay::error::Error),
     #[error("{} of {total} attachments could not be removed: {}", failures.len(), failures.join("; "))]
     Gc { total: usize, failures: Vec<String> },
 }
@@ -130,7 +134,7 @@ impl Error {
             Self::Conf(ConfError::Invalid(_)) | Self::Invalid(_) | Self::PluginNotFound { .. } => {
                 ErrorCode::InvalidNetworkConf
             }
-            Self::NotReady(_) => ErrorCode::TryAgainLater,
+            Self::NotReady(_) | Self::NoBubble(_) => ErrorCode::TryAgainLater,
             Self::Namespace { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 ErrorCode::UnknownContainer
             }
@@ -141,7 +145,8 @@ impl Error {
             | Self::Sysctl { .. }
             | Self::File { .. }
             | Self::Namespace { .. }
-            | Self::Spawn { .. } => ErrorCode::Io,
+            | Self::Spawn { .. }
+            | Self::Relay(_) => ErrorCode::Io,
             Self::Check(_) | Self::Gc { .. } => ErrorCode::Other(100),
             Self::Exhausted { .. } => ErrorCode::Other(101),
             Self::Attached { .. } | Self::LeasedAlready { .. } => ErrorCode::Other(102),
@@ -174,8 +179,10 @@ impl Error {
 
     /// The error object: what was attempted as message, why as details.
     pub fn into_object(self) -> ErrorObject {
-        if let Self::Environment(object) = self {
-            return object;
+        match self {
+            Self::Environment(object) => return object,
+            Self::Relay(error) => return error.into_object(),
+            _ => {}
         }
         ErrorObject {
             cni_version: String::new(),

@@ -19,6 +19,7 @@
 //! - [`delegate`]: runs other plugins
 //! - [`attachments`]: what was added, on disk
 //! - [`commands`]: ADD, DEL, CHECK, GC, STATUS
+//! - [`tap`], [`far`]: datapath `tap`, in the bubble and from outside
 //! - [`error`]
 
 pub mod attachments;
@@ -26,6 +27,7 @@ pub mod commands;
 pub mod config;
 pub mod delegate;
 pub mod error;
+pub mod far;
 pub mod ipam;
 pub mod locks;
 pub mod node;
@@ -33,6 +35,7 @@ pub mod plan;
 pub mod pod;
 pub mod pools;
 pub mod request;
+pub mod tap;
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;

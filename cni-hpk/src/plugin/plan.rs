@@ -221,9 +221,21 @@ fn plan_bridge(
     Ok(())
 }
 
+/// What joins a pod to the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Join {
+    #[default]
+    Veth,
+    /// A TAP at each end.
+    Taps,
+    /// A TAP on the bridge; the pod's is another process's.
+    BridgeTap,
+}
+
 /// What is wanted of a pod's interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodInterface {
+    pub join: Join,
     pub veth: VethPair,
     /// With their subnets' prefixes, as IPAM gives them.
     pub addresses: Vec<IpNet>,
@@ -277,6 +289,9 @@ pub struct ObservedPod {
 #[derive(Clone, Debug, PartialEq)]
 pub enum PodStep {
     AddVeth(VethPair),
+    /// The bridge's end of datapath `tap`.
+    AddBridgeTap,
+    AddPodTap,
     /// No IPv6 but what we give: no redirects, which would lead to neighbours
     /// that can't be reached but through the gateway; no waiting.
     QuietIpv6,
@@ -291,6 +306,8 @@ impl fmt::Display for PodStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddVeth(pair) => write!(f, "no interface {}", pair.pod_name),
+            Self::AddBridgeTap => write!(f, "no TAP on the bridge"),
+            Self::AddPodTap => write!(f, "no TAP in the pod"),
             Self::QuietIpv6 => write!(f, "IPv6 takes redirects"),
             Self::JoinBridge => write!(f, "no isolated port of the bridge"),
             Self::AddAddress(address) => write!(f, "no address {address}"),
@@ -303,9 +320,17 @@ impl fmt::Display for PodStep {
 /// What a pod's interface lacks; all of it if there is none.
 pub fn plan_pod(wanted: &PodInterface, observed: &ObservedPod) -> Result<Vec<PodStep>, Conflict> {
     let mut steps = Vec::new();
+    let kind = match wanted.join {
+        Join::Veth => LinkKind::Veth,
+        Join::Taps => LinkKind::Tap,
+        Join::BridgeTap => return Ok(plan_bridge_tap(observed)),
+    };
     let fresh = match (&observed.host_end, &observed.pod_end) {
         (None, None) => {
-            steps.push(PodStep::AddVeth(wanted.veth.clone()));
+            match wanted.join {
+                Join::Veth => steps.push(PodStep::AddVeth(wanted.veth.clone())),
+                _ => steps.extend([PodStep::AddBridgeTap, PodStep::AddPodTap]),
+            }
             if wanted
                 .addresses
                 .iter()
@@ -315,18 +340,42 @@ pub fn plan_pod(wanted: &PodInterface, observed: &ObservedPod) -> Result<Vec<Pod
             }
             true
         }
-        (Some(host), Some(pod)) if host.kind == LinkKind::Veth && pod.kind == LinkKind::Veth => {
-            false
-        }
+        (Some(host), Some(pod)) if host.kind == kind && pod.kind == kind => false,
         (_, Some(pod)) => return Err(Conflict::InterfaceTaken(pod.name.clone())),
         (Some(_), None) => return Err(Conflict::PodEndGone(wanted.veth.pod_name.clone())),
     };
-    let joined = observed.host_end.as_ref().is_some_and(|link| {
-        link.up && link.isolated && link.bridge.is_some() && link.bridge == observed.bridge
-    });
-    if fresh || !joined {
+    if fresh || !is_joined(observed) {
         steps.push(PodStep::JoinBridge);
     }
+    plan_pod_end(wanted, observed, fresh, &mut steps);
+    Ok(steps)
+}
+
+/// What the bridge's end of a TAP lacks; its pod's is out of sight.
+fn plan_bridge_tap(observed: &ObservedPod) -> Vec<PodStep> {
+    let mut steps = Vec::new();
+    if observed.host_end.is_none() {
+        steps.push(PodStep::AddBridgeTap);
+    }
+    if !is_joined(observed) {
+        steps.push(PodStep::JoinBridge);
+    }
+    steps
+}
+
+fn is_joined(observed: &ObservedPod) -> bool {
+    observed.host_end.as_ref().is_some_and(|link| {
+        link.up && link.isolated && link.bridge.is_some() && link.bridge == observed.bridge
+    })
+}
+
+/// What the pod's end lacks, but for the device itself.
+pub fn plan_pod_end(
+    wanted: &PodInterface,
+    observed: &ObservedPod,
+    fresh: bool,
+    steps: &mut Vec<PodStep>,
+) {
     for address in &wanted.addresses {
         if fresh || !observed.addresses.contains(address) {
             steps.push(PodStep::AddAddress(*address));
@@ -341,7 +390,6 @@ pub fn plan_pod(wanted: &PodInterface, observed: &ObservedPod) -> Result<Vec<Pod
             steps.push(PodStep::SetRoute(route.clone()));
         }
     }
-    Ok(steps)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
-use super::plan::{ObservedPod, PodInterface, PodStep, plan_pod};
+use super::plan::{ObservedPod, PodInterface, PodStep, plan_pod, plan_pod_end};
+use super::tap;
 use crate::netlink::{Link, Netlink, in_namespace};
 
 /// A pod's network namespace, entered.
@@ -80,7 +81,7 @@ impl PodNamespace {
 /// What a pod's interface lacks.
 pub async fn missing(
     netlink: &Netlink,
-    pod: &PodNamespace,
+    pod: Option<&PodNamespace>,
     wanted: &PodInterface,
 ) -> Result<Vec<PodStep>, Error> {
     let mut observed = ObservedPod {
@@ -88,7 +89,9 @@ pub async fn missing(
         bridge: netlink.link(&wanted.bridge).await?.map(|link| link.index),
         ..ObservedPod::default()
     };
-    if let Some(link) = pod.link(&wanted.veth.pod_name).await? {
+    if let Some(pod) = pod
+        && let Some(link) = pod.link(&wanted.veth.pod_name).await?
+    {
         observed.addresses = pod.netlink.addresses(link.index).await?;
         observed.routes = pod.netlink.routes(link.index).await?;
         observed.pod_end = Some(link);
@@ -96,10 +99,26 @@ pub async fn missing(
     plan_pod(wanted, &observed).map_err(|conflict| Error::Invalid(conflict.to_string()))
 }
 
+/// What the pod's end lacks, looked at from where the bridge's isn't seen.
+pub async fn missing_in(pod: &PodNamespace, wanted: &PodInterface) -> Result<Vec<String>, Error> {
+    let Some(link) = pod.link(&wanted.veth.pod_name).await? else {
+        return Ok(vec![PodStep::AddPodTap.to_string()]);
+    };
+    let observed = ObservedPod {
+        addresses: pod.netlink.addresses(link.index).await?,
+        routes: pod.netlink.routes(link.index).await?,
+        pod_end: Some(link),
+        ..ObservedPod::default()
+    };
+    let mut steps = Vec::new();
+    plan_pod_end(wanted, &observed, false, &mut steps);
+    Ok(steps.iter().map(ToString::to_string).collect())
+}
+
 /// Makes a pod's interface, of which nothing may be there yet.
 pub async fn make(
     netlink: &Netlink,
-    pod: &PodNamespace,
+    pod: Option<&PodNamespace>,
     wanted: &PodInterface,
 ) -> Result<(), Error> {
     let steps = plan_pod(wanted, &ObservedPod::default());
@@ -111,20 +130,44 @@ pub async fn make(
 
 async fn apply(
     netlink: &Netlink,
-    pod: &PodNamespace,
+    pod: Option<&PodNamespace>,
     wanted: &PodInterface,
     step: &PodStep,
 ) -> Result<(), Error> {
     let host_name = wanted.veth.host_name.as_str();
-    let pod_name = wanted.veth.pod_name.as_str();
-    match step {
-        PodStep::AddVeth(pair) => netlink.add_veth(pair, &pod.file).await?,
-        PodStep::QuietIpv6 => pod.quiet_ipv6(pod_name)?,
-        PodStep::JoinBridge => {
+    match (step, pod) {
+        (PodStep::AddBridgeTap, _) => {
+            tap::make(host_name)?;
+            netlink.set_mtu(host_name, wanted.veth.mtu).await?;
+        }
+        (PodStep::JoinBridge, _) => {
             netlink
                 .join_bridge(host_name, &wanted.bridge, &wanted.veth.alias)
                 .await?;
         }
+        // The rest is planned only of a pod in sight.
+        (_, None) => {}
+        (_, Some(pod)) => apply_in_pod(netlink, pod, wanted, step).await?,
+    }
+    Ok(())
+}
+
+async fn apply_in_pod(
+    netlink: &Netlink,
+    pod: &PodNamespace,
+    wanted: &PodInterface,
+    step: &PodStep,
+) -> Result<(), Error> {
+    let pod_name = wanted.veth.pod_name.as_str();
+    match step {
+        PodStep::AddBridgeTap | PodStep::JoinBridge => {}
+        PodStep::AddPodTap => {
+            tap::make_in(&pod.path, pod_name)?;
+            pod.netlink.set_mac(pod_name, wanted.veth.pod_mac).await?;
+            pod.netlink.set_mtu(pod_name, wanted.veth.mtu).await?;
+        }
+        PodStep::AddVeth(pair) => netlink.add_veth(pair, &pod.file).await?,
+        PodStep::QuietIpv6 => pod.quiet_ipv6(pod_name)?,
         PodStep::AddAddress(address) => pod.netlink.add_address(pod_name, *address, false).await?,
         PodStep::SetUp => pod.netlink.set_up(pod_name).await?,
         PodStep::SetRoute(route) => pod.netlink.set_route(pod_name, route).await?,

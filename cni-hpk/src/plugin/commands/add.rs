@@ -15,7 +15,10 @@ use crate::plugin::error::Error;
 use crate::plugin::plan::{PodInterface, gateway_routes};
 use crate::plugin::pod::{self, PodNamespace};
 use crate::plugin::request::Request;
+use crate::plugin::tap::{self, TapRecord};
 use crate::plugin::{delegate, node};
+use crate::relay::folder_of;
+use crate::relay::wire::Form;
 
 impl Run<'_> {
     pub(super) async fn add(&self) -> Result<AddResult, Error> {
@@ -23,13 +26,16 @@ impl Run<'_> {
         let request = Request::read(&self.parsed.conf, &self.invocation.args)?;
         let previous = self.parsed.conf.prev_result()?;
         // Before anything is made: a namespace that can't be entered.
-        let pod = PodNamespace::open(self.netns()?)?;
+        let pod = self.pod()?;
         let netlink = Netlink::open()?;
         let _lock = self.lock()?;
-        self.clear(&netlink, &pod).await?;
+        self.clear(&netlink, pod.as_ref()).await?;
         let own = match &self.parsed.conf.plugin.delegate {
             Some(block) => self.add_delegated(block, &config)?,
-            None => self.add_own(&netlink, &pod, &config, &request).await?,
+            None => {
+                self.add_own(&netlink, pod.as_ref(), &config, &request)
+                    .await?
+            }
         };
         Ok(match previous {
             Some(previous) => chained(previous, own),
@@ -39,11 +45,14 @@ impl Run<'_> {
 
     /// Removes what an ADD that was killed has left of this attachment. One
     /// that is whole must be DELeted first (CNI spec 2, "ADD").
-    async fn clear(&self, netlink: &Netlink, pod: &PodNamespace) -> Result<(), Error> {
+    async fn clear(&self, netlink: &Netlink, pod: Option<&PodNamespace>) -> Result<(), Error> {
         let Some(record) = self.recorded()? else {
             return Ok(());
         };
-        let in_pod = pod.link(&record.ifname).await?;
+        let in_pod = match pod {
+            Some(pod) => pod.link(&record.ifname).await?,
+            None => None,
+        };
         let in_bubble = netlink.link(&record.host_name).await?;
         if in_pod.is_some() || in_bubble.is_some() {
             return Err(self.attached());
@@ -80,7 +89,7 @@ impl Run<'_> {
     async fn add_own(
         &self,
         netlink: &Netlink,
-        pod: &PodNamespace,
+        pod: Option<&PodNamespace>,
         config: &Config,
         request: &Request,
     ) -> Result<AddResult, Error> {
@@ -110,7 +119,7 @@ impl Run<'_> {
     async fn attach(
         &self,
         netlink: &Netlink,
-        pod: &PodNamespace,
+        pod: Option<&PodNamespace>,
         config: &Config,
         request: &Request,
         record: &Record,
@@ -124,14 +133,35 @@ impl Run<'_> {
             }
             other => other?,
         }
+        if pod.is_some() && record.tap.is_some() {
+            self.join_taps(record, &wanted)?;
+        }
         self.result(pod, netlink, config, record, &wanted, lease, request)
             .await
+    }
+
+    /// Has the relay join the ends; what the pod's side is to do goes on
+    /// record first, for it may have to be started anew.
+    fn join_taps(&self, record: &Record, wanted: &PodInterface) -> Result<(), Error> {
+        let data_dir = self.parsed.data_dir.as_path();
+        let mut record = record.clone();
+        let attachment = record.attachment();
+        if let Some(tap) = &mut record.tap
+            && tap.form == Form::Frames
+        {
+            let lock = tap::lock(data_dir, &attachment);
+            let folder = folder_of(data_dir);
+            let side = tap::pod_side(folder, lock, attachment, self.netns()?, tap.form, wanted);
+            tap.pod = Some(side);
+            self.attachments.store(&record)?;
+        }
+        tap::join(&record, self.netns()?, data_dir, self.folders())
     }
 
     #[allow(clippy::too_many_arguments)] // all that an attachment is
     async fn result(
         &self,
-        pod: &PodNamespace,
+        pod: Option<&PodNamespace>,
         netlink: &Netlink,
         config: &Config,
         record: &Record,
@@ -149,7 +179,14 @@ impl Run<'_> {
         let mac_of = async |name: &str| -> Result<Option<Mac>, Error> {
             Ok(netlink.link(name).await?.map(|link| link.mac))
         };
-        let pod_mac = pod.link(&record.ifname).await?.map(|link| link.mac);
+        let (pod_mac, sandbox) = match pod {
+            Some(pod) => (
+                pod.link(&record.ifname).await?.map(|link| link.mac),
+                self.netns()?.display().to_string(),
+            ),
+            None => (None, String::new()),
+        };
+        let pod_mac = pod_mac.or(record.tap.as_ref().map(|_| wanted.veth.pod_mac));
         let interfaces = vec![
             device(&config.bridge, mac_of(&config.bridge).await?, String::new()),
             device(
@@ -157,7 +194,7 @@ impl Run<'_> {
                 mac_of(&record.host_name).await?,
                 String::new(),
             ),
-            device(&record.ifname, pod_mac, self.netns()?.display().to_string()),
+            device(&record.ifname, pod_mac, sandbox),
         ];
         let ips = lease.ips.iter().zip(gateways(config, &lease)?);
         let ips = ips.map(|(ip, gateway)| IpConfig {
@@ -254,6 +291,7 @@ pub(super) fn interface(
     }
     routes.dedup();
     Ok(PodInterface {
+        join: record.tap.as_ref().map(TapRecord::join).unwrap_or_default(),
         veth: VethPair {
             host_name: record.host_name.clone(),
             pod_name: record.ifname.clone(),

@@ -10,7 +10,7 @@ use super::add::interface;
 use crate::netlink::{Netlink, Route};
 use crate::plugin::attachments::Record;
 use crate::plugin::error::Error;
-use crate::plugin::pod::{self, PodNamespace};
+use crate::plugin::pod;
 use crate::plugin::{delegate, node};
 
 impl Run<'_> {
@@ -50,18 +50,21 @@ impl Run<'_> {
         let left = |route: &Route| previous.routes.iter().any(|it| it.dst == route.destination);
         wanted.routes.retain(|route| !told(route) || left(route));
         let own_interface = own.interfaces.iter().find(|it| it.name == record.ifname);
-        let pod = PodNamespace::open(netns)?;
+        let pod = self.pod()?;
         let netlink = Netlink::open()?;
         let mut lacks: Vec<String> = Vec::new();
         for step in node::missing(&netlink, &config).await? {
             lacks.push(format!("the bubble's side lacks {step:?}"));
         }
-        for step in pod::missing(&netlink, &pod, &wanted).await? {
+        for step in pod::missing(&netlink, pod.as_ref(), &wanted).await? {
             lacks.push(step.to_string());
         }
         if !lacks.is_empty() {
             return Err(Error::Check(lacks.join(", ")));
         }
+        let Some(pod) = pod else {
+            return Ok(());
+        };
         let mac = pod
             .link(&record.ifname)
             .await?

@@ -1,6 +1,6 @@
 //! GC, and its like after a restart of the bubble.
 
-use hpk_cni_types::Command;
+use hpk_cni_types::{Command, ValidAttachment};
 use serde_json::Value;
 
 use super::Run;
@@ -27,7 +27,7 @@ impl Run<'_> {
             }
         };
         for record in self.attachments.load_all(&conf.name)? {
-            if !record.is_among(valid) {
+            if !record.is_among(valid) && self.is_callers(&record) {
                 let what = format!("{} {}", record.container_id, record.ifname);
                 note(what, self.release_stale(&record).await);
             }
@@ -40,17 +40,39 @@ impl Run<'_> {
         }
     }
 
+    /// What one caller doesn't know may be another's.
+    fn is_callers(&self, record: &Record) -> bool {
+        let caller = record.tap.as_ref().and_then(|tap| tap.caller.as_ref());
+        caller == self.parsed.conf.plugin.pod_side_of.as_ref()
+    }
+
     async fn release_stale(&self, record: &Record) -> Result<(), Error> {
         let _lock = locks::lock(&self.parsed.data_dir, record.scope())?;
         self.release(record).await
+    }
+
+    /// What is valid, and what is other callers'.
+    fn kept(&self) -> Result<Vec<ValidAttachment>, Error> {
+        let conf = &self.parsed.conf;
+        let mut kept = conf.valid_attachments.clone().unwrap_or_default();
+        for record in self.attachments.load_all(&conf.name)? {
+            if !self.is_callers(&record) {
+                kept.push(ValidAttachment {
+                    container_id: record.container_id,
+                    ifname: record.ifname,
+                });
+            }
+        }
+        Ok(kept)
     }
 
     /// Removes the bubble's ends of attachments that are neither valid nor on
     /// record any more.
     async fn gc_links(&self) -> Result<(), Error> {
         let conf = &self.parsed.conf;
-        let valid = conf.valid_attachments.iter().flatten();
+        let valid = self.kept()?;
         let kept: Vec<String> = valid
+            .iter()
             .map(|it| host_name(&conf.name, &it.container_id, &it.ifname))
             .collect();
         let netlink = Netlink::open()?;
@@ -83,7 +105,7 @@ impl Run<'_> {
         let Ok(config) = self.parsed.resolve() else {
             return Ok(());
         };
-        let valid = conf.valid_attachments.as_deref().unwrap_or_default();
+        let valid = &self.kept()?;
         let ipam_conf = self.parsed.ipam_conf(&config);
         match &conf.plugin.delegate {
             None => self.ipam(&ipam_conf).gc(valid, &told(ipam_conf.clone())),

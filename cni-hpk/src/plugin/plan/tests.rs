@@ -68,6 +68,7 @@ fn finished() -> ObservedNode {
 
 fn interface() -> PodInterface {
     PodInterface {
+        join: Join::Veth,
         veth: VethPair {
             host_name: "hpk0123456789ab".to_owned(),
             pod_name: "eth0".to_owned(),
