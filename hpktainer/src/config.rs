@@ -6,13 +6,17 @@ use anyhow::Context as _;
 use hpk_images::StoreConfig;
 use serde::Deserialize;
 
-/// Places in the bubble.
+/// Places in the bubble, or those `host` has found.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `HPKTAINER_ROOT`: containers' records, writable layers and logs; node-local.
     pub root: PathBuf,
     /// `HPKTAINER_RUN`: bundles, pipes and sockets.
     pub run: PathBuf,
+    /// `HPKTAINER_NETNS_DIR`: pins of network namespaces.
+    pub netns: PathBuf,
+    /// `HPKTAINER_RESOLV_CONF`: the containers' resolv.conf.
+    pub resolv_conf: PathBuf,
     /// `HPK_CNI_CONF_DIR`.
     pub cni_conf_dir: PathBuf,
     /// `HPK_CNI_BIN_DIR`.
@@ -35,6 +39,8 @@ impl Config {
         Self {
             root: place("HPKTAINER_ROOT", "/var/lib/hpk/hpktainer"),
             run: place("HPKTAINER_RUN", "/run/hpk/hpktainer"),
+            netns: place("HPKTAINER_NETNS_DIR", "/run/netns"),
+            resolv_conf: place("HPKTAINER_RESOLV_CONF", "/etc/resolv.conf"),
             cni_conf_dir: place("HPK_CNI_CONF_DIR", "/etc/cni/net.d"),
             cni_bin_dir: place("HPK_CNI_BIN_DIR", "/opt/cni/bin"),
             cni_cache_dir: place("HPK_CNI_CACHE_DIR", "/var/lib/hpk/cni/cache"),

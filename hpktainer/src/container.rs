@@ -55,7 +55,7 @@ impl Places {
         Self {
             root: config.root.join(id),
             run: config.run.join(id),
-            netns: PathBuf::from(format!("/run/netns/hpktainer-{id}")),
+            netns: config.netns.join(format!("hpktainer-{id}")),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `hpktainer`: one container on the pod network, without Kubernetes.
 //!
-//! Works inside a bubble, with that bubble's network: `hpktainer run --rm -it docker://busybox sh`.
+//! Works inside a bubble, with that bubble's network: `hpktainer run --rm -it docker://busybox sh`; and on a host where
+//! a bubble of the user's runs, with the same network.
 //!
 //! Exit code: of `run` and `exec` the program's own (128 + N after signal N); 125 where hpktainer itself failed, as with
 //! Docker; 2 for a wrong command line.
@@ -14,6 +15,7 @@
 //! - [`task`]: the shim, from start to delete
 //! - [`detach`]: hpktainer in the background
 //! - [`stdio`]: terminal, pipes, signals between the caller and the container
+//! - [`host`]: outside any bubble
 //! - [`bars`]: progress on a terminal
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -23,6 +25,7 @@ mod config;
 mod container;
 mod detach;
 mod exec;
+mod host;
 mod images;
 mod logs;
 mod network;
@@ -72,6 +75,9 @@ const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(code) = elsewhere(&cli.command) {
+        return code;
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("HPK_LOG")
@@ -99,6 +105,27 @@ fn main() -> ExitCode {
             ExitCode::from(OWN_FAILURE)
         }
     }
+}
+
+/// What has to be done by another process than this one: in the background, or with what a host lacks. Before the first
+/// thread.
+fn elsewhere(command: &Command) -> Option<ExitCode> {
+    let background = detach::is_background();
+    let done = match command {
+        Command::Run(args) if args.detach && !background => detach::start_in_background(),
+        _ if !host::is_host() => return None,
+        Command::Run(_) => host::start_again(host::Need::Network, background),
+        Command::Rm(_) => host::start_again(host::Need::Namespaces, false),
+        Command::Pull(_) | Command::Images(_) => return None,
+        _ => host::start_again(host::Need::Places, false),
+    };
+    Some(match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("hpktainer: {error:#}");
+            ExitCode::from(OWN_FAILURE)
+        }
+    })
 }
 
 async fn dispatch(command: Command) -> anyhow::Result<u8> {

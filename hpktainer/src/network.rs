@@ -60,10 +60,16 @@ fn attachment(places: &Places, record: &Record) -> Attachment {
 }
 
 /// Writes hostname, hosts and resolv.conf (the bubble's) into `etc`.
-pub fn write_files(etc: &Path, hostname: &str, ip: Option<&str>) -> anyhow::Result<()> {
-    let resolv = match fs::read("/etc/resolv.conf") {
+pub fn write_files(
+    config: &Config,
+    etc: &Path,
+    hostname: &str,
+    ip: Option<&str>,
+) -> anyhow::Result<()> {
+    let source = &config.resolv_conf;
+    let resolv = match fs::read(source) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        other => other.context("reading /etc/resolv.conf")?,
+        other => other.with_context(|| format!("reading {}", source.display()))?,
     };
     let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     if let Some(ip) = ip {

@@ -74,10 +74,6 @@ fn parse_policy(text: &str) -> Result<PullPolicy, String> {
 
 /// Runs a container to its end and gives its exit code.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
-    require_bubble(config)?;
-    if args.detach && !detach::is_background() {
-        return detach::start_in_background();
-    }
     let image = pull::image(&args.reference, args.pull, args.quiet).await?;
     let mut record = make_record(config, &args, &image)?;
     let places = Places::of(config, &record.id);
@@ -101,20 +97,6 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         (Err(e), Ok(())) => Err(e),
         (Err(e), Err(more)) => Err(e.context(format!("and then: {more:#}"))),
     }
-}
-
-/// Without a bubble's parts there is no pod network to be on.
-fn require_bubble(config: &Config) -> anyhow::Result<()> {
-    for part in [&config.shim, &config.cni_conf_dir] {
-        if !part.exists() {
-            bail!(
-                "{} doesn't exist: hpktainer run works inside a bubble (apptainer shell instance://bubble1); \
-                 a bubble of its own on a bare host is not there yet",
-                part.display()
-            );
-        }
-    }
-    Ok(())
 }
 
 fn make_record(config: &Config, args: &Args, image: &Image) -> anyhow::Result<Record> {
@@ -193,7 +175,7 @@ async fn run(
         .ensure(image)
         .await?;
     network::attach(config, places, record).await?;
-    write_bundle(args, image, places, record, &lower)?;
+    write_bundle(config, args, image, places, record, &lower)?;
 
     // Events are hints; but a shim whose publishing fails complains.
     let mut events = serve_events(&places.run.join("events"))?;
@@ -238,6 +220,7 @@ async fn wait_detached(shim: &Shim, record: &Record, signals: &mut Signals) -> a
 }
 
 fn write_bundle(
+    config: &Config,
     args: &Args,
     image: &Image,
     places: &Places,
@@ -248,7 +231,7 @@ fn write_bundle(
     let (user, bounding) = task::lookups(lower, &defaults.user)?;
     let hostname = args.hostname.as_deref().unwrap_or(&record.id);
     let etc = places.root.join("etc");
-    network::write_files(&etc, hostname, record.ip.as_deref())?;
+    network::write_files(config, &etc, hostname, record.ip.as_deref())?;
     let run = Run {
         defaults: &defaults,
         user: &user,

@@ -175,7 +175,8 @@ pub fn every_other_process_of_a_bubble_comes_back(context: &mut Context) -> Resu
     ];
     let every = [
         "flanneld",
-        "hpk-net-daemon",
+        "hpk-net-daemon overlay",
+        "hpk-net-daemon relay",
         "kube-proxy",
         "(pasta|passt|slirp4netns)",
     ];

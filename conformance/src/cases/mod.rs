@@ -2,12 +2,13 @@
 //! and an error of it is the case's failure. A case whose cluster is missing is skipped.
 //!
 //! A file per subject: `network`, `pods`, `streams` (logs and exec), `connections` (attach and
-//! port-forward), `parts` (each part alone), `refusals` (bad input), `isolation` (other users),
+//! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
 //! `faults` (killed processes), `jobs` (the job's life), `measuring` (the benchmarks, not their
 //! figures).
 
 mod connections;
 mod faults;
+mod hosted;
 mod isolation;
 mod jobs;
 mod measuring;
@@ -192,6 +193,10 @@ pub const TABLE: &[Case] = table! {
         the_same_kubelet_runs_pods_on_runc_and_the_bridge_plugin
         hpktainer_runs_an_image_on_the_pod_network
         the_doctor_finds_nothing_essential_missing;
+    hosted:
+        hpktainer_on_a_host_is_on_the_network_of_its_bubble
+        a_killed_hpktainer_on_a_host_leaves_nothing_in_the_bubble
+        hpktainer_on_a_host_without_a_bubble_says_what_to_do;
     isolation:
         another_user_reads_nothing_of_the_cluster
         another_user_sees_no_secret_in_the_process_list

@@ -40,13 +40,14 @@ spec:
 "#;
 
 #[derive(Debug)]
-struct Pod {
-    name: String,
-    ip: String,
-    node: String,
+pub struct Pod {
+    pub name: String,
+    pub ip: String,
+    pub node: String,
 }
 
-fn web(cluster: &Cluster, namespace: &str) -> Result<Vec<Pod>> {
+/// A web server on every node, ready; and a Service `web` in front.
+pub fn web(cluster: &Cluster, namespace: &str) -> Result<Vec<Pod>> {
     cluster.apply(namespace, WEB)?;
     cluster.roll_out(namespace, "daemonset/web", 90)?;
     let pods = cluster.json(&format!("-n {namespace} get pods -l app=web"))?;
@@ -72,7 +73,7 @@ fn web(cluster: &Cluster, namespace: &str) -> Result<Vec<Pod>> {
 
 /// The page at `url`, asked for from `pod`. Tried again for ten seconds: a Service's rules reach
 /// a node a little after the endpoints do.
-fn get(cluster: &Cluster, namespace: &str, pod: &str, url: &str) -> Result<String> {
+pub fn get(cluster: &Cluster, namespace: &str, pod: &str, url: &str) -> Result<String> {
     cluster
         .exec(
             namespace,

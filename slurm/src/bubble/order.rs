@@ -110,6 +110,7 @@ impl Order<'_> {
             files::read(Path::new(OVERLAY_FILE)).map(drop)
         })
         .await?;
+        self.supervisor.keep(daemons::relay());
         self.done("the pod network is up");
         Ok(())
     }

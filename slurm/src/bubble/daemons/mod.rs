@@ -119,6 +119,19 @@ pub fn overlay_options(spec: &BubbleSpec, root: &Path, run: &Path) -> Vec<(&'sta
     ]
 }
 
+/// Joins pods by TAPs, those of callers on the host among them.
+pub fn relay() -> Daemon {
+    Daemon::new(
+        "hpk-net-relay",
+        &["/usr/local/bin/hpk-net-daemon", "relay", "serve"],
+        &[
+            ("data-dir", own("cni")),
+            ("conf-dir", "/etc/cni/net.d".into()),
+            ("cni-path", "/opt/cni/bin".into()),
+        ],
+    )
+}
+
 /// `kernel`: the running kernel's release; kube-proxy's nftables mode wants 5.13.
 pub fn kube_proxy(spec: &BubbleSpec, kernel: &str) -> Daemon {
     let mode = if kernel_version(kernel) >= (5, 13) {
@@ -262,6 +275,7 @@ mod tests {
             etcd(&spec),
             flanneld(&spec),
             net_daemon(&spec, 8473),
+            relay(),
             apiserver(&spec),
             controller_manager(&spec),
             scheduler(&spec),
