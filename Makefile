@@ -26,19 +26,24 @@ binaries: deps ## our programs, static, in bin/
 control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
 	@images/control-plane/build.sh
 
-# Cargo and Go side by side: each leaves a core idle at times. (Cargo would take MAKEFLAGS for the
-# promise of a jobserver that it was not handed.)
-.PHONY: programs
-programs: deps
-	@$(MAKE) --no-print-directory -j2 binaries control-plane
+.PHONY: roots
+roots: deps ## the Debian roots of bubble and testbed
+	@images/bubble/build.sh --root
+	@conformance/testbed rootfs
+
+# Side by side: each leaves a core idle at times. (Cargo would take MAKEFLAGS for the promise of a
+# jobserver that it was not handed.)
+.PHONY: parts
+parts: deps
+	@$(MAKE) --no-print-directory -j3 binaries control-plane roots
 
 .PHONY: images
-images: programs ## the bubble image, bin/hpk-bubble.sif
+images: parts ## the bubble image, bin/hpk-bubble.sif
 	@images/bubble/build.sh
 	@images/pause/build.sh
 
 .PHONY: test-images
-test-images: programs ## the images that the testbed's registry serves
+test-images: parts ## the images that the testbed's registry serves
 	@images/test-images/build.sh
 
 .PHONY: testbed
@@ -93,6 +98,13 @@ fuzz: deps ## feed rubbish to the network plugin's parsers, FUZZ_SECONDS (20) ea
 .PHONY: demo
 demo: ## a cluster on the testbed, with a small application
 	@scripts/demo
+
+.PHONY: test-e2e
+test-e2e: images test-images ## Kubernetes' own end-to-end suite, judged by docs/conformance.md
+	@conformance/e2e/build.sh
+	@conformance/e2e/images.sh
+	@$(STEP) "testbed up" conformance/testbed up --nodes 3
+	@bin/hpk-conformance e2e
 
 .PHONY: deny
 deny: ## licences, sources and duplicate crates (needs cargo-deny)

@@ -6,6 +6,7 @@
 //! - `terminal` – a command under a pseudo-terminal of ours,
 //! - `wait` – waiting for a condition with a limit,
 //! - `cases` – the table of cases, a file per subject,
+//! - `e2e` – Kubernetes' own end-to-end suite,
 //! - `figures` – what `make demo` measures,
 //! - `bench` – `make bench`: HPK beside what root would use,
 //! - `report` – the table at the end.
@@ -13,6 +14,7 @@
 mod bench;
 mod cases;
 mod cluster;
+mod e2e;
 mod figures;
 mod report;
 mod terminal;
@@ -44,6 +46,8 @@ enum Action {
     List,
     /// Runs the cases whose name or subject contains one of WORDS (all without any)
     Test { words: Vec<String> },
+    /// Runs Kubernetes' own end-to-end suite (conformance/e2e/build.sh builds it)
+    E2e(e2e::Options),
     /// Measures a running cluster: created → Running of single pods, in seconds
     PodStart {
         /// How many pods, one after the other
@@ -88,6 +92,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
             report.print();
             Ok(report.passed())
         }
+        Action::E2e(options) => e2e::run(&testbed, &options),
         Action::PodStart { pods } => {
             println!("{}", figures::pod_start(&testbed, pods)?);
             Ok(true)

@@ -212,6 +212,11 @@ cmd_kill() {
 	host_kill "$host"
 }
 
+cmd_rootfs() {
+	step "machine packages" ensure_machine_packages
+	step "root file system" ensure_rootfs
+}
+
 cmd_images() {
 	take_lock
 	push_images

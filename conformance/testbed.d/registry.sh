@@ -70,11 +70,20 @@ write_user_registries() {
 	} | install -o "$id" -g "$id" -m 0600 /dev/stdin "$home/.hpk/registries.yaml"
 }
 
-# Gives the registry what $HPK_CACHE/test-images/current/images.list names: lines of an OCI layout's
-# directory, relative to the list, a tab, and REPOSITORY:TAG. What it has already is left out.
+# Gives the registry what the sets of images in the cache name, those of the end-to-end suite when
+# they have been built.
 push_images() {
+	local set
+	for set in test-images e2e-images; do
+		push_set "$HPK_CACHE/$set/current"
+	done
+}
+
+# push_set DIR: pushes what DIR/images.list names: lines of an OCI layout's directory, relative to
+# the list, a tab, and REPOSITORY:TAG. What the registry has already is left out.
+push_set() {
 	local current list layout name digest
-	current=$(readlink -f "$HPK_CACHE/test-images/current") || return 0
+	current=$(readlink -f "$1") || return 0
 	list=$current/images.list
 	if [[ ! -e $list ]]; then
 		return 0

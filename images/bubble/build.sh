@@ -5,6 +5,7 @@
 # changed it takes a few seconds.
 #
 #   build.sh [--allow-missing]   --allow-missing: leave out programs that bin/ lacks, with a warning
+#   build.sh --root              only the Debian root, for which no program is needed
 #   HPK_SQUASHFS="zstd -Xcompression-level 9"   another compression
 #   HPK_DEBIAN_MIRROR=URL                       instead of apt's own
 set -euo pipefail
@@ -16,16 +17,32 @@ PROGRAMS=(hpk-bubble hpk-kubelet hpk-logger hpk-net-daemon hpk-pause hpktainer c
     hpk-control-plane cnitool)
 PLUGINS=(cni-hpk)
 
-allow_missing=
+allow_missing='' root_only=''
 case ${1:-} in
 --allow-missing) allow_missing=1 ;;
+--root) root_only=1 ;;
 "") ;;
-*) die "usage: build.sh [--allow-missing]" ;;
+*) die "usage: build.sh [--allow-missing | --root]" ;;
 esac
 
 need mmdebstrap mmdebstrap mksquashfs squashfs-tools \
     /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 [ "$(id -u)" = 0 ] || need newuidmap uidmap
+
+packages() {
+    sed 's/#.*//' "$HERE/packages.list" | tr -s '[:space:]' ',' | sed 's/^,//; s/,$//'
+}
+
+build_debian() { # DIR
+    debian_root "$1/root.tar" "$1/log" "$(packages)" --variant=essential --skip=output/dev \
+        --customize-hook="$(cat "$HERE/customize.sh")"
+}
+
+debian=$HPK_CACHE/rootfs/bubble-$({ cat "$HERE/packages.list" "$HERE/customize.sh"
+    declare -f build_debian debian_root; uname -m; } | key)
+ensure "$debian" "Debian root for the bubble" build_debian
+keep_newest "$HPK_CACHE/rootfs" 2 "bubble-*"
+[ -z "$root_only" ] || exit 0
 
 present=()
 for program in "${PROGRAMS[@]}" "${PLUGINS[@]}"; do
@@ -38,15 +55,6 @@ for program in "${PROGRAMS[@]}" "${PLUGINS[@]}"; do
     fi
 done
 [ -x "$CHECKOUT/bin/mksif" ] || "$IMAGES/control-plane/build.sh"
-
-packages() {
-    sed 's/#.*//' "$HERE/packages.list" | tr -s '[:space:]' ',' | sed 's/^,//; s/,$//'
-}
-
-build_debian() { # DIR
-    debian_root "$1/root.tar" "$1/log" "$(packages)" --variant=essential --skip=output/dev \
-        --customize-hook="$(cat "$HERE/customize.sh")"
-}
 
 # What goes over the Debian root, in $1.
 lay_overlay() {
@@ -85,12 +93,8 @@ squash() { # DIR
     rm -r "$over" "$1/root.sqfs"
 }
 
-debian=$HPK_CACHE/rootfs/bubble-$({ cat "$HERE/packages.list" "$HERE/customize.sh"
-    declare -f build_debian debian_root; uname -m; } | key)
-ensure "$debian" "Debian root for the bubble" build_debian
 image=$HPK_CACHE/images/bubble-$({ echo "$debian ${SQUASHFS[*]}"; cat "$HERE"/*.sh "$HERE/startscript" "$HERE/runscript"
     for program in "${present[@]}"; do echo "$program"; cat "$CHECKOUT/bin/$program"; done; } | key)
 ensure "$image" "squash hpk-bubble.sif" squash
 publish "$image/hpk-bubble.sif" "$CHECKOUT/bin/hpk-bubble.sif"
 keep_newest "$HPK_CACHE/images" 3 "bubble-*"
-keep_newest "$HPK_CACHE/rootfs" 2 "bubble-*"

@@ -36,6 +36,12 @@ impl std::fmt::Debug for Batch {
     }
 }
 
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Batch {
     pub fn new() -> Self {
         let mut memory = vec![0_u8; SLOTS * SLOT];

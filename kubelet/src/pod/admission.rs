@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use super::record::Verdict;
 use crate::quantity::Quantity;
@@ -108,15 +108,6 @@ fn unsupported(spec: &PodSpec) -> Option<String> {
     }
     let init = spec.init_containers.iter().flatten();
     for container in init.chain(&spec.containers) {
-        let probes = [
-            &container.liveness_probe,
-            &container.readiness_probe,
-            &container.startup_probe,
-        ];
-        let has_grpc = |probe: &Probe| probe.grpc.is_some();
-        if probes.into_iter().flatten().any(has_grpc) {
-            return Some(format!("a gRPC probe (container {})", container.name));
-        }
         if container
             .restart_policy_rules
             .iter()
@@ -169,9 +160,9 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_named() {
-        let probe = json!({"grpc": {"port": 1}});
-        let pod = pod(json!({"containers": [{"name": "c", "livenessProbe": probe}]}));
+        let devices = json!([{"name": "v", "devicePath": "/dev/v"}]);
+        let pod = pod(json!({"containers": [{"name": "c", "volumeDevices": devices}]}));
         let verdict = refuse(&pod, &BTreeMap::new(), &BTreeMap::new(), 0).expect("refused");
-        assert!(verdict.message.contains("gRPC probe (container c)"));
+        assert!(verdict.message.contains("volumeDevices (container c)"));
     }
 }

@@ -1,4 +1,4 @@
-//! One try of a probe or hook, by exec, HTTP or TCP.
+//! One try of a probe or hook, by exec, HTTP, TCP or gRPC.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::Subject;
+use super::{Subject, grpc};
 use crate::{exec, text};
 
 /// Bytes of an answer that are read; the stock kubelet's limit.
@@ -33,6 +33,8 @@ pub enum Verdict {
 pub enum Error {
     #[error("no port {0:?} in the container")]
     NoPort(String),
+    #[error("{0:?} is no address")]
+    NoAddress(String),
     #[error("can't connect to {address}")]
     Connect {
         address: String,
@@ -55,10 +57,17 @@ pub enum Error {
     Request(#[from] hyper::http::Error),
 }
 
+/// What probes call themselves.
+pub const USER_AGENT: &str = "kube-probe/1.36";
+
 /// One try, within `limit`.
 pub async fn probe(subject: &Subject, probe: &Probe, limit: Duration) -> Verdict {
     if let Some(action) = &probe.exec {
         return exec_probe(subject, action, limit).await;
+    }
+    if let Some(action) = &probe.grpc {
+        let verdict = grpc::check(&subject.pod_ip, action, limit).await;
+        return verdict.unwrap_or_else(|error| Verdict::Failure(text::chain(&error)));
     }
     let attempt = async {
         if let Some(action) = &probe.http_get {
@@ -149,7 +158,7 @@ pub async fn http_get(
         format!("/{path}")
     };
     let url = format!("{scheme}://{host}:{port}{path}");
-    let mut request = Request::get(&path).header("User-Agent", "kube-probe/1.36");
+    let mut request = Request::get(&path).header("User-Agent", USER_AGENT);
     let mut has_host = false;
     let mut has_accept = false;
     for header in action.http_headers.iter().flatten() {

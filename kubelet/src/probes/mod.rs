@@ -2,8 +2,10 @@
 //!
 //! - here: the loop of one probe, and when its answers become news
 //! - `check`: one try, by exec, HTTP or TCP (also used by hooks)
+//! - `grpc`: one try by gRPC
 
 pub mod check;
+mod grpc;
 
 use std::sync::Arc;
 use std::time::Duration;
