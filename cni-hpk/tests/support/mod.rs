@@ -140,11 +140,14 @@ pub fn plugin_path() -> String {
 
 /// The plugin's conf on the pod network of a bubble.
 pub fn conf() -> Value {
+    // By rename: calls made on other threads may be reading it.
+    let part = format!("/run/subnet.env.{:?}", std::thread::current().id());
     std::fs::write(
-        "/run/subnet.env",
+        &part,
         "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n",
     )
     .unwrap();
+    std::fs::rename(part, "/run/subnet.env").unwrap();
     json!({
         "cniVersion": "1.1.0",
         "name": "hpk",
