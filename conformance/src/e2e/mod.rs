@@ -86,12 +86,12 @@ fn suite(testbed: &Testbed, cluster: &Cluster, options: &Options) -> Result<Run>
     let began = Instant::now();
     let folder = format!("e2e-{}", cluster.job);
     let script = format!(
-        "cd && rm -rf {folder} && mkdir {folder} && export KUBECONFIG=~/.hpk/kubeconfig && \
+        "cd && rm -rf {folder} && mkdir {folder} && out=$PWD/{folder} && export KUBECONFIG=~/.hpk/kubeconfig && \
          kubectl config use-context hpk-{job} >/dev/null && \
          {SUITE}/ginkgo run --procs={procs} --focus={focus} --skip={skip} --timeout={limit}s \
-           --no-color --succinct --json-report=report.json --output-dir={folder} {SUITE}/e2e.test -- \
+           --no-color --succinct --json-report=report.json --output-dir=$out {SUITE}/e2e.test -- \
            --provider=local --kubeconfig=$KUBECONFIG --dns-domain=cluster.local \
-           --num-nodes={nodes} --disable-log-dump --report-dir={folder} >{folder}/log 2>&1",
+           --num-nodes={nodes} --disable-log-dump --report-dir=$out >{folder}/log 2>&1",
         job = cluster.job,
         procs = options.procs,
         focus = quote(&options.focus),

@@ -91,7 +91,7 @@ impl Bubbles {
             .on(
                 "root",
                 host,
-                format!("cat /tmp/hpk-*-{}/run/hpk/overlay.json", self.cluster.job),
+                format!("cat /tmp/hpk-*-{}-*/run/hpk/overlay.json", self.cluster.job),
             )
             .success()?;
         let overlay: Value =
