@@ -112,6 +112,17 @@ impl Cluster {
         })
     }
 
+    /// The cluster's node-local folder on `host`, as the start wrote it down (docs/files.md).
+    pub fn local_folder(&self, host: &'static str) -> Result<String> {
+        let record = format!("cat ~/.hpk/clusters/{}/local/{host}", self.job);
+        Ok(self
+            .testbed
+            .on("hpc", host, record)
+            .success()?
+            .trim()
+            .to_owned())
+    }
+
     pub fn cancel(&self) -> Result<()> {
         self.testbed
             .on("hpc", "login", format!("scancel {}", self.job))

@@ -86,14 +86,11 @@ impl Bubbles {
 
     /// An overlay that fell back to another mode would be measured under a wrong name.
     fn ensure_mode(&self, host: &'static str, mode: Mode) -> Result<()> {
-        let text = self
-            .testbed
-            .on(
-                "root",
-                host,
-                format!("cat /tmp/hpk-*-{}-*/run/hpk/overlay.json", self.cluster.job),
-            )
-            .success()?;
+        let published = format!(
+            "cat {}/run/hpk/overlay.json",
+            self.cluster.local_folder(host)?
+        );
+        let text = self.testbed.on("root", host, published).success()?;
         let overlay: Value =
             serde_json::from_str(&text).with_context(|| format!("overlay.json: {text:?}"))?;
         ensure!(
@@ -176,10 +173,10 @@ impl Bubbles {
     /// The CPU time of the overlay's daemon on the first host over `seconds`, % of a core.
     pub fn idle(&self, seconds: f64) -> Result<f64> {
         // schedstat's first field: nanoseconds on a CPU (Documentation/scheduler/sched-stats).
-        let job = &self.cluster.job;
+        let folder = self.cluster.local_folder(HOSTS[0])?;
         let script = format!(
             "set -e -o pipefail
-             pid=$(pgrep -f '^[^ ]*hpk-net-daemon overlay .*/hpk-[0-9]*-{job}/')
+             pid=$(pgrep -f '^[^ ]*hpk-net-daemon overlay .*{folder}/')
              total() {{ cat /proc/$pid/task/*/schedstat | awk '{{ n += $1 }} END {{ printf \"%.0f\\n\", n }}'; }}
              total; sleep {seconds}; total"
         );
