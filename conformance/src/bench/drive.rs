@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::scenario::{Measure, Pace, Scenario, Standing};
+use super::scenario::{Measure, Pace, Scenario};
 
 /// Which measures and contenders of a scenario are wanted, and how often.
 #[derive(Debug, Clone)]
@@ -32,8 +32,6 @@ pub struct Series {
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub series: Vec<Series>,
-    /// Contenders that are not there, with the reason.
-    pub absent: Vec<(&'static str, String)>,
     /// What went wrong, each with where.
     pub failures: Vec<String>,
 }
@@ -100,8 +98,7 @@ pub fn run(
         }
         tell(&format!("{name}: setting up {contender}"));
         match scenario.set_up(contender) {
-            Ok(Standing::Ready) => ready.push(contender),
-            Ok(Standing::Absent(reason)) => outcome.absent.push((contender, reason)),
+            Ok(()) => ready.push(contender),
             Err(error) => outcome
                 .failures
                 .push(format!("{name}: setting up {contender}: {error:#}")),

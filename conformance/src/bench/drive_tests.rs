@@ -22,7 +22,7 @@ impl Scenario for Fake {
     }
 
     fn contenders(&self) -> &'static [&'static str] {
-        &["reference", "ours", "absent"]
+        &["reference", "ours", "unfit"]
     }
 
     fn measures(&self) -> Vec<Measure> {
@@ -39,12 +39,12 @@ impl Scenario for Fake {
         Vec::new()
     }
 
-    fn set_up(&mut self, contender: &'static str) -> Result<Standing> {
+    fn set_up(&mut self, contender: &'static str) -> Result<()> {
         self.calls.push(format!("up {contender}"));
-        Ok(match contender {
-            "absent" => Standing::Absent("not written".into()),
-            _ => Standing::Ready,
-        })
+        match contender {
+            "unfit" => bail!("no network"),
+            _ => Ok(()),
+        }
     }
 
     fn measure(&mut self, contender: &'static str, measure: &str, _: Pace) -> Result<Vec<f64>> {
@@ -93,7 +93,7 @@ fn contenders_are_interleaved_and_who_begins_rotates() {
             "down",
             "up reference",
             "up ours",
-            "up absent",
+            "up unfit",
             "run reference",
             "run ours",
             "run ours",
@@ -101,7 +101,7 @@ fn contenders_are_interleaved_and_who_begins_rotates() {
             "down"
         ]
     );
-    assert_eq!(outcome.absent, [("absent", "not written".to_owned())]);
+    assert_eq!(outcome.failures, ["fake: setting up unfit: no network"]);
     let values: Vec<_> = outcome.series.iter().map(|one| one.values.len()).collect();
     assert_eq!(values, [2, 2]);
 }
@@ -113,8 +113,8 @@ fn a_failure_leaves_a_gap_and_the_rest_goes_on() {
         ..Fake::default()
     };
     let outcome = go(&mut fake, &selection(1));
-    assert_eq!(outcome.failures.len(), 2, "{:?}", outcome.failures);
-    assert!(outcome.failures[0].contains("fake/run ours, round 1 of 1"));
+    assert_eq!(outcome.failures.len(), 3, "{:?}", outcome.failures);
+    assert!(outcome.failures[1].contains("fake/run ours, round 1 of 1"));
     let ours = &outcome.series[1];
     assert_eq!((ours.contender, &ours.values[..]), ("ours", &[None][..]));
     assert!(outcome.series[0].values[0].is_some());

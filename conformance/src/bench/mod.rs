@@ -171,7 +171,6 @@ fn measure(
         seconds: selection.pace.seconds,
         blocks: Vec::new(),
         aims: Vec::new(),
-        absent: Vec::new(),
         failures: Vec::new(),
     };
     for scenario in &mut scenarios {

@@ -248,7 +248,6 @@ mod tests {
                 bound: 0.95,
                 measured: None,
             }],
-            absent: Vec::new(),
             failures: Vec::new(),
         };
         let svg = render(&results);

@@ -19,7 +19,6 @@ pub struct Results {
     pub seconds: f64,
     pub blocks: Vec<Block>,
     pub aims: Vec<Judged>,
-    pub absent: Vec<Absent>,
     pub failures: Vec<String>,
 }
 
@@ -62,13 +61,6 @@ pub struct Judged {
     pub measured: Option<Spread>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Absent {
-    pub scenario: &'static str,
-    pub contender: &'static str,
-    pub reason: String,
-}
-
 impl Results {
     /// Takes up what a scenario gave.
     pub fn add(&mut self, scenario: &dyn Scenario, outcome: Outcome) {
@@ -83,16 +75,6 @@ impl Results {
                     .push(judge(scenario.name(), &aim, &outcome.series));
             }
         }
-        self.absent.extend(
-            outcome
-                .absent
-                .into_iter()
-                .map(|(contender, reason)| Absent {
-                    scenario: scenario.name(),
-                    contender,
-                    reason,
-                }),
-        );
         self.failures.extend(outcome.failures);
     }
 

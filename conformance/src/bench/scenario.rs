@@ -86,15 +86,6 @@ impl Pace {
     }
 }
 
-/// What became of setting a contender up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    Ready,
-    /// It is not there, for this reason. Only for what is known to be missing: whatever
-    /// breaks is an error.
-    Absent(String),
-}
-
 /// Contenders that are measured alike. All are set up first; then the rounds run over them.
 pub trait Scenario {
     fn name(&self) -> &'static str;
@@ -111,7 +102,7 @@ pub trait Scenario {
         true
     }
 
-    fn set_up(&mut self, contender: &'static str) -> Result<Standing>;
+    fn set_up(&mut self, contender: &'static str) -> Result<()>;
 
     /// A value for each metric of the measure, in their order.
     fn measure(&mut self, contender: &'static str, measure: &str, pace: Pace) -> Result<Vec<f64>>;

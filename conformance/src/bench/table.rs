@@ -26,7 +26,7 @@ pub fn spread(spread: &Spread) -> String {
     )
 }
 
-/// Every figure, the aims, what is absent, and what failed.
+/// Every figure, the aims, and what failed.
 pub fn render(results: &Results) -> String {
     let mut text = String::new();
     let width = names_width(results);
@@ -51,15 +51,6 @@ pub fn render(results: &Results) -> String {
             format_args!(
                 "  {} {}: {}{beside}: aim {}: {measured}",
                 aim.measure, aim.metric, aim.contender, aim.aim
-            ),
-        );
-    }
-    for absent in &results.absent {
-        line(
-            &mut text,
-            format_args!(
-                "\nNot there: {} of {}: {}",
-                absent.contender, absent.scenario, absent.reason
             ),
         );
     }
@@ -117,7 +108,7 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::bench::machine::Machine;
-    use crate::bench::results::{Absent, Judged};
+    use crate::bench::results::Judged;
 
     #[test]
     fn figures_have_three_digits_that_count() {
@@ -166,11 +157,6 @@ mod tests {
                 bound: 0.5,
                 measured: Spread::of(&[0.29, 0.31, 0.33]),
             }],
-            absent: vec![Absent {
-                scenario: "one-node",
-                contender: "tap",
-                reason: "not written".into(),
-            }],
             failures: vec!["one-node/tcp-1 veth: broken".into()],
         };
         let text = render(&results);
@@ -179,7 +165,6 @@ mod tests {
             "    bridge  15.0 (10.0–20.0)           reference\n",
             "    veth    14.0 (9.00–19.0)           0.925 (0.900–0.950) × bridge\n",
             "veth / bridge: aim ≥ 0.5: 0.310 (0.290–0.330)\n",
-            "Not there: tap of one-node: not written\n",
             "Failed: one-node/tcp-1 veth: broken\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");

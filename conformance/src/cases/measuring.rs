@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use super::Context;
 use crate::bench;
 
-/// One short round of everything. What is not there yet is no failure: the run names it.
+/// One short round of everything.
 pub fn the_benchmarks_measure_every_contender(context: &mut Context) -> Result<()> {
     let failures = bench::quick(&context.testbed)?;
     ensure!(failures.is_empty(), "{}", failures.join("\n"));

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::one_node::conflist;
 use super::{HOSTS, PREFIX, remove_namespaces};
-use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario, Standing};
+use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario};
 use crate::bench::statistics::percentile;
 use crate::testbed::Testbed;
 
@@ -92,7 +92,7 @@ impl Scenario for Plugins {
         aims
     }
 
-    fn set_up(&mut self, contender: &'static str) -> Result<Standing> {
+    fn set_up(&mut self, contender: &'static str) -> Result<()> {
         let node = node(contender);
         let folder = format!("/run/{node}");
         let script = format!(
@@ -104,7 +104,7 @@ impl Scenario for Plugins {
             .on("root", HOST, script)
             .input(conflist(contender, &folder).to_string())
             .success()?;
-        Ok(Standing::Ready)
+        Ok(())
     }
 
     fn measure(&mut self, contender: &'static str, measure: &str, pace: Pace) -> Result<Vec<f64>> {

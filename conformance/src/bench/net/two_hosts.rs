@@ -7,7 +7,7 @@ use super::bubbles::{Bubbles, Mode};
 use super::offloads::Links;
 use super::traffic::{self, End, Path};
 use super::{HOSTS, vxlan};
-use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario, Standing};
+use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario};
 use crate::testbed::Testbed;
 
 const REFERENCE: &str = "kernel-vxlan";
@@ -156,7 +156,7 @@ impl Scenario for TwoHosts {
         measure != "idle" || contender == OURS
     }
 
-    fn set_up(&mut self, contender: &'static str) -> Result<Standing> {
+    fn set_up(&mut self, contender: &'static str) -> Result<()> {
         let addresses = self.addresses()?;
         let path = match mode(contender) {
             Some(mode) => {
@@ -180,7 +180,7 @@ impl Scenario for TwoHosts {
             }
         };
         self.paths.push((contender, path));
-        Ok(Standing::Ready)
+        Ok(())
     }
 
     fn measure(&mut self, contender: &'static str, measure: &str, pace: Pace) -> Result<Vec<f64>> {

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// One ADD: `{"addresses": […]}`, or `{"refused": {"code": …, "msg": …}}` by the plugin
+    /// One ADD: `{"addresses": […]}`
     Add(One),
     /// One DEL: `{}`
     Del(One),
@@ -78,16 +78,10 @@ pub async fn run(action: &Action) -> Result<Value> {
     match action {
         Action::Add(one) => {
             let (client, list) = one.network.open()?;
-            match client
+            let result = client
                 .add(&list, &attachment(one.id.clone(), one.netns.clone()))
-                .await
-            {
-                Ok(result) => Ok(json!({"addresses": addresses(&result)})),
-                Err(error) => match error.plugin_error() {
-                    Some(refusal) => Ok(json!({ "refused": refusal })),
-                    None => Err(error.into()),
-                },
-            }
+                .await?;
+            Ok(json!({"addresses": addresses(&result)}))
         }
         Action::Del(one) => {
             let (client, list) = one.network.open()?;

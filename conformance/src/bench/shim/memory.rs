@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::containerd::{Containerd, IMAGE, runtime};
 use super::{CONTENDERS, HPK, RUNC};
-use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario, Standing};
+use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario};
 use crate::testbed::Testbed;
 
 const CONTAINERS: (usize, usize) = (100, 3);
@@ -136,7 +136,7 @@ impl Scenario for Memory {
     }
 
     /// One container is run and removed, so that what a runtime does only once is done.
-    fn set_up(&mut self, contender: &'static str) -> Result<Standing> {
+    fn set_up(&mut self, contender: &'static str) -> Result<()> {
         if !self.running {
             self.containerd.start()?;
             self.running = true;
@@ -144,7 +144,7 @@ impl Scenario for Memory {
         self.containerd
             .keep(contender, &format!("{contender}-first"))?;
         self.containerd.clear()?;
-        Ok(Standing::Ready)
+        Ok(())
     }
 
     fn measure(&mut self, contender: &'static str, _: &str, pace: Pace) -> Result<Vec<f64>> {

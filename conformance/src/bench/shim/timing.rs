@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::containerd::{Containerd, HOST, IMAGE, runtime};
 use super::{CONTENDERS, HPK, RUNC};
-use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario, Standing};
+use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario};
 use crate::bench::statistics::percentile;
 use crate::testbed::Testbed;
 
@@ -122,14 +122,14 @@ impl Scenario for Timing {
     }
 
     /// The container that execs go to; with it, what a runtime does only once is done.
-    fn set_up(&mut self, contender: &'static str) -> Result<Standing> {
+    fn set_up(&mut self, contender: &'static str) -> Result<()> {
         if !self.running {
             self.containerd.start().context(HOST)?;
             self.running = true;
         }
         self.containerd
             .keep(contender, &format!("{contender}-exec"))?;
-        Ok(Standing::Ready)
+        Ok(())
     }
 
     fn measure(&mut self, contender: &'static str, measure: &str, pace: Pace) -> Result<Vec<f64>> {
