@@ -50,6 +50,33 @@ impl Testbed {
         Self { command }
     }
 
+    /// Takes the host off the network, or back to it.
+    pub fn cut(&self, host: &str) -> Result<()> {
+        self.run(&["cut", host])
+    }
+
+    pub fn heal(&self, host: &str) -> Result<()> {
+        self.run(&["heal", host])
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new("timeout")
+            .args(["-k", "5"])
+            .arg(LIMIT.as_secs().to_string())
+            .arg(&self.command)
+            .args(arguments)
+            .output()
+            .with_context(|| format!("running testbed {arguments:?}"))?;
+        if !output.status.success() {
+            bail!(
+                "testbed {arguments:?}: {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+
     /// A bash script as `user` on `host`.
     pub fn on<'a>(&'a self, user: &'a str, host: &'a str, script: impl Into<String>) -> Exec<'a> {
         Exec {

@@ -42,7 +42,7 @@ fn pids(testbed: &Testbed, host: &str, pattern: &str) -> Result<Vec<String>> {
 }
 
 /// Kills the one process that matches, and waits until another has taken its place.
-fn kill_and_await_return(testbed: &Testbed, host: &str, pattern: &str) -> Result<()> {
+pub fn kill_and_await_return(testbed: &Testbed, host: &str, pattern: &str) -> Result<()> {
     let before = pids(testbed, host, pattern)?;
     ensure!(
         !before.is_empty(),

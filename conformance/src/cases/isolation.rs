@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::Child;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Context, SIZE};
 use crate::cluster::{self, Cluster};
@@ -275,4 +275,65 @@ pub fn another_user_who_takes_every_guessable_name_stops_no_start(
         ensure!(!log.contains(word), "the start says {word:?}:\n{log}");
     }
     Ok(())
+}
+
+/// Asks the relay in the working directory for its counters.
+const ASK: &str = r#"use Socket; $SIG{PIPE} = "IGNORE"; $| = 1;
+socket(S, AF_UNIX, SOCK_SEQPACKET, 0) && connect(S, sockaddr_un("relay.sock")) or die "connect: $!";
+print "connected "; send(S, qq({"op":"status"}), 0); recv(S, $answer, 65536, 0); print $answer;"#;
+
+/// Listens as a relay would, and prints how many bytes the first one said who came.
+const POSE: &str = r#"use Socket; $| = 1; mkdir "FOLDER"; mkdir "FOLDER/relay";
+socket(L, AF_UNIX, SOCK_SEQPACKET, 0) && bind(L, sockaddr_un("FOLDER/relay/relay.sock")) && listen(L, 5)
+    && chmod(0777, "FOLDER/relay/relay.sock") or die "listen: $!";
+print "listening\n"; accept(C, L); recv(C, $said, 65536, 0); print length($said), "\n";"#;
+
+/// The folder and the socket are their owner's alone. Here both are opened, so that what is left
+/// is the relay's own look at who asks.
+pub fn another_user_gets_nothing_from_the_relay(context: &mut Context) -> Result<()> {
+    let cluster = context.cluster()?;
+    let folder = format!("{}/cni/relay", cluster.local_folder("node1")?);
+    let ask = |user: &str| {
+        let script = format!(
+            "set -e; cd {folder}; trap 'chmod 700 .; chmod 600 relay.sock' EXIT
+             chmod 711 .; chmod 666 relay.sock
+             setpriv --reuid {user} --regid {user} --init-groups perl -e '{ASK}'"
+        );
+        context.testbed.on("root", "node1", script).success()
+    };
+    let own = ask("hpc")?;
+    ensure!(own.contains("text"), "its owner got {own:?}");
+    let eve = ask("eve")?;
+    ensure!(eve == "connected ", "eve got {eve:?}");
+    Ok(())
+}
+
+pub fn another_user_cannot_pose_as_the_relay(context: &mut Context) -> Result<()> {
+    let testbed = &context.testbed;
+    let folder = "/tmp/eve-poses";
+    let program = POSE.replace("FOLDER", folder);
+    let script = format!("rm -rf {folder}; exec perl -e '{program}'");
+    let mut eve = testbed.on("eve", "node1", script).spawn()?;
+    let mut said = BufReader::new(eve.stdout.take().context("no output of eve's")?).lines();
+    let result = (|| {
+        let first = said.next().transpose()?;
+        ensure!(first.as_deref() == Some("listening"), "eve: {first:?}");
+        let status = format!("/hpk/bin/hpk-net-daemon relay status --data-dir {folder}");
+        let asked = testbed.on("hpc", "node1", status).output()?;
+        ensure!(
+            asked.status != 0
+                && asked
+                    .stderr
+                    .contains("the other side of the socket is user"),
+            "hpc was answered: {asked:?}"
+        );
+        let heard = said.next().transpose()?;
+        ensure!(heard.as_deref() == Some("0"), "eve heard {heard:?} bytes");
+        Ok(())
+    })();
+    testbed::stop(eve)?;
+    testbed
+        .on("eve", "node1", format!("rm -rf {folder}"))
+        .success()?;
+    result
 }

@@ -3,7 +3,7 @@
 //!
 //! A file per subject: `network`, `pods`, `streams` (logs and exec), `connections` (attach and
 //! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
-//! `faults` (killed processes), `jobs` (the job's life), `measuring` (the benchmarks, not their
+//! `overlay` (what it goes through), `faults` (killed processes), `jobs` (the job's life), `measuring` (the benchmarks, not their
 //! figures).
 
 mod connections;
@@ -13,6 +13,7 @@ mod isolation;
 mod jobs;
 mod measuring;
 mod network;
+mod overlay;
 mod parts;
 mod pods;
 mod refusals;
@@ -201,10 +202,15 @@ pub const TABLE: &[Case] = table! {
         another_user_reads_nothing_of_the_cluster
         another_user_sees_no_secret_in_the_process_list
         another_user_cannot_use_the_ports
+        another_user_gets_nothing_from_the_relay
+        another_user_cannot_pose_as_the_relay
         only_listed_files_are_readable_by_others
         a_bubbles_key_opens_only_the_networks_part_of_etcd
         every_certificate_ends_soon_after_the_job
         another_user_who_takes_every_guessable_name_stops_no_start;
+    overlay:
+        a_connection_lives_through_killed_overlay_daemons
+        a_connection_lives_through_a_cut_host;
     faults:
         twenty_pods_outlive_a_killed_kubelet
         every_other_process_of_a_bubble_comes_back
