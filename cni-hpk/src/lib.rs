@@ -7,7 +7,6 @@
 //! - [`relay`]: the datapath `tap`
 //! - [`netlink`]: links, addresses, routes, neighbours and NAT of a namespace
 //! - [`subnet`]: Flannel's `subnet.env` and the overlay's state file
-//! - [`tap`]: TAP devices with virtio-net headers and offloads
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -16,4 +15,3 @@ pub mod overlay;
 pub mod plugin;
 pub mod relay;
 pub mod subnet;
-pub mod tap;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "overlay_host/changes.rs"]
+mod changes;
 mod support;
 
 use support::site::{HostMode, Site};

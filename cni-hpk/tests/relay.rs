@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "relay/far.rs"]
+mod far;
 mod support;
 
 use serde_json::{Value, json};
@@ -32,8 +34,12 @@ fn del(id: &str, form: &str) {
 
 /// As in a bubble: supervised, not started by an ADD.
 fn resident() -> Running {
+    resident_of(&support::conf())
+}
+
+/// The same, of a network of one's own.
+fn resident_of(plugin: &Value) -> Running {
     std::fs::create_dir_all("/run/net.d").unwrap();
-    let plugin = support::conf();
     let list = json!({"cniVersion": "1.1.0", "name": "hpk", "plugins": [plugin]});
     std::fs::write("/run/net.d/10-hpk.conflist", list.to_string()).unwrap();
     let daemon = Running::start(&format!(
@@ -305,108 +311,5 @@ print(\"closed\")'");
         wait_for("the pod's own side to be back", || pings("a", "10.244.3.1"));
         del("a", "frames");
         nothing_is_left(1);
-    });
-}
-
-/// A run of the plugin from outside the bubble.
-fn far(command: &'static str, id: &str, form: &str) -> Call {
-    let mut call = Call::new(command, id);
-    call.netns = Some(format!("/run/netns/{id}").into());
-    call.conf = json!({
-        "cniVersion": "1.0.0", "name": "host", "type": "cni-hpk", "datapath": "tap",
-        "relay": "/run/cni/relay", "dataDir": "/run/far", "tapForm": form,
-    });
-    if command == "GC" {
-        call.conf["cniVersion"] = "1.1.0".into();
-    }
-    call
-}
-
-#[test]
-#[ignore = "needs user namespaces, /dev/net/tun, iproute2, nft and host-local"]
-fn a_far_pod_has_the_bubbles_address_and_outlives_the_daemon() {
-    inside(
-        "a_far_pod_has_the_bubbles_address_and_outlives_the_daemon",
-        || {
-            for form in FORMS {
-                let mut daemon = resident();
-                add("near", "descriptor");
-                netns("far");
-                let result = far("ADD", "far", form).run().unwrap();
-                let ip = address("far");
-                assert_eq!(result["ips"][0]["address"], format!("{ip}/24"));
-                assert_eq!(result["interfaces"][2]["sandbox"], "/run/netns/far");
-                assert!(pings("far", &address("near")), "{form}");
-                assert!(pings("near", &ip), "{form}");
-                bulk("far", "near", 16 << 20);
-                let mut check = far("CHECK", "far", form);
-                check.conf["prevResult"] = result;
-                check.run().unwrap();
-                daemon.kill();
-                daemon = resident();
-                wait_for("frames to move again", || pings("far", "10.244.3.1"));
-                // The kubelet's GC knows nothing of it, and leaves it.
-                let mut gc = Call::new("GC", "");
-                gc.conf["cni.dev/valid-attachments"] = json!([]);
-                gc.run().unwrap();
-                check.run().unwrap();
-                far("DEL", "far", form).run().unwrap();
-                far("DEL", "far", form).run().unwrap();
-                sh("umount /run/netns/far /run/netns/near; rm /run/netns/far /run/netns/near");
-                nothing_is_left(1);
-                drop(daemon);
-            }
-        },
-    );
-}
-
-#[test]
-#[ignore = "needs user namespaces, /dev/net/tun, iproute2, nft and host-local"]
-fn what_a_dead_caller_left_is_released_and_gc_ends_what_is_stale() {
-    inside(
-        "what_a_dead_caller_left_is_released_and_gc_ends_what_is_stale",
-        || {
-            let _daemon = resident();
-            netns("far");
-            let conf = far("ADD", "far", "descriptor").conf.to_string();
-            std::fs::write("/run/far.json", conf).unwrap();
-            // A caller with a PID namespace of its own, as hpktainer on a host.
-            let mut caller = Running::start(&format!(
-                "unshare --pid --fork --kill-child --mount-proc sh -c 'CNI_COMMAND=ADD CNI_CONTAINERID=far \
-             CNI_NETNS=/run/netns/far CNI_IFNAME=eth0 CNI_PATH={} {} < /run/far.json && touch /run/added; sleep 600'",
-                support::plugin_path(),
-                env!("CARGO_BIN_EXE_cni-hpk"),
-            ));
-            wait_for("its ADD", || succeeds("test -e /run/added"));
-            assert!(pings("far", "10.244.3.1"));
-            caller.kill();
-            wait_for("its lease to be given back", || {
-                sh("ls /run/cni/attachments").trim().is_empty()
-            });
-            // The same by GC.
-            sh("ip -n far link show dev eth0 >/dev/null 2>&1 && exit 1 || true");
-            far("ADD", "far", "frames").run().unwrap();
-            let mut gc = far("GC", "", "frames");
-            gc.conf["cni.dev/valid-attachments"] =
-                json!([{"containerID": "far", "ifname": "eth0"}]);
-            gc.run().unwrap();
-            assert!(pings("far", "10.244.3.1"));
-            gc.conf["cni.dev/valid-attachments"] = json!([]);
-            gc.run().unwrap();
-            sh("umount /run/netns/far; rm /run/netns/far; rm -f /run/far/relay/*.lock");
-            nothing_is_left(1);
-        },
-    );
-}
-
-#[test]
-#[ignore = "needs user namespaces, /dev/net/tun, iproute2, nft and host-local"]
-fn a_far_add_without_a_bubble_says_so() {
-    inside("a_far_add_without_a_bubble_says_so", || {
-        netns("far");
-        let error = far("ADD", "far", "descriptor").run().unwrap_err();
-        assert!(error["msg"].as_str().unwrap().contains("/run/cni/relay"));
-        assert_eq!(error["code"], 11);
-        far("DEL", "far", "descriptor").run().unwrap();
     });
 }

@@ -4,6 +4,7 @@
 //! from standard input.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use hpk_frames::codec::join::Joiner;
@@ -41,7 +42,7 @@ fn main() -> Result<(), Error> {
         return Err("nine arguments are needed".into());
     };
     let count: usize = queues.parse()?;
-    let sockets = socket::open(port.parse()?, count, 212_992)?;
+    let sockets = socket::open(Ipv4Addr::UNSPECIFIED, port.parse()?, count, 212_992)?;
     nix::sched::setns(File::open(netns)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
     let tap = Tap::open(device, count)?;
     let peer = Peer {
@@ -62,6 +63,7 @@ fn main() -> Result<(), Error> {
             socket: socket.try_clone()?,
             view: View::new(table.clone()),
             counters: sent,
+            mtu: 1450,
         };
         let receiving = Receiving {
             queue,

@@ -38,6 +38,8 @@ pub struct Sending {
     pub socket: UdpSocket,
     pub view: View,
     pub counters: Arc<Counters>,
+    /// Of the device, bytes.
+    pub mtu: u32,
 }
 
 /// What is sent together. Memory is taken once.
@@ -49,12 +51,14 @@ struct Outbox {
     batch: Batch,
     sender: Sender,
     refused: bool,
+    /// Of the device, bytes.
+    mtu: usize,
 }
 
 impl Sending {
     /// Moves frames until the TAP fails, which is what it returns.
     pub fn run(mut self) -> io::Error {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(self.mtu as usize);
         // Frames to read before the first is sent: one, unless more than that
         // came the last time. A lone frame isn't kept waiting.
         let mut hurry = 1;
@@ -91,13 +95,14 @@ impl Sending {
 }
 
 impl Outbox {
-    fn new() -> Self {
+    fn new(mtu: usize) -> Self {
         Self {
             memory: vec![0; HEADERS * SEGMENTS + SLOT * SLOTS],
             segments: 0,
             batch: Batch::new(true),
             sender: Sender::new(),
             refused: false,
+            mtu,
         }
     }
 
@@ -131,7 +136,7 @@ impl Outbox {
             counters.lost(Reason::NoPeer);
             return;
         };
-        match prepare(&header, bytes) {
+        match prepare(&header, bytes, self.mtu) {
             Ok(None) => {
                 // Over the virtio header, which has been read.
                 let start = frame.start - VXLAN;

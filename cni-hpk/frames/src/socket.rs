@@ -2,21 +2,27 @@
 
 use std::io;
 use std::mem::size_of;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
 };
 
-/// Opens `count` sockets at `port`, which must be nobody's. `buffer`, bytes
-/// each way, is asked for; the kernel gives at most rmem_max and wmem_max,
-/// without telling.
-pub fn open(port: u16, count: usize, buffer: usize) -> io::Result<Vec<UdpSocket>> {
+/// Opens `count` sockets at `port`, which must be nobody's, of the address
+/// `host`: peers take only what comes from where we are said to be, and the
+/// kernel might choose another of this host's. One that is none of them, but a
+/// translation of one, can't be sent from. `buffer`, bytes each way, is asked
+/// for; the kernel gives at most rmem_max and wmem_max, without telling.
+pub fn open(host: Ipv4Addr, port: u16, count: usize, buffer: usize) -> io::Result<Vec<UdpSocket>> {
     // Alone, so that a second daemon is told; together they would share.
     drop(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?);
+    let host = match UdpSocket::bind((host, 0)) {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ipv4Addr::UNSPECIFIED,
+        bound => bound.map(|_| host)?,
+    };
     let sockets = (0..count.max(1))
-        .map(|_| open_one(port, buffer, count > 1))
+        .map(|_| open_one(SocketAddrV4::new(host, port), buffer, count > 1))
         .collect::<io::Result<Vec<_>>>()?;
     if sockets.len() > 1 {
         steer(&sockets[0], sockets.len())?;
@@ -24,7 +30,7 @@ pub fn open(port: u16, count: usize, buffer: usize) -> io::Result<Vec<UdpSocket>
     Ok(sockets)
 }
 
-fn open_one(port: u16, buffer: usize, shared: bool) -> io::Result<UdpSocket> {
+fn open_one(address: SocketAddrV4, buffer: usize, shared: bool) -> io::Result<UdpSocket> {
     let socket: OwnedFd = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -38,7 +44,7 @@ fn open_one(port: u16, buffer: usize, shared: bool) -> io::Result<UdpSocket> {
     // Kernels before 5.0 lack it, and give a datagram at a time.
     let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     ignore_path_mtu(&socket)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(address))?;
     Ok(socket.into())
 }
 

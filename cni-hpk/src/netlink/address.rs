@@ -1,89 +1,72 @@
 //! Addresses of devices.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt as _;
 use ipnet::IpNet;
+use rtnetlink::AddressMessageBuilder;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 
-use super::Netlink;
-use super::error::{Error, allow};
+use super::error::Error;
+use super::socket::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use super::{Change, Netlink};
 
 impl Netlink {
     /// Addresses of a device, but those of link scope that the kernel gives
     /// each for IPv6.
-    pub async fn addresses(&self, index: u32) -> Result<Vec<IpNet>, Error> {
-        let mut request = self
-            .handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute();
+    pub fn addresses(&self, index: u32) -> Result<Vec<IpNet>, Error> {
+        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let mut addresses = Vec::new();
-        while let Some(message) = request
-            .try_next()
-            .await
-            .map_err(Error::of("read addresses of device", index))?
-        {
-            if message.header.index == index
+        self.ask(question, NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewAddress(message) = answer
+                && message.header.index == index
                 && let Some(address) = read_address(&message)
                 && !is_link_local(address.addr())
             {
                 addresses.push(address);
             }
-        }
+        })
+        .map_err(Error::of("read addresses of device", index))?;
         Ok(addresses)
     }
+}
 
-    /// Gives a device an address; one it has already is fine. Without
-    /// `prefix_route` the kernel adds no route to the address's network. An
-    /// IPv6 address can be used at once: nobody else can have it, so it isn't
-    /// looked for first (RFC 4862, 5.4), which would take a second.
-    pub async fn add_address(
-        &self,
-        name: &str,
-        address: IpNet,
-        prefix_route: bool,
-    ) -> Result<(), Error> {
-        let index = self.index(name).await?;
-        let mut request = self
-            .handle
-            .address()
-            .add(index, address.addr(), address.prefix_len());
-        let mut flags = AddressFlags::empty();
-        if !prefix_route {
-            flags |= AddressFlags::Noprefixroute;
-        }
-        if let IpNet::V6(_) = address {
-            flags |= AddressFlags::Nodad;
-        }
-        request
-            .message_mut()
-            .attributes
-            .push(AddressAttribute::Flags(flags));
-        let result = request.execute().await;
-        let operand = format!("{address} on {name}");
-        allow(
-            result.map_err(Error::of("add address", operand)),
-            &[libc::EEXIST],
-        )
+/// Gives the device of that index an address; one it has already is fine.
+/// Without `prefix_route` the kernel adds no route to the address's network.
+/// An IPv6 address can be used at once: nobody else can have it, so it isn't
+/// looked for first (RFC 4862, 5.4), which would take a second.
+pub fn add(index: u32, address: IpNet, prefix_route: bool) -> Change {
+    let mut message = message(index, address);
+    let mut flags = AddressFlags::empty();
+    if !prefix_route {
+        flags |= AddressFlags::Noprefixroute;
     }
+    if let IpNet::V6(_) = address {
+        flags |= AddressFlags::Nodad;
+    }
+    message.attributes.push(AddressAttribute::Flags(flags));
+    let message = RouteNetlinkMessage::NewAddress(message);
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    Change::new(message, flags, "add address", address).allowing(&[libc::EEXIST])
+}
 
-    /// Takes an address from a device; one it hasn't is fine.
-    pub async fn remove_address(&self, name: &str, address: IpNet) -> Result<(), Error> {
-        let index = self.index(name).await?;
-        let message = self
-            .handle
-            .address()
-            .add(index, address.addr(), address.prefix_len())
-            .message_mut()
-            .clone();
-        let result = self.handle.address().del(message).execute().await;
-        let operand = format!("{address} on {name}");
-        allow(
-            result.map_err(Error::of("remove address", operand)),
-            &[libc::EADDRNOTAVAIL],
-        )
+/// Takes an address from the device of that index; one it hasn't is fine.
+pub fn remove(index: u32, address: IpNet) -> Change {
+    let message = RouteNetlinkMessage::DelAddress(message(index, address));
+    Change::new(message, 0, "remove address", address).allowing(&[libc::EADDRNOTAVAIL])
+}
+
+fn message(index: u32, net: IpNet) -> AddressMessage {
+    let length = net.prefix_len();
+    match net.addr() {
+        IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(index)
+            .address(address, length)
+            .build(),
+        IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+            .index(index)
+            .address(address, length)
+            .build(),
     }
 }
 

@@ -4,16 +4,17 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd as _};
 
-use futures::TryStreamExt as _;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 use serde::{Deserialize, Serialize};
 
-use super::Netlink;
-use super::error::{Error, allow};
+use super::error::Error;
+use super::socket::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use super::{Change, Netlink};
 
 /// A hardware address; written `02:00:…` in JSON.
 #[derive(
@@ -38,6 +39,13 @@ impl Mac {
     pub fn of_ipv4(address: Ipv4Addr) -> Self {
         let [a, b, c, d] = address.octets();
         Self([0x0a, 0x58, a, b, c, d])
+    }
+
+    /// A locally administered address of a station, of a number's 46 low bits.
+    pub fn of_number(number: u64) -> Self {
+        let [_, _, first, rest @ ..] = number.to_be_bytes();
+        let [b, c, d, e, f] = rest;
+        Self([first & 0xfc | 0x02, b, c, d, e, f])
     }
 }
 
@@ -114,6 +122,7 @@ pub struct Link {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VethPair {
     pub host_name: String,
+    pub host_mac: Mac,
     pub pod_name: String,
     pub pod_mac: Mac,
     pub mtu: u32,
@@ -122,14 +131,25 @@ pub struct VethPair {
 
 impl Netlink {
     /// The device of that name, if there is one.
-    pub async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
-        let request = self.handle.link().get().match_name(name).execute();
-        self.first_link(request, name).await
+    pub fn link(&self, name: &str) -> Result<Option<Link>, Error> {
+        let message = LinkUnspec::new_with_name(name)
+            .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
+            .build();
+        let mut link = None;
+        let asked = self.ask(RouteNetlinkMessage::GetLink(message), 0, |answer| {
+            if let RouteNetlinkMessage::NewLink(message) = answer {
+                link = Some(read_link(message));
+            }
+        });
+        match asked {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            other => other.map(|()| link).map_err(Error::of("read device", name)),
+        }
     }
 
     /// The device's index; an error if there is none.
-    pub async fn index(&self, name: &str) -> Result<u32, Error> {
-        match self.link(name).await? {
+    pub fn index(&self, name: &str) -> Result<u32, Error> {
+        match self.link(name)? {
             Some(link) => Ok(link.index),
             None => Err(Error::new(
                 "find device",
@@ -139,145 +159,124 @@ impl Netlink {
         }
     }
 
-    async fn first_link(
-        &self,
-        mut request: impl futures::Stream<Item = Result<LinkMessage, rtnetlink::Error>> + Unpin,
-        name: &str,
-    ) -> Result<Option<Link>, Error> {
-        match request
-            .try_next()
-            .await
-            .map_err(Error::of("read device", name))
-        {
-            Ok(message) => Ok(message.map(read_link)),
-            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Makes a bridge without delays; up at once. Its MTU is that of its
-    /// smallest port until it is set.
-    pub async fn add_bridge(&self, name: &str, mac: Mac) -> Result<(), Error> {
-        let message = LinkBridge::new(name)
-            .address(mac.0.to_vec())
-            .forward_delay(0)
-            .stp_state(BridgeStpState::Disabled)
-            .mcast_snooping(false)
-            .up()
-            .build();
-        let request = self.handle.link().add(message).execute();
-        request.await.map_err(Error::of("make bridge", name))
-    }
-
-    /// Makes a VXLAN device that learns nothing, as Flannel's.
-    pub async fn add_vxlan(
-        &self,
-        name: &str,
-        vxlan: &Vxlan,
-        mac: Mac,
-        mtu: u32,
-    ) -> Result<(), Error> {
-        let message = LinkVxlan::new(name, vxlan.vni)
-            .port(vxlan.port)
-            .learning(vxlan.learning)
-            .address(mac.0.to_vec())
-            .mtu(mtu)
-            .up()
-            .build();
-        let request = self.handle.link().add(message).execute();
-        request.await.map_err(Error::of("make vxlan", name))
-    }
-
     /// All devices.
-    pub async fn links(&self) -> Result<Vec<Link>, Error> {
-        let mut request = self.handle.link().get().execute();
+    pub fn links(&self) -> Result<Vec<Link>, Error> {
+        let message = LinkMessage::default();
         let mut links = Vec::new();
-        while let Some(message) = request
-            .try_next()
-            .await
-            .map_err(Error::of("read", "devices"))?
-        {
-            links.push(read_link(message));
-        }
+        self.ask(
+            RouteNetlinkMessage::GetLink(message),
+            NLM_F_DUMP,
+            |answer| {
+                if let RouteNetlinkMessage::NewLink(message) = answer {
+                    links.push(read_link(message));
+                }
+            },
+        )
+        .map_err(Error::of("read", "devices"))?;
         Ok(links)
     }
 
-    /// Makes a veth pair whose pod end is born in `namespace` under its final
-    /// name: it is never seen in the bubble.
-    pub async fn add_veth(&self, pair: &VethPair, namespace: impl AsFd) -> Result<(), Error> {
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(pair.pod_name.clone())
-            .address(pair.pod_mac.0.to_vec())
-            .mtu(pair.mtu)
-            .setns_by_fd(namespace.as_fd().as_raw_fd())
-            .build();
-        let message = LinkMessageBuilder::<LinkVeth>::new(&pair.host_name, &pair.pod_name)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .mtu(pair.mtu)
-            .build();
-        let request = self.handle.link().add(message).execute();
-        request
-            .await
-            .map_err(Error::of("make veth", &pair.host_name))
-    }
-
-    /// Makes a device a port of a bridge; isolated from the other ports, and
-    /// only then up.
-    pub async fn join_bridge(&self, name: &str, bridge: &str, alias: &str) -> Result<(), Error> {
-        let bridge_index = self.index(bridge).await?;
-        let link = self.handle.link();
-        let message = LinkUnspec::new_with_name(name)
-            .controller(bridge_index)
-            .alias(alias)
-            .build();
-        let request = link.change(message).execute();
-        request.await.map_err(Error::of("join bridge", bridge))?;
-        // The kernel does the port's part first, then the device's.
-        let message = LinkBridgePort::new(0).name(name.to_owned()).isolated(true);
-        let message = message.up().build();
-        let request = link.set_port(message).execute();
-        request.await.map_err(Error::of("isolate port", name))
-    }
-
-    /// Sets what a device is for, in words.
-    pub async fn set_alias(&self, name: &str, alias: &str) -> Result<(), Error> {
-        let message = LinkUnspec::new_with_name(name).alias(alias).build();
-        let request = self.handle.link().change(message).execute();
-        request.await.map_err(Error::of("set the alias of", name))
-    }
-
-    pub async fn set_up(&self, name: &str) -> Result<(), Error> {
-        let message = LinkUnspec::new_with_name(name).up().build();
-        let request = self.handle.link().change(message).execute();
-        request.await.map_err(Error::of("set up", name))
-    }
-
-    pub async fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), Error> {
-        let message = LinkUnspec::new_with_name(name).mtu(mtu).build();
-        let request = self.handle.link().change(message).execute();
-        request.await.map_err(Error::of("set the MTU of", name))
-    }
-
-    pub async fn set_mac(&self, name: &str, mac: Mac) -> Result<(), Error> {
-        let message = LinkUnspec::new_with_name(name)
-            .address(mac.0.to_vec())
-            .build();
-        let request = self.handle.link().change(message).execute();
-        request.await.map_err(Error::of("set the address of", name))
-    }
-
     /// Removes a device; one that isn't there is fine.
-    pub async fn remove_link(&self, name: &str) -> Result<(), Error> {
-        let Some(link) = self.link(name).await? else {
-            return Ok(());
-        };
-        let request = self.handle.link().del(link.index).execute();
-        // It may have gone meanwhile, with its namespace.
-        allow(
-            request.await.map_err(Error::of("remove", name)),
-            &[libc::ENODEV],
-        )
+    pub fn remove_link(&self, name: &str) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_name(name).build();
+        let change = Change::new(RouteNetlinkMessage::DelLink(message), 0, "remove", name);
+        self.apply([change.allowing(&[libc::ENODEV])])
     }
+}
+
+fn make(message: LinkMessage, operation: &'static str, name: &str) -> Change {
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    Change::new(
+        RouteNetlinkMessage::NewLink(message),
+        flags,
+        operation,
+        name,
+    )
+}
+
+fn set(message: LinkMessage, operation: &'static str, name: &str) -> Change {
+    Change::new(RouteNetlinkMessage::NewLink(message), 0, operation, name)
+}
+
+/// A bridge without delays; up at once. Its MTU is that of its smallest port
+/// until it is set.
+pub fn add_bridge(name: &str, mac: Mac) -> Change {
+    let message = LinkBridge::new(name)
+        .address(mac.0.to_vec())
+        .forward_delay(0)
+        .stp_state(BridgeStpState::Disabled)
+        .mcast_snooping(false)
+        .up()
+        .build();
+    make(message, "make bridge", name)
+}
+
+/// A VXLAN device that learns nothing, as Flannel's.
+pub fn add_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> Change {
+    let message = LinkVxlan::new(name, vxlan.vni)
+        .port(vxlan.port)
+        .learning(vxlan.learning)
+        .address(mac.0.to_vec())
+        .mtu(mtu)
+        .up()
+        .build();
+    make(message, "make vxlan", name)
+}
+
+/// A veth pair whose pod end is born in `namespace` under its final name: it
+/// is never seen in the bubble.
+pub fn add_veth(pair: &VethPair, namespace: impl AsFd) -> Change {
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(pair.pod_name.clone())
+        .address(pair.pod_mac.0.to_vec())
+        .mtu(pair.mtu)
+        .setns_by_fd(namespace.as_fd().as_raw_fd())
+        .build();
+    let message = LinkMessageBuilder::<LinkVeth>::new(&pair.host_name, &pair.pod_name)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .address(pair.host_mac.0.to_vec())
+        .mtu(pair.mtu)
+        .build();
+    make(message, "make veth", &pair.host_name)
+}
+
+/// Makes a device a port of the bridge of that index; isolated from the other
+/// ports, and only then up.
+pub fn join_bridge(name: &str, bridge: u32, alias: &str) -> [Change; 2] {
+    let message = LinkUnspec::new_with_name(name)
+        .controller(bridge)
+        .alias(alias)
+        .build();
+    // The kernel does the port's part first, then the device's.
+    let port = LinkBridgePort::new(0).name(name.to_owned()).isolated(true);
+    [
+        set(message, "join the bridge by", name),
+        set(port.up().build(), "isolate port", name),
+    ]
+}
+
+/// Says what a device is for, in words.
+pub fn set_alias(name: &str, alias: &str) -> Change {
+    let message = LinkUnspec::new_with_name(name).alias(alias).build();
+    set(message, "set the alias of", name)
+}
+
+pub fn set_up(name: &str) -> Change {
+    let message = LinkUnspec::new_with_name(name).up().build();
+    set(message, "set up", name)
+}
+
+/// `mtu`: bytes.
+pub fn set_mtu(name: &str, mtu: u32) -> Change {
+    let message = LinkUnspec::new_with_name(name).mtu(mtu).build();
+    set(message, "set the MTU of", name)
+}
+
+pub fn set_mac(name: &str, mac: Mac) -> Change {
+    let message = LinkUnspec::new_with_name(name)
+        .address(mac.0.to_vec())
+        .build();
+    set(message, "set the address of", name)
 }
 
 fn read_link(message: LinkMessage) -> Link {

@@ -3,15 +3,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt as _;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::RouteType;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::error::{Error, allow};
-use super::{Mac, Netlink};
+use super::error::Error;
+use super::socket::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
+use super::{Change, Mac, Netlink};
 
 /// An entry that doesn't age.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,59 +25,42 @@ pub enum Neighbour {
 impl Netlink {
     /// Permanent neighbours of a device: of ARP and ND, and forwarding if it
     /// is a VXLAN device whose own UDP port is `default_port`.
-    pub async fn neighbours(&self, index: u32, default_port: u16) -> Result<Vec<Neighbour>, Error> {
+    pub fn neighbours(&self, index: u32, default_port: u16) -> Result<Vec<Neighbour>, Error> {
         let mut neighbours = Vec::new();
         for family in [
             AddressFamily::Inet,
             AddressFamily::Inet6,
             AddressFamily::Bridge,
         ] {
-            let mut request = self
-                .handle
-                .neighbours()
-                .get()
-                .set_address_family(family)
-                .execute();
-            while let Some(message) = request
-                .try_next()
-                .await
-                .map_err(Error::of("read neighbours of device", index))?
-            {
-                if message.header.ifindex == index
+            let mut question = NeighbourMessage::default();
+            question.header.family = family;
+            let question = RouteNetlinkMessage::GetNeighbour(question);
+            self.ask(question, NLM_F_DUMP, |answer| {
+                if let RouteNetlinkMessage::NewNeighbour(message) = answer
+                    && message.header.ifindex == index
                     && message.header.state == NeighbourState::Permanent
                 {
                     neighbours.extend(read_neighbour(&message, default_port));
                 }
-            }
+            })
+            .map_err(Error::of("read neighbours of device", index))?;
         }
         Ok(neighbours)
     }
+}
 
-    /// Sets a permanent neighbour, replacing one for the same key.
-    pub async fn set_neighbour(&self, name: &str, neighbour: &Neighbour) -> Result<(), Error> {
-        let index = self.index(name).await?;
-        let mut request = self
-            .handle
-            .neighbours()
-            .add(index, neighbour.destination())
-            .replace();
-        *request.message_mut() = neighbour_message(neighbour, index);
-        request
-            .execute()
-            .await
-            .map_err(Error::of("set neighbour", neighbour))
-    }
+/// Sets a permanent neighbour of the device of that index, replacing one for
+/// the same key.
+pub fn set(index: u32, neighbour: &Neighbour) -> Change {
+    let message = RouteNetlinkMessage::NewNeighbour(neighbour_message(neighbour, index));
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Change::new(message, flags, "set neighbour", neighbour)
+}
 
-    /// Removes a neighbour; one that isn't there is fine.
-    pub async fn remove_neighbour(&self, name: &str, neighbour: &Neighbour) -> Result<(), Error> {
-        let index = self.index(name).await?;
-        let message = neighbour_message(neighbour, index);
-        let result = self.handle.neighbours().del(message).execute().await;
-        allow(
-            result.map_err(Error::of("remove neighbour", neighbour)),
-            &[libc::ENOENT],
-        )
-    }
+/// Removes a neighbour; one that isn't there is fine.
+pub fn remove(index: u32, neighbour: &Neighbour) -> Change {
+    let message = RouteNetlinkMessage::DelNeighbour(neighbour_message(neighbour, index));
+    Change::new(message, 0, "remove neighbour", neighbour).allowing(&[libc::ENOENT])
 }
 
 impl Neighbour {

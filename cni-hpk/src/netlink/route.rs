@@ -2,19 +2,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
     RouteProtocol, RouteScope, RouteType,
 };
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use serde::{Deserialize, Serialize};
 
-use super::Netlink;
-use super::error::{Error, allow};
+use super::error::Error;
+use super::socket::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
+use super::{Change, Netlink};
 
 /// A unicast route of the main table over one device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -31,50 +31,36 @@ pub struct Route {
 impl Netlink {
     /// Routes of the main table over a device, of both families, other than
     /// those the kernel made itself.
-    pub async fn routes(&self, index: u32) -> Result<Vec<Route>, Error> {
+    pub fn routes(&self, index: u32) -> Result<Vec<Route>, Error> {
         let mut routes = Vec::new();
-        for message in [
+        for question in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
         ] {
-            let mut request = self.handle.route().get(message).execute();
-            while let Some(message) = request
-                .try_next()
-                .await
-                .map_err(Error::of("read routes of device", index))?
-            {
-                routes.extend(read_route(&message, index));
-            }
+            let question = RouteNetlinkMessage::GetRoute(question);
+            self.ask(question, NLM_F_DUMP, |answer| {
+                if let RouteNetlinkMessage::NewRoute(message) = answer {
+                    routes.extend(read_route(&message, index));
+                }
+            })
+            .map_err(Error::of("read routes of device", index))?;
         }
         Ok(routes)
     }
+}
 
-    /// Sets a route over a device, replacing one to the same destination.
-    pub async fn set_route(&self, name: &str, route: &Route) -> Result<(), Error> {
-        let index = self.index(name).await?;
-        let operand = format!("{} over {name}", route.destination);
-        let request = self
-            .handle
-            .route()
-            .add(route_message(route, index))
-            .replace();
-        request
-            .execute()
-            .await
-            .map_err(Error::of("set route", operand))
-    }
+/// Sets a route over the device of that index, replacing one to the same
+/// destination.
+pub fn set(index: u32, route: &Route) -> Change {
+    let message = RouteNetlinkMessage::NewRoute(route_message(route, index));
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Change::new(message, flags, "set route to", route.destination)
+}
 
-    /// Removes a route; one that isn't there is fine.
-    pub async fn remove_route(&self, name: &str, route: &Route) -> Result<(), Error> {
-        let index = self.index(name).await?;
-        let operand = format!("{} over {name}", route.destination);
-        let request = self.handle.route().del(route_message(route, index));
-        let result = request.execute().await;
-        allow(
-            result.map_err(Error::of("remove route", operand)),
-            &[libc::ESRCH],
-        )
-    }
+/// Removes a route; one that isn't there is fine.
+pub fn remove(index: u32, route: &Route) -> Change {
+    let message = RouteNetlinkMessage::DelRoute(route_message(route, index));
+    Change::new(message, 0, "remove route to", route.destination).allowing(&[libc::ESRCH])
 }
 
 fn route_message(route: &Route, index: u32) -> RouteMessage {

@@ -73,11 +73,11 @@ pub async fn run(config: Config, prepared: Option<Prepared>) -> Result<(), Error
     let (sender, mut peers) = watch::channel(Peers::default());
 
     let mut forwarding = match prepared {
-        Some(prepared) => Some(prepared.start(&netlink, &own, &config.state_file).await?),
+        Some(prepared) => Some(prepared.start(&netlink, &own, &config.state_file)?),
         None => None,
     };
     // The device needs nobody: pods of this bubble can start without etcd.
-    device::ensure(&netlink, &own.wanted_device()).await?;
+    device::ensure(&netlink, &own.wanted_device())?;
     let state = OverlayState {
         mode: config.mode.as_str().to_owned(),
         mtu: own.record.mtu,
@@ -112,7 +112,7 @@ pub async fn run(config: Config, prepared: Option<Prepared>) -> Result<(), Error
             news = false;
             forwarding.set_peers(&own, &peers.borrow());
         }
-        let delay = match reconcile(&netlink, &own, &peers.borrow().clone(), known).await {
+        let delay = match reconcile(&netlink, &own, &peers.borrow(), known) {
             Ok(()) => RECONCILE,
             Err(error) => {
                 warn!(error = error::chain(&error), "could not set up the overlay");
@@ -151,12 +151,12 @@ async fn ended(forwarding: &mut Option<Forwarding>) -> Error {
 
 /// Before the first list of peers has come, those the kernel knows from
 /// before a restart stay.
-async fn reconcile(netlink: &Netlink, own: &Own, peers: &Peers, known: bool) -> Result<(), Error> {
+fn reconcile(netlink: &Netlink, own: &Own, peers: &Peers, known: bool) -> Result<(), Error> {
     let wanted = match known {
         true => own.wanted(peers),
         false => own.wanted_device(),
     };
-    let steps = device::ensure(netlink, &wanted).await?;
+    let steps = device::ensure(netlink, &wanted)?;
     if steps > 0 {
         debug!(steps, peers = peers.len(), "overlay changed");
     }

@@ -16,6 +16,7 @@ use super::error::Error;
 use super::ipam::store::Owner;
 use super::locks::{Scope, hash};
 use super::tap::TapRecord;
+use crate::netlink::Mac;
 
 /// One attachment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -180,6 +181,11 @@ pub fn host_name(network: &str, container_id: &str, ifname: &str) -> String {
     // 48 bits of the hash, in the 15 bytes an interface name has.
     let hash = hash(&format!("{network}/{container_id}/{ifname}"));
     format!("hpk{:012x}", (hash ^ (hash >> 48)) & 0xffff_ffff_ffff)
+}
+
+/// Hardware address of that end, likewise.
+pub fn host_mac(host_name: &str) -> Mac {
+    Mac::of_number(hash(host_name))
 }
 
 #[cfg(test)]

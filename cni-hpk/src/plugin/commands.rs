@@ -23,11 +23,11 @@ use super::tap::{self, TapRecord};
 use crate::netlink::Netlink;
 
 /// Runs the command; what it answers goes to stdout.
-pub async fn run(invocation: &Invocation, stdin: &[u8]) -> Result<Option<Value>, Error> {
+pub fn run(invocation: &Invocation, stdin: &[u8]) -> Result<Option<Value>, Error> {
     let parsed = Parsed::parse(stdin)?;
     let version = parsed.conf.cni_version;
     if let Some(folder) = &parsed.conf.plugin.relay {
-        return run_far(&Far::new(invocation, &parsed, folder), invocation, version).await;
+        return run_far(&Far::new(invocation, &parsed, folder), invocation, version);
     }
     let command = invocation.command;
     let known = match command {
@@ -50,17 +50,17 @@ pub async fn run(invocation: &Invocation, stdin: &[u8]) -> Result<Option<Value>,
         invocation,
     };
     match command {
-        Command::Add => Ok(Some(run.add().await?.to_json(version))),
-        Command::Del => run.del().await.map(|()| None),
-        Command::Check => run.check().await.map(|()| None),
-        Command::Gc => run.gc().await.map(|()| None),
-        Command::Status => run.status().await.map(|()| None),
+        Command::Add => Ok(Some(run.add()?.to_json(version))),
+        Command::Del => run.del().map(|()| None),
+        Command::Check => run.check().map(|()| None),
+        Command::Gc => run.gc().map(|()| None),
+        Command::Status => run.status().map(|()| None),
         Command::Version => Ok(None),
     }
 }
 
 /// Of a network whose bridge is in a bubble we are not in.
-async fn run_far(
+fn run_far(
     far: &Far<'_>,
     invocation: &Invocation,
     version: SpecVersion,
@@ -68,7 +68,7 @@ async fn run_far(
     match invocation.command {
         Command::Add => Ok(Some(far.add(netns(invocation)?)?.to_json(version))),
         Command::Del => far.del().map(|()| None),
-        Command::Check => far.check(netns(invocation)?).await.map(|()| None),
+        Command::Check => far.check(netns(invocation)?).map(|()| None),
         Command::Gc => far.gc().map(|()| None),
         Command::Status => far.status().map(|()| None),
         Command::Version => Ok(None),
@@ -149,22 +149,22 @@ impl Run<'_> {
     }
 
     /// Removes what ADD made, whatever is left of it.
-    async fn del(&self) -> Result<(), Error> {
+    fn del(&self) -> Result<(), Error> {
         let _lock = self.lock()?;
         match self.recorded()? {
-            Some(record) => self.release(&record).await,
-            None => self.del_unknown().await,
+            Some(record) => self.release(&record),
+            None => self.del_unknown(),
         }
     }
 
     /// An attachment not on record was never begun, or its record was lost
     /// with the node's disk: what is left of it has its name.
-    async fn del_unknown(&self) -> Result<(), Error> {
+    fn del_unknown(&self) -> Result<(), Error> {
         let mut conf = Value::Object(self.parsed.conf.source.clone());
         conf["ipam"] = self.parsed.conf.plugin.ipam.clone().into();
         let delegated = self.parsed.conf.plugin.delegate.is_some();
         let record = self.record(conf, false);
-        Netlink::open()?.remove_link(&record.host_name).await?;
+        Netlink::open()?.remove_link(&record.host_name)?;
         match delegated {
             // Never asked, for there is no telling what it would have been told.
             true => Ok(()),
@@ -174,15 +174,15 @@ impl Run<'_> {
 
     /// Interface first, then the address: one given back is given anew at
     /// once. The record goes last.
-    async fn release(&self, record: &Record) -> Result<(), Error> {
+    fn release(&self, record: &Record) -> Result<(), Error> {
         if record.delegated {
             let plugin = delegate::plugin_of(&record.conf);
             delegate::del_for(plugin, self.folders(), record)?;
         } else {
             if record.tap.is_some() {
-                tap::part(record, &self.parsed.data_dir).await?;
+                tap::part(record, &self.parsed.data_dir)?;
             }
-            Netlink::open()?.remove_link(&record.host_name).await?;
+            Netlink::open()?.remove_link(&record.host_name)?;
             self.ipam(&record.conf).del(record)?;
         }
         self.forget(record)

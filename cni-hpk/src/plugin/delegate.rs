@@ -1,5 +1,6 @@
-//! Runs another plugin in this run's place: IPAM, or a `delegate`. Its
-//! environment is ours, with another command where we undo.
+//! Runs another plugin by the exec protocol: in this run's place, IPAM or a
+//! `delegate`, with this run's environment but for another command where we
+//! undo; or for the relay's callers, with an environment of theirs.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -56,7 +57,8 @@ pub fn run_if_known(
     }
 }
 
-fn run_with(
+/// Runs `plugin` with this process's environment, but for `environment`.
+pub fn run_with(
     plugin: &str,
     folders: &[PathBuf],
     command: Command,

@@ -12,8 +12,6 @@ use crate::{netlink, relay, subnet};
 pub enum Error {
     #[error("read the network configuration on stdin")]
     Stdin(#[source] io::Error),
-    #[error("start")]
-    Runtime(#[source] io::Error),
     #[error(transparent)]
     Environment(#[from] ErrorObject),
     #[error(transparent)]
@@ -139,7 +137,6 @@ impl Error {
                 ErrorCode::UnknownContainer
             }
             Self::Stdin(_)
-            | Self::Runtime(_)
             | Self::Subnet(_)
             | Self::Netlink(_)
             | Self::Sysctl { .. }

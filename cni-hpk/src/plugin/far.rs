@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::config::Parsed;
 use super::error::Error;
-use super::plan::{Join, PodInterface, gateway_routes};
+use super::plan::{Join, PodInterface, pod_routes};
 use super::pod::PodNamespace;
 use super::tap;
 use crate::netlink::Mac;
@@ -117,14 +117,14 @@ impl<'a> Far<'a> {
         asked.and(stopped.map_err(Error::from))
     }
 
-    pub async fn check(&self, netns: &Path) -> Result<(), Error> {
+    pub fn check(&self, netns: &Path) -> Result<(), Error> {
         let previous = self.parsed.conf.prev_result()?;
         let previous =
             previous.ok_or_else(|| Error::Invalid("CHECK wants prevResult".to_owned()))?;
         self.ask(PluginCommand::Check)?;
         let pod = PodNamespace::open(netns)?;
         let wanted = interface(&previous, &self.invocation.ifname)?;
-        let lacks = super::pod::missing_in(&pod, &wanted).await?;
+        let lacks = super::pod::missing_in(&pod, &wanted)?;
         match lacks.is_empty() {
             true => Ok(()),
             false => Err(Error::Check(lacks.join(", "))),
@@ -193,13 +193,11 @@ impl<'a> Far<'a> {
 fn interface(result: &AddResult, ifname: &str) -> Result<PodInterface, Error> {
     let odd = |what: &str| Error::Invalid(format!("the relay's plugin gave {what}"));
     let mut addresses = Vec::new();
-    let mut routes = Vec::new();
     for ip in &result.ips {
         let gateway = ip
             .gateway
             .ok_or_else(|| odd("an address without a gateway"))?;
-        addresses.push(ip.address);
-        routes.extend(gateway_routes(ip.address, gateway));
+        addresses.push((ip.address, gateway));
     }
     if addresses.is_empty() {
         return Err(odd("no address"));
@@ -215,13 +213,14 @@ fn interface(result: &AddResult, ifname: &str) -> Result<PodInterface, Error> {
         join: Join::BridgeTap,
         veth: VethPair {
             host_name: String::new(),
+            host_mac: Mac::default(),
             pod_name: ifname.to_owned(),
             pod_mac,
             mtu,
             alias: String::new(),
         },
-        addresses,
-        routes,
+        routes: pod_routes(&addresses, &result.routes),
+        addresses: addresses.into_iter().map(|(address, _)| address).collect(),
         bridge: String::new(),
     })
 }

@@ -65,11 +65,7 @@ fn run(stdin: &[u8]) -> Result<Option<Value>, Error> {
         let asked = asked_version(stdin).unwrap_or_else(|| "1.1.0".to_owned());
         return Ok(serde_json::to_value(VersionAnswer::to(&asked)).ok());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::Runtime)?;
-    runtime.block_on(commands::run(&invocation, stdin))
+    commands::run(&invocation, stdin)
 }
 
 /// The error object repeats the version asked, even one that is not spoken.

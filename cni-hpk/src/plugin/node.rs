@@ -7,47 +7,54 @@ use std::path::{Path, PathBuf};
 use super::config::Config;
 use super::error::Error;
 use super::locks::{self, Scope};
-use super::plan::{Conflict, IPV6_FORWARDING, NodeStep, ObservedNode, Sysctl, plan_node, sysctls};
-use crate::netlink::{Netlink, nat};
+use super::plan::{
+    Conflict, IPV6_FORWARDING, NodeStep, ObservedNode, Sysctl, masquerades, plan_node, sysctls,
+};
+use crate::netlink::{Netlink, address, link, nat};
 
 const NET: &str = "/proc/sys/net";
 
-/// Brings the bubble's side to what `config` wants. `restarted` is run before
-/// the bridge is made: nothing of what is on record can be alive then.
-pub async fn ensure(
+/// Brings the bubble's side to what `config` wants, and returns the bridge's
+/// index. `restarted` is run before the bridge is made: nothing of what is on
+/// record can be alive then.
+pub fn ensure(
     netlink: &Netlink,
     config: &Config,
     data_dir: &Path,
-    restarted: impl AsyncFnOnce(),
-) -> Result<(), Error> {
-    if missing(netlink, config).await?.is_empty() {
-        return Ok(());
+    restarted: impl FnOnce(),
+) -> Result<u32, Error> {
+    let observed = observe(netlink, config)?;
+    if let (Some(bridge), true) = (&observed.bridge, lacks(config, &observed)?.is_empty()) {
+        return Ok(bridge.index);
     }
     let _lock = locks::lock(data_dir, Scope::Node)?;
-    let steps = missing(netlink, config).await?;
+    let steps = missing(netlink, config)?;
     if matches!(steps.first(), Some(NodeStep::AddBridge(_))) {
-        restarted().await;
+        restarted();
     }
     for step in steps {
-        apply(netlink, config, &step).await?;
+        apply(netlink, config, &step)?;
     }
-    Ok(())
+    Ok(netlink.index(&config.bridge)?)
 }
 
 /// What the bubble's side lacks.
-pub async fn missing(netlink: &Netlink, config: &Config) -> Result<Vec<NodeStep>, Error> {
-    let observed = observe(netlink, config).await?;
-    plan_node(config, &observed).map_err(|conflict| match conflict {
+pub fn missing(netlink: &Netlink, config: &Config) -> Result<Vec<NodeStep>, Error> {
+    lacks(config, &observe(netlink, config)?)
+}
+
+fn lacks(config: &Config, observed: &ObservedNode) -> Result<Vec<NodeStep>, Error> {
+    plan_node(config, observed).map_err(|conflict| match conflict {
         Conflict::NoNat => Error::NoNat,
         conflict => Error::Invalid(conflict.to_string()),
     })
 }
 
-async fn observe(netlink: &Netlink, config: &Config) -> Result<ObservedNode, Error> {
+fn observe(netlink: &Netlink, config: &Config) -> Result<ObservedNode, Error> {
     let bridge = config.bridge.as_str();
-    let link = netlink.link(bridge).await?;
+    let link = netlink.link(bridge)?;
     let bridge_addresses = match &link {
-        Some(link) => netlink.addresses(link.index).await?,
+        Some(link) => netlink.addresses(link.index)?,
         None => Vec::new(),
     };
     let mut values = Vec::new();
@@ -69,24 +76,24 @@ async fn observe(netlink: &Netlink, config: &Config) -> Result<ObservedNode, Err
         bridge: link,
         bridge_addresses,
         sysctls: values,
-        nat: nat::observe(bridge, config.nat)?,
+        nat: nat::observe(bridge, config.nat, &masquerades(config))?,
     })
 }
 
-async fn apply(netlink: &Netlink, config: &Config, step: &NodeStep) -> Result<(), Error> {
+fn apply(netlink: &Netlink, config: &Config, step: &NodeStep) -> Result<(), Error> {
     let bridge = config.bridge.as_str();
-    match step {
-        NodeStep::AddBridge(mac) => netlink.add_bridge(bridge, *mac).await?,
-        NodeStep::SetMtu(mtu) => netlink.set_mtu(bridge, *mtu).await?,
-        NodeStep::SetMac(mac) => netlink.set_mac(bridge, *mac).await?,
-        NodeStep::SetAlias(alias) => netlink.set_alias(bridge, alias).await?,
-        NodeStep::SetUp => netlink.set_up(bridge).await?,
-        NodeStep::AddAddress(address) => netlink.add_address(bridge, *address, true).await?,
-        NodeStep::RemoveAddress(address) => netlink.remove_address(bridge, *address).await?,
-        NodeStep::SetSysctl(sysctl) => set_sysctl(sysctl)?,
-        NodeStep::ReplaceNat(backend, rules) => nat::replace(*backend, bridge, rules)?,
-    }
-    Ok(())
+    let change = match step {
+        NodeStep::SetSysctl(sysctl) => return set_sysctl(sysctl),
+        NodeStep::ReplaceNat(backend, rules) => return Ok(nat::replace(*backend, bridge, rules)?),
+        NodeStep::AddBridge(mac) => link::add_bridge(bridge, *mac),
+        NodeStep::SetMtu(mtu) => link::set_mtu(bridge, *mtu),
+        NodeStep::SetMac(mac) => link::set_mac(bridge, *mac),
+        NodeStep::SetAlias(alias) => link::set_alias(bridge, alias),
+        NodeStep::SetUp => link::set_up(bridge),
+        NodeStep::AddAddress(address) => address::add(netlink.index(bridge)?, *address, true),
+        NodeStep::RemoveAddress(address) => address::remove(netlink.index(bridge)?, *address),
+    };
+    Ok(netlink.apply([change])?)
 }
 
 /// Sets one that pods can't do without, or tries to set another: where

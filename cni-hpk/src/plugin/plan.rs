@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use hpk_cni_types::Route as ResultRoute;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::config::Config;
@@ -133,7 +134,7 @@ pub fn masquerades(config: &Config) -> Vec<Masquerade> {
 }
 
 /// The bridge's hardware address tells its first gateway.
-fn bridge_mac(config: &Config) -> Mac {
+pub fn bridge_mac(config: &Config) -> Mac {
     config
         .pools()
         .next()
@@ -247,7 +248,7 @@ pub struct PodInterface {
 /// device, all else behind it, its own subnet too. What the pod sends always
 /// passes the bubble's routing, and so its Services, although its neighbours
 /// are on the same bridge.
-pub fn gateway_routes(address: IpNet, gateway: IpAddr) -> [Route; 3] {
+fn gateway_routes(address: IpNet, gateway: IpAddr) -> [Route; 3] {
     let via = |destination: IpNet| Route {
         destination,
         gateway: Some(gateway),
@@ -264,6 +265,34 @@ pub fn gateway_routes(address: IpNet, gateway: IpAddr) -> [Route; 3] {
         via(address.trunc()),
         via(default_route(gateway)),
     ]
+}
+
+/// The routes of a pod with these addresses, each with its gateway: those of
+/// [`gateway_routes`], and those asked for beside or in place of them.
+pub fn pod_routes(addresses: &[(IpNet, IpAddr)], asked: &[ResultRoute]) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    for (address, gateway) in addresses {
+        routes.extend(gateway_routes(*address, *gateway));
+    }
+    for asked in asked {
+        let gateways = addresses.iter().map(|(_, gateway)| *gateway);
+        let mut of_family = gateways.filter(|it| it.is_ipv4() == asked.dst.addr().is_ipv4());
+        let own = of_family.next();
+        let gateway = asked.gw.or(own);
+        let is_default = asked.dst.prefix_len() == 0;
+        routes.retain(|route| route.destination != asked.dst || route.gateway.is_none());
+        if is_default && gateway.is_none() {
+            continue;
+        }
+        routes.push(Route {
+            destination: asked.dst,
+            gateway,
+            onlink: gateway != own,
+            mtu: asked.mtu,
+        });
+    }
+    routes.dedup();
+    routes
 }
 
 /// Everywhere, in the family of `address`.
@@ -292,8 +321,7 @@ pub enum PodStep {
     /// The bridge's end of datapath `tap`.
     AddBridgeTap,
     AddPodTap,
-    /// No IPv6 but what we give: no redirects, which would lead to neighbours
-    /// that can't be reached but through the gateway; no waiting.
+    /// No IPv6 but what we give ([`crate::netlink::ipv6`]).
     QuietIpv6,
     /// Makes the host's end an isolated port, and sets it up.
     JoinBridge,
@@ -331,13 +359,6 @@ pub fn plan_pod(wanted: &PodInterface, observed: &ObservedPod) -> Result<Vec<Pod
                 Join::Veth => steps.push(PodStep::AddVeth(wanted.veth.clone())),
                 _ => steps.extend([PodStep::AddBridgeTap, PodStep::AddPodTap]),
             }
-            if wanted
-                .addresses
-                .iter()
-                .any(|it| Family::of(*it) == Family::Ipv6)
-            {
-                steps.push(PodStep::QuietIpv6);
-            }
             true
         }
         (Some(host), Some(pod)) if host.kind == kind && pod.kind == kind => false,
@@ -346,6 +367,10 @@ pub fn plan_pod(wanted: &PodInterface, observed: &ObservedPod) -> Result<Vec<Pod
     };
     if fresh || !is_joined(observed) {
         steps.push(PodStep::JoinBridge);
+    }
+    let mut families = wanted.addresses.iter().map(|it| Family::of(*it));
+    if fresh && families.any(|family| family == Family::Ipv6) {
+        steps.push(PodStep::QuietIpv6);
     }
     plan_pod_end(wanted, observed, fresh, &mut steps);
     Ok(steps)

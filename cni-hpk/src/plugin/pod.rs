@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::error::Error;
 use super::plan::{ObservedPod, PodInterface, PodStep, plan_pod, plan_pod_end};
 use super::tap;
-use crate::netlink::{Link, Netlink, in_namespace};
+use crate::netlink::{Change, Link, Netlink, address, in_namespace, ipv6, link, route};
 
 /// A pod's network namespace, entered.
 #[derive(Debug)]
@@ -46,67 +46,49 @@ impl PodNamespace {
     }
 
     /// The pod's interface, if it is there.
-    pub async fn link(&self, ifname: &str) -> Result<Option<Link>, Error> {
-        Ok(self.netlink.link(ifname).await?)
+    pub fn link(&self, ifname: &str) -> Result<Option<Link>, Error> {
+        Ok(self.netlink.link(ifname)?)
     }
 
-    /// Sets what [`PodStep::QuietIpv6`] means.
     fn quiet_ipv6(&self, ifname: &str) -> Result<(), Error> {
-        let folder = Path::new("/proc/sys/net/ipv6/conf").join(ifname);
-        // In the order of their weight; /proc/sys/net is the thread's own.
-        let set_all = || {
-            for (name, value) in [
-                ("disable_ipv6", "0"),
-                ("accept_redirects", "0"),
-                ("accept_ra", "0"),
-                ("accept_dad", "0"),
-            ] {
-                let path = folder.join(name);
-                std::fs::write(&path, value).map_err(|source| Error::Sysctl {
-                    path,
-                    value: value.to_owned(),
-                    source,
-                })?;
-            }
-            Ok(())
-        };
-        in_namespace(&self.path, set_all).map_err(|source| Error::Namespace {
+        let quieted = in_namespace(&self.path, || ipv6::quiet(ifname));
+        Ok(quieted.map_err(|source| Error::Namespace {
             path: self.path.clone(),
             hint: "",
             source,
-        })?
+        })??)
     }
 }
 
 /// What a pod's interface lacks.
-pub async fn missing(
+pub fn missing(
     netlink: &Netlink,
     pod: Option<&PodNamespace>,
     wanted: &PodInterface,
 ) -> Result<Vec<PodStep>, Error> {
     let mut observed = ObservedPod {
-        host_end: netlink.link(&wanted.veth.host_name).await?,
-        bridge: netlink.link(&wanted.bridge).await?.map(|link| link.index),
+        host_end: netlink.link(&wanted.veth.host_name)?,
+        bridge: netlink.link(&wanted.bridge)?.map(|link| link.index),
         ..ObservedPod::default()
     };
     if let Some(pod) = pod
-        && let Some(link) = pod.link(&wanted.veth.pod_name).await?
+        && let Some(link) = pod.link(&wanted.veth.pod_name)?
     {
-        observed.addresses = pod.netlink.addresses(link.index).await?;
-        observed.routes = pod.netlink.routes(link.index).await?;
+        observed.addresses = pod.netlink.addresses(link.index)?;
+        observed.routes = pod.netlink.routes(link.index)?;
         observed.pod_end = Some(link);
     }
     plan_pod(wanted, &observed).map_err(|conflict| Error::Invalid(conflict.to_string()))
 }
 
 /// What the pod's end lacks, looked at from where the bridge's isn't seen.
-pub async fn missing_in(pod: &PodNamespace, wanted: &PodInterface) -> Result<Vec<String>, Error> {
-    let Some(link) = pod.link(&wanted.veth.pod_name).await? else {
+pub fn missing_in(pod: &PodNamespace, wanted: &PodInterface) -> Result<Vec<String>, Error> {
+    let Some(link) = pod.link(&wanted.veth.pod_name)? else {
         return Ok(vec![PodStep::AddPodTap.to_string()]);
     };
     let observed = ObservedPod {
-        addresses: pod.netlink.addresses(link.index).await?,
-        routes: pod.netlink.routes(link.index).await?,
+        addresses: pod.netlink.addresses(link.index)?,
+        routes: pod.netlink.routes(link.index)?,
         pod_end: Some(link),
         ..ObservedPod::default()
     };
@@ -115,62 +97,99 @@ pub async fn missing_in(pod: &PodNamespace, wanted: &PodInterface) -> Result<Vec
     Ok(steps.iter().map(ToString::to_string).collect())
 }
 
-/// Makes a pod's interface, of which nothing may be there yet.
-pub async fn make(
+/// Makes a pod's interface, of which nothing may be there yet, with a port of
+/// the bridge of index `bridge`.
+pub fn make(
     netlink: &Netlink,
     pod: Option<&PodNamespace>,
     wanted: &PodInterface,
+    bridge: u32,
 ) -> Result<(), Error> {
     let steps = plan_pod(wanted, &ObservedPod::default());
-    for step in steps.map_err(|conflict| Error::Invalid(conflict.to_string()))? {
-        apply(netlink, pod, wanted, &step).await?;
+    let steps = steps.map_err(|conflict| Error::Invalid(conflict.to_string()))?;
+    let mut making = Making {
+        netlink,
+        wanted,
+        bridge,
+        outside: Vec::new(),
+        inside: Vec::new(),
+        index: None,
+    };
+    for step in steps {
+        making.take(pod, step)?;
     }
-    Ok(())
+    making.ask(pod)
 }
 
-async fn apply(
-    netlink: &Netlink,
-    pod: Option<&PodNamespace>,
-    wanted: &PodInterface,
-    step: &PodStep,
-) -> Result<(), Error> {
-    let host_name = wanted.veth.host_name.as_str();
-    match (step, pod) {
-        (PodStep::AddBridgeTap, _) => {
-            tap::make(host_name)?;
-            netlink.set_mtu(host_name, wanted.veth.mtu).await?;
-        }
-        (PodStep::JoinBridge, _) => {
-            netlink
-                .join_bridge(host_name, &wanted.bridge, &wanted.veth.alias)
-                .await?;
-        }
-        // The rest is planned only of a pod in sight.
-        (_, None) => {}
-        (_, Some(pod)) => apply_in_pod(netlink, pod, wanted, step).await?,
-    }
-    Ok(())
+/// The steps' changes are asked for together where they can be: of each side
+/// with one system call.
+struct Making<'a> {
+    netlink: &'a Netlink,
+    wanted: &'a PodInterface,
+    bridge: u32,
+    /// Changes of the bubble's side, then of the pod's.
+    outside: Vec<Change>,
+    inside: Vec<Change>,
+    /// Of the pod's end.
+    index: Option<u32>,
 }
 
-async fn apply_in_pod(
-    netlink: &Netlink,
-    pod: &PodNamespace,
-    wanted: &PodInterface,
-    step: &PodStep,
-) -> Result<(), Error> {
-    let pod_name = wanted.veth.pod_name.as_str();
-    match step {
-        PodStep::AddBridgeTap | PodStep::JoinBridge => {}
-        PodStep::AddPodTap => {
-            tap::make_in(&pod.path, pod_name)?;
-            pod.netlink.set_mac(pod_name, wanted.veth.pod_mac).await?;
-            pod.netlink.set_mtu(pod_name, wanted.veth.mtu).await?;
+impl Making<'_> {
+    fn take(&mut self, pod: Option<&PodNamespace>, step: PodStep) -> Result<(), Error> {
+        let pair = &self.wanted.veth;
+        let (host, name) = (pair.host_name.as_str(), pair.pod_name.as_str());
+        match (step, pod) {
+            (PodStep::AddBridgeTap, _) => {
+                tap::make(host)?;
+                self.outside.push(link::set_mac(host, pair.host_mac));
+                self.outside.push(link::set_mtu(host, pair.mtu));
+            }
+            (PodStep::JoinBridge, _) => {
+                let joined = link::join_bridge(host, self.bridge, &pair.alias);
+                self.outside.extend(joined);
+            }
+            // The rest is planned only of a pod in sight.
+            (_, None) => {}
+            (PodStep::AddVeth(pair), Some(pod)) => {
+                self.outside.push(link::add_veth(&pair, &pod.file));
+            }
+            (PodStep::AddPodTap, Some(pod)) => {
+                tap::make_in(&pod.path, name)?;
+                self.inside.push(link::set_mac(name, pair.pod_mac));
+                self.inside.push(link::set_mtu(name, pair.mtu));
+            }
+            (PodStep::QuietIpv6, Some(pod)) => {
+                self.ask(Some(pod))?;
+                pod.quiet_ipv6(name)?;
+            }
+            (PodStep::AddAddress(address), Some(pod)) => {
+                let index = self.index(pod)?;
+                self.inside.push(address::add(index, address, false));
+            }
+            (PodStep::SetUp, Some(_)) => self.inside.push(link::set_up(name)),
+            (PodStep::SetRoute(route), Some(pod)) => {
+                let index = self.index(pod)?;
+                self.inside.push(route::set(index, &route));
+            }
         }
-        PodStep::AddVeth(pair) => netlink.add_veth(pair, &pod.file).await?,
-        PodStep::QuietIpv6 => pod.quiet_ipv6(pod_name)?,
-        PodStep::AddAddress(address) => pod.netlink.add_address(pod_name, *address, false).await?,
-        PodStep::SetUp => pod.netlink.set_up(pod_name).await?,
-        PodStep::SetRoute(route) => pod.netlink.set_route(pod_name, route).await?,
+        Ok(())
     }
-    Ok(())
+
+    /// Asks for what has come together.
+    fn ask(&mut self, pod: Option<&PodNamespace>) -> Result<(), Error> {
+        self.netlink.apply(self.outside.drain(..))?;
+        if let Some(pod) = pod {
+            pod.netlink.apply(self.inside.drain(..))?;
+        }
+        Ok(())
+    }
+
+    fn index(&mut self, pod: &PodNamespace) -> Result<u32, Error> {
+        if let Some(index) = self.index {
+            return Ok(index);
+        }
+        self.ask(Some(pod))?;
+        let index = pod.netlink.index(&self.wanted.veth.pod_name)?;
+        Ok(*self.index.insert(index))
+    }
 }

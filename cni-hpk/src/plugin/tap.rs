@@ -135,7 +135,7 @@ pub fn join(
 }
 
 /// Parts the ends, and removes the pod's where it can be reached.
-pub async fn part(record: &Record, data_dir: &Path) -> Result<(), Error> {
+pub fn part(record: &Record, data_dir: &Path) -> Result<(), Error> {
     leave(record, data_dir)?;
     let Some(tap) = &record.tap else {
         return Ok(());
@@ -146,8 +146,8 @@ pub async fn part(record: &Record, data_dir: &Path) -> Result<(), Error> {
     let netns = record.netns.as_ref().filter(|_| tap.caller.is_none());
     match netns.map(|netns| Netlink::open_in(netns)) {
         // Another of that name isn't ours.
-        Some(Ok(pod)) => match pod.link(&record.ifname).await? {
-            Some(link) if link.kind == LinkKind::Tap => Ok(pod.remove_link(&link.name).await?),
+        Some(Ok(pod)) => match pod.link(&record.ifname)? {
+            Some(link) if link.kind == LinkKind::Tap => Ok(pod.remove_link(&link.name)?),
             _ => Ok(()),
         },
         // It is gone, and the pod's end with it.

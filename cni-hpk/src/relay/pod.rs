@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hpk_frames::tap;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -36,9 +37,8 @@ use super::launch::READY;
 use super::resident::open_tap;
 use super::stats::Both;
 use super::wire::{Attachment, Form};
-use crate::netlink::{Mac, Netlink, Route};
+use crate::netlink::{Mac, Netlink, Route, address, ipv6, link, route};
 use crate::plugin::error::chain;
-use crate::tap;
 
 /// Between two tries to reach a daemon that is being started anew.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -201,26 +201,27 @@ fn owner_of(namespace: &File) -> io::Result<OwnedFd> {
 fn make(interface: &PodTap) -> Result<File, Error> {
     let name = interface.name.as_str();
     let tap = open_tap(name, false)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::Start)?;
-    runtime.block_on(async { configure(&Netlink::open()?, interface).await })?;
+    configure(&Netlink::open()?, interface)?;
     Ok(tap)
 }
 
-async fn configure(netlink: &Netlink, interface: &PodTap) -> Result<(), Error> {
+fn configure(netlink: &Netlink, interface: &PodTap) -> Result<(), Error> {
     let name = interface.name.as_str();
-    netlink.set_mac(name, interface.mac).await?;
-    netlink.set_mtu(name, interface.mtu).await?;
-    for address in &interface.addresses {
-        netlink.add_address(name, *address, false).await?;
+    if interface.addresses.iter().any(|it| it.addr().is_ipv6()) {
+        ipv6::quiet(name)?;
     }
-    netlink.set_up(name).await?;
-    for route in &interface.routes {
-        netlink.set_route(name, route).await?;
-    }
-    Ok(())
+    let index = netlink.index(name)?;
+    let addresses = interface.addresses.iter();
+    let routes = interface.routes.iter();
+    let changes = [
+        link::set_mac(name, interface.mac),
+        link::set_mtu(name, interface.mtu),
+    ]
+    .into_iter()
+    .chain(addresses.map(|address| address::add(index, *address, false)))
+    .chain([link::set_up(name)])
+    .chain(routes.map(|route| route::set(index, route)));
+    Ok(netlink.apply(changes)?)
 }
 
 /// Keeps a child at work until it says that there is no more.

@@ -2,7 +2,6 @@
 //! address, the record and the bridge's end are the bubble's own plugin's work.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use hpk_cni_types::{ErrorObject, NetworkList};
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 use super::config::ServeConfig;
 use super::error::Error;
 use super::wire::{Answer, Attachment, PluginCommand, PluginRequest};
+use crate::plugin::{self, delegate};
 
 const PLUGIN: &str = "cni-hpk";
 /// Stands for the pod's network namespace.
@@ -72,7 +72,7 @@ fn network_conf(folder: &Path) -> Result<Value, Error> {
     for path in files {
         let text = std::fs::read(&path).map_err(fail(&path))?;
         let list = NetworkList::parse(&text)
-            .map_err(|error| Error::from(crate::plugin::error::Error::from(error)))?;
+            .map_err(|error| Error::from(plugin::error::Error::from(error)))?;
         let ours = |plugin: &&serde_json::Map<String, Value>| {
             plugin.get("type").and_then(Value::as_str) == Some(PLUGIN)
         };
@@ -113,50 +113,25 @@ fn exec(
     request: &PluginRequest,
     conf: &Value,
 ) -> Result<Result<Option<Value>, ErrorObject>, Error> {
-    use std::io::Write as _;
-    let program = config
-        .cni_path
-        .iter()
-        .map(|folder| folder.join(PLUGIN))
-        .find(|path| path.is_file())
-        .ok_or_else(|| Error::NoNetwork(config.conf_dir.clone()))?;
-    let fail = |source| Error::Run {
-        program: program.clone(),
-        source,
-    };
-    let path = std::env::join_paths(&config.cni_path)
-        .map_err(|error| fail(std::io::Error::other(error)))?;
-    let mut child = Command::new(&program)
-        .env("CNI_COMMAND", request.command.as_str())
-        .env("CNI_CONTAINERID", &request.container_id)
-        .env("CNI_IFNAME", &request.ifname)
+    let folders = &config.cni_path;
+    let path = std::env::join_paths(folders).map_err(|error| Error::Run {
+        program: PLUGIN.into(),
+        source: std::io::Error::other(error),
+    })?;
+    let environment = vec![
+        ("CNI_CONTAINERID", request.container_id.as_str().into()),
+        ("CNI_IFNAME", request.ifname.as_str().into()),
         // The protocol wants one; the pod's is not to be seen from here, and that it is ours
         // is to bother nobody.
-        .env("CNI_NETNS", POD)
-        .env("CNI_NETNS_OVERRIDE", "TRUE")
-        .env("CNI_PATH", path)
-        .env_remove("CNI_ARGS")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .map_err(fail)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that fails before it reads says why on stdout.
-        let _ = stdin.write_all(conf.to_string().as_bytes());
-    }
-    let output = child.wait_with_output().map_err(fail)?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let odd = || Error::Answer(format!("{PLUGIN}: {}: {}", output.status, said.trim()));
-    if !output.status.success() {
-        let object: ErrorObject = serde_json::from_slice(&output.stdout).map_err(|_| odd())?;
-        return Ok(Err(object));
-    }
-    match said.trim() {
-        "" => Ok(Ok(None)),
-        text => serde_json::from_str(text)
-            .map(|value| Ok(Some(value)))
-            .map_err(|_| odd()),
+        ("CNI_NETNS", POD.into()),
+        ("CNI_NETNS_OVERRIDE", "TRUE".into()),
+        ("CNI_PATH", path),
+        ("CNI_ARGS", "".into()),
+    ];
+    match delegate::run_with(PLUGIN, folders, request.command.into(), conf, environment) {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(plugin::error::Error::Delegate { source, .. }) => Ok(Err(source)),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -10,13 +10,13 @@ use std::fs::File;
 use std::io::{self, PipeReader, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use hpk_frames::codec::virtio::{self, VirtioHeader};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::batch::Batch;
 use super::stats::Counters;
 use super::wire::check_frame;
-use crate::tap::Header;
 
 /// Why a pump ended.
 #[derive(Debug)]
@@ -130,13 +130,10 @@ pub fn write_frame(mut tap: &File, frame: &[u8], counters: &Counters) -> io::Res
 }
 
 fn count(counters: &Counters, message: &[u8]) {
-    let bytes = message.len().saturating_sub(Header::SIZE);
+    let bytes = message.len().saturating_sub(virtio::LENGTH);
     Counters::add(&counters.frames, 1);
     Counters::add(&counters.bytes, u64::try_from(bytes).unwrap_or(0));
-    if message
-        .get(1)
-        .is_some_and(|kind| *kind != Header::NOT_SEGMENTED)
-    {
+    if VirtioHeader::is_segmented(message) {
         Counters::add(&counters.super_frames, 1);
     }
 }

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hpk_frames::tap;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,7 +29,6 @@ use super::{folder_of, launch, proxy};
 use crate::netlink::in_namespace;
 use crate::plugin::attachments::{Attachments, Record};
 use crate::plugin::error::chain;
-use crate::tap;
 
 /// How long the pod's side of an attachment may be away before a local one is
 /// started anew, or a far one, which can't be, is given up.
@@ -507,7 +507,6 @@ fn open_existing(name: &str) -> Result<File, Error> {
 /// As every end of a relay is opened; made if it isn't there.
 pub fn open_tap(name: &str, persistent: bool) -> Result<File, Error> {
     let options = tap::Options {
-        offloads: true,
         persistent,
         nonblocking: true,
         multi_queue: false,

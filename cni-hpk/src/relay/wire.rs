@@ -4,25 +4,23 @@
 //! one thing. A connection's first message is a [`Request`] in JSON, its second
 //! the [`Answer`], in JSON too. After a granted [`Request::Join`] with
 //! [`Form::Frames`] each further message, both ways, is one frame: the TAP's
-//! [`Header`], then the Ethernet frame, possibly a super-frame.
+//! [`VirtioHeader`], then the Ethernet frame, possibly a super-frame.
 //!
 //! Guarantees: whatever bytes come, decoding neither panics nor allocates more
 //! than the message is long. An error is the end of that connection alone.
 
 use hpk_cni_types::env::check_ifname;
-use hpk_cni_types::{ErrorObject, ValidAttachment};
+use hpk_cni_types::{Command, ErrorObject, ValidAttachment};
+use hpk_frames::codec::headers::ETHERNET;
+use hpk_frames::codec::virtio::{self, VirtioHeader};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::tap::Header;
 
 /// Longest request or answer, bytes.
 pub const MESSAGE: usize = 64 << 10;
 /// Longest frame with its header, bytes: an IP packet of 65535, an Ethernet
 /// header, a VLAN tag.
-pub const FRAME: usize = Header::SIZE + ETHERNET + 4 + 65535;
-/// Bytes of an Ethernet header.
-const ETHERNET: usize = 14;
+pub const FRAME: usize = virtio::LENGTH + ETHERNET + 4 + 65535;
 
 /// Which attachment, as CNI tells them apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -105,18 +103,20 @@ pub enum PluginCommand {
 }
 
 impl PluginCommand {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Add => "ADD",
-            Self::Del => "DEL",
-            Self::Check => "CHECK",
-            Self::Gc => "GC",
-            Self::Status => "STATUS",
-        }
-    }
-
     fn is_of_an_attachment(self) -> bool {
         matches!(self, Self::Add | Self::Del | Self::Check)
+    }
+}
+
+impl From<PluginCommand> for Command {
+    fn from(command: PluginCommand) -> Self {
+        match command {
+            PluginCommand::Add => Self::Add,
+            PluginCommand::Del => Self::Del,
+            PluginCommand::Check => Self::Check,
+            PluginCommand::Gc => Self::Gc,
+            PluginCommand::Status => Self::Status,
+        }
     }
 }
 
@@ -220,32 +220,24 @@ fn check_interface(value: &str) -> Result<(), WireError> {
 /// Looks at a frame before the kernel is given it: its length, and a header
 /// that points into it (virtio 1.2, section 5.1.6.2).
 pub fn check_frame(message: &[u8]) -> Result<(), WireError> {
-    let header = message
-        .first_chunk::<{ Header::SIZE }>()
-        .filter(|_| (Header::SIZE + ETHERNET..=FRAME).contains(&message.len()))
+    let (header, frame) = message
+        .split_first_chunk::<{ virtio::LENGTH }>()
+        .filter(|_| (virtio::LENGTH + ETHERNET..=FRAME).contains(&message.len()))
         .ok_or(WireError::Length(message.len()))?;
-    let header = Header::parse(*header);
-    let frame = message.len() - Header::SIZE;
-    if header.flags & !(Header::NEEDS_CHECKSUM | Header::DATA_VALID) != 0 {
-        return Err(WireError::Header("unknown flags"));
-    }
-    let sums = header.flags & Header::NEEDS_CHECKSUM != 0;
-    let sum_end = usize::from(header.checksum_start) + usize::from(header.checksum_offset) + 2;
-    if sums && sum_end > frame {
+    let header = VirtioHeader::read(header).ok_or(WireError::Header(
+        "unknown flags or an unknown segmentation",
+    ))?;
+    if let Some(sum) = header.checksum
+        && usize::from(sum.start) + usize::from(sum.offset) + 2 > frame.len()
+    {
         return Err(WireError::Header("a checksum outside the frame"));
     }
-    match header.segmentation & !Header::ECN {
-        Header::NOT_SEGMENTED if header.segmentation == Header::NOT_SEGMENTED => Ok(()),
-        Header::TCP4 | Header::TCP6 | Header::UDP => {
-            if header.segment_size == 0 {
-                return Err(WireError::Header("segments of no bytes"));
-            }
-            if usize::from(header.header_length) > frame {
-                return Err(WireError::Header("headers longer than the frame"));
-            }
-            Ok(())
+    match header.segments {
+        Some(segments) if segments.size == 0 => Err(WireError::Header("segments of no bytes")),
+        Some(segments) if usize::from(segments.header) > frame.len() => {
+            Err(WireError::Header("headers longer than the frame"))
         }
-        _ => Err(WireError::Header("unknown segmentation")),
+        _ => Ok(()),
     }
 }
 

@@ -3,6 +3,57 @@ use serde_json::json;
 
 use super::*;
 
+/// `struct virtio_net_hdr` with any values, written apart from the codec.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Header {
+    flags: u8,
+    segmentation: u8,
+    /// Bytes of all the frame's headers.
+    header_length: u16,
+    /// Bytes of payload in each segment.
+    segment_size: u16,
+    /// Where the sum begins, bytes into the frame.
+    checksum_start: u16,
+    /// Where it is put, bytes after its start.
+    checksum_offset: u16,
+}
+
+impl Header {
+    /// Bytes.
+    const SIZE: usize = 10;
+    /// The checksum is to be finished.
+    const NEEDS_CHECKSUM: u8 = 1;
+    /// The checksum has been looked at and is right.
+    const DATA_VALID: u8 = 2;
+    const NOT_SEGMENTED: u8 = 0;
+    const TCP4: u8 = 1;
+    const TCP6: u8 = 4;
+    const UDP: u8 = 5;
+    /// Beside [`Self::TCP4`] or [`Self::TCP6`]: the flow has CWR set.
+    const ECN: u8 = 0x80;
+
+    /// The header in these bytes.
+    fn parse(bytes: [u8; Self::SIZE]) -> Self {
+        let [flags, segmentation, a, b, c, d, e, f, g, h] = bytes;
+        Self {
+            flags,
+            segmentation,
+            header_length: u16::from_ne_bytes([a, b]),
+            segment_size: u16::from_ne_bytes([c, d]),
+            checksum_start: u16::from_ne_bytes([e, f]),
+            checksum_offset: u16::from_ne_bytes([g, h]),
+        }
+    }
+
+    fn to_bytes(self) -> [u8; Self::SIZE] {
+        let [a, b] = self.header_length.to_ne_bytes();
+        let [c, d] = self.segment_size.to_ne_bytes();
+        let [e, f] = self.checksum_start.to_ne_bytes();
+        let [g, h] = self.checksum_offset.to_ne_bytes();
+        [self.flags, self.segmentation, a, b, c, d, e, f, g, h]
+    }
+}
+
 fn attachment() -> Attachment {
     Attachment {
         network: "hpk".to_owned(),
@@ -103,7 +154,21 @@ fn a_frame_with_a_header_that_points_into_it_is_taken() {
     for (header, length) in [
         (Header::default(), ETHERNET),
         (Header::default(), FRAME - Header::SIZE),
+        (
+            Header {
+                flags: Header::DATA_VALID,
+                ..Header::default()
+            },
+            100,
+        ),
         (super_frame(), 40_000),
+        (
+            Header {
+                segmentation: Header::UDP,
+                ..super_frame()
+            },
+            9000,
+        ),
         (
             Header {
                 segmentation: Header::TCP6 | Header::ECN,

@@ -92,6 +92,24 @@ pub fn start_daemon(host: usize, port: u16, listen: u16) -> Running {
     ))
 }
 
+/// Where a daemon of mode `host` is said to be, and the MTU of its host's link.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub address: String,
+    pub port: usize,
+    pub mtu: usize,
+}
+
+impl Place {
+    pub fn of(host: usize) -> Self {
+        Self {
+            address: format!("192.0.2.{host}"),
+            port: 7000 + host,
+            mtu: 1500,
+        }
+    }
+}
+
 /// A host in mode `host`: its bubble is a user and network namespace of its
 /// own behind an uplink, as Apptainer and pasta make it.
 pub struct HostMode {
@@ -102,6 +120,10 @@ pub struct HostMode {
 
 impl HostMode {
     pub fn start(host: usize) -> Self {
+        Self::start_at(host, &Place::of(host))
+    }
+
+    pub fn start_at(host: usize, place: &Place) -> Self {
         let bubble = Running::start(&format!(
             "ip netns exec n{host} unshare --user --map-root-user --net sleep 1000"
         ));
@@ -124,7 +146,7 @@ impl HostMode {
         let this = Self {
             bubble,
             pid,
-            daemon: Self::daemon(host, pid),
+            daemon: Self::daemon_at(host, pid, place),
         };
         sh(&this.inside(
             "ip link set lo up; ip address add 10.0.2.100/24 dev ul; ip link set dev ul up; ip route add default via 10.0.2.2",
@@ -134,14 +156,18 @@ impl HostMode {
     }
 
     pub fn daemon(host: usize, pid: u32) -> Running {
+        Self::daemon_at(host, pid, &Place::of(host))
+    }
+
+    pub fn daemon_at(host: usize, pid: u32, place: &Place) -> Running {
+        let Place { address, port, mtu } = place;
         Running::start(&format!(
             "ip netns exec n{host} {daemon} overlay --etcd-endpoints https://192.0.2.254:2379 \
              --etcd-cacert ca.pem --etcd-cert client.pem --etcd-key client.key --node node{host} \
-             --host-ip 192.0.2.{host} --subnet-file subnet{host}.env --state-file state{host}.json \
-             --mode host --enter-pid {pid} --vni 4242 --mtu 1500 --socket-buffer 106496 --queues 2 --udp-port {port} \
+             --host-ip {address} --subnet-file subnet{host}.env --state-file state{host}.json \
+             --mode host --enter-pid {pid} --vni 4242 --mtu {mtu} --socket-buffer 106496 --queues 2 --udp-port {port} \
              >>daemon{host}.log 2>&1",
             daemon = env!("CARGO_BIN_EXE_hpk-net-daemon"),
-            port = 7000 + host,
         ))
     }
 

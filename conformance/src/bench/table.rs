@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_names_reference_ratio_aim_absence_and_failure() {
+    fn the_table_names_reference_ratio_aim_and_failure() {
         let row = |contender, values: [f64; 2], ratio| Row {
             contender,
             values: values.map(Some).to_vec(),

@@ -23,6 +23,7 @@ pub enum Malformed {
     Checksum,
     /// It can't be cut as its virtio header says.
     Segments,
+    /// It, or what it would be cut into, is longer than the device's MTU.
     TooLong,
 }
 
@@ -39,11 +40,23 @@ pub struct Cut {
 }
 
 /// Makes a frame ready for the wire: fills in its checksum, or says how it is
-/// to be cut.
-pub fn prepare(header: &VirtioHeader, frame: &mut [u8]) -> Result<Option<Cut>, Malformed> {
+/// to be cut. Nothing comes of it that is longer than `mtu`, of the device it
+/// was read from, bytes.
+pub fn prepare(
+    header: &VirtioHeader,
+    frame: &mut [u8],
+    mtu: usize,
+) -> Result<Option<Cut>, Malformed> {
+    let longest = LONGEST_FRAME.min(ETHERNET.saturating_add(mtu));
     match header.segments {
-        Some(segments) => Cut::new(&segments, header.checksum, frame).map(Some),
-        None if frame.len() > LONGEST_FRAME => Err(Malformed::TooLong),
+        Some(segments) => {
+            let cut = Cut::new(&segments, header.checksum, frame)?;
+            match cut.longest() > longest {
+                true => Err(Malformed::TooLong),
+                false => Ok(Some(cut)),
+            }
+        }
+        None if frame.len() > longest => Err(Malformed::TooLong),
         None => {
             if let Some(partial) = header.checksum {
                 complete(partial, frame)?;
@@ -85,6 +98,11 @@ impl Cut {
             Version::V4 => transport == ETHERNET + usize::from(frame[ETHERNET] & 0x0f) * 4,
             Version::V6 => transport >= ETHERNET + IPV6,
         };
+        let named = match version {
+            Version::V4 => frame[ETHERNET + 9],
+            Version::V6 if transport == ETHERNET + IPV6 => frame[ETHERNET + 6],
+            Version::V6 => protocol.number(),
+        };
         let length = match protocol {
             Protocol::Tcp => frame
                 .get(transport + 12)
@@ -98,9 +116,8 @@ impl Cut {
             && header <= LONGEST_HEADERS
             && header < frame.len()
             && frame.len() <= ETHERNET + usize::from(u16::MAX)
-            && size > 0
-            && header + size <= LONGEST_FRAME;
-        (at_transport && fits)
+            && size > 0;
+        (at_transport && named == protocol.number() && fits)
             .then_some(Self {
                 version,
                 protocol,
@@ -115,6 +132,11 @@ impl Cut {
     /// Length of each segment's headers, bytes.
     pub fn header(&self) -> usize {
         self.header
+    }
+
+    /// Length of the longest segment with its headers, bytes.
+    fn longest(&self) -> usize {
+        (self.header + self.size).min(self.end)
     }
 
     /// How many segments.

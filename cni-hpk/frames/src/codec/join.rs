@@ -109,16 +109,22 @@ impl Joiner {
         self.open.clear();
     }
 
-    /// Takes in the frame at `piece`. False: it is longer than it may be.
+    /// Takes in the frame at `piece`. False: it is longer than the MTU, and not
+    /// one that a kernel has left uncut and our device can cut.
     pub fn push(&mut self, memory: &mut [u8], piece: Piece, origin: Origin) -> bool {
         let frame = piece.of(memory);
+        let long = frame.len() > ETHERNET + self.mtu || origin.datagram.is_some();
+        if long && !origin.kernel {
+            return false;
+        }
         let Some(layout) = Layout::parse(frame) else {
-            self.start(piece, None, origin);
-            return true;
+            if !long {
+                self.start(piece, None, origin);
+            }
+            return !long;
         };
-        let joins = is_joinable(frame, &layout)
-            && origin.datagram.is_none()
-            && (self.udp || layout.protocol == Protocol::Tcp);
+        let joins =
+            is_joinable(frame, &layout) && !long && (self.udp || layout.protocol == Protocol::Tcp);
         let found = self.open.iter().rposition(|index| {
             let run = &self.runs[*index as usize];
             run.layout
@@ -134,8 +140,7 @@ impl Joiner {
             }
             self.open.remove(position);
         }
-        let long = layout.end - ETHERNET > self.mtu || origin.datagram.is_some();
-        if long && origin.kernel {
+        if long {
             return self.start_long(memory, piece, layout, origin);
         }
         let index = self.start(piece, Some(layout), origin);
@@ -169,12 +174,13 @@ impl Joiner {
     /// A frame that a kernel has not cut, for no device on the way needed it.
     fn start_long(&mut self, memory: &[u8], piece: Piece, layout: Layout, origin: Origin) -> bool {
         let frame = piece.of(memory);
+        let room = self.mtu.saturating_sub(layout.payload - ETHERNET);
         let size = match layout.protocol {
             // The sender's own size is not told; this one is right for us.
-            Protocol::Tcp => self.mtu.checked_sub(layout.payload - ETHERNET),
+            Protocol::Tcp => Some(room),
             Protocol::Udp => origin.datagram.map(usize::from).filter(|_| self.udp),
         };
-        let Some(size) = size.filter(|size| *size > 0) else {
+        let Some(size) = size.filter(|size| (1..=room).contains(size)) else {
             return false;
         };
         // Only what is left to a device can be cut by it.

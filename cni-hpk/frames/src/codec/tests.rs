@@ -3,10 +3,11 @@
 use proptest::prelude::*;
 
 use super::arrival::{Message, take};
-use super::cut::{Cut, prepare};
+use super::cut::{Cut, Malformed, prepare};
 use super::headers::*;
-use super::join::{Joiner, Piece};
+use super::join::{Joiner, Origin, Piece};
 use super::table::tests::{OWN, PEER, from, table};
+use super::table::{Refusal, VXLAN};
 use super::virtio::{PartialChecksum, Segmentation, Segments, VirtioHeader};
 
 const MTU: u32 = 1450;
@@ -132,7 +133,9 @@ impl Long {
 
     fn cut(&self) -> Vec<Vec<u8>> {
         let mut frame = self.frame();
-        let cut = prepare(&self.virtio(), &mut frame).unwrap().unwrap();
+        let cut = prepare(&self.virtio(), &mut frame, MTU as usize)
+            .unwrap()
+            .unwrap();
         segments(&cut, &frame)
     }
 }
@@ -199,7 +202,8 @@ fn long() -> impl Strategy<Value = Long> {
     (
         version,
         protocol,
-        1..=1398_u16,
+        // With the longest headers no longer than the MTU.
+        1..=1350_u16,
         2..=60_usize,
         flags,
         0..=10_usize,
@@ -303,7 +307,7 @@ proptest! {
             place.copy_from_slice(&version);
         }
         let Some(header) = VirtioHeader::read(&header) else { return Ok(()) };
-        if let Ok(Some(cut)) = prepare(&header, &mut frame) {
+        if let Ok(Some(cut)) = prepare(&header, &mut frame, MTU as usize) {
             let total: usize = segments(&cut, &frame).iter().map(|it| it.len() - cut.header()).sum();
             prop_assert_eq!(total, frame.len() - cut.header());
         }
@@ -402,6 +406,73 @@ fn a_kernels_udp_frame_that_was_not_cut_is_told_from_several_datagrams() {
 }
 
 #[test]
+fn what_is_longer_than_the_mtu_is_not_sent() {
+    let long = tcp(Version::V4, 3000, 1399);
+    let mut frame = long.frame();
+    let cut = |header, frame: &mut [u8]| prepare(&header, frame, MTU as usize);
+    assert_eq!(cut(long.virtio(), &mut frame), Err(Malformed::TooLong));
+    assert_eq!(
+        cut(VirtioHeader::default(), &mut frame),
+        Err(Malformed::TooLong)
+    );
+    // One segment that is shorter than it might be.
+    let mut frame = tcp(Version::V4, 1398, 1399).frame();
+    assert!(cut(long.virtio(), &mut frame).is_ok());
+}
+
+/// Whether a frame, with so much behind its packet, is taken.
+fn is_taken(kernel: bool, long: &Long, padding: usize, datagram: Option<u16>) -> bool {
+    let table = table(kernel);
+    let mut memory = [&table.header()[..], &long.frame(), &vec![0; padding]].concat();
+    let message = Message {
+        from: from(),
+        bytes: Piece {
+            start: 0,
+            end: memory.len(),
+        },
+        datagram,
+    };
+    let mut joiner = Joiner::new(MTU, true);
+    let taken = take(&table, &message, &mut memory, &mut joiner, |refusal| {
+        assert_eq!(refusal, Refusal::TooLong);
+    });
+    taken.frames == 1
+}
+
+#[test]
+fn what_is_longer_than_the_mtu_is_not_taken_unless_our_device_can_cut_it() {
+    let fits = tcp(Version::V4, 1398, 1398);
+    let long = tcp(Version::V4, 1399, 1398);
+    assert!(is_taken(false, &fits, 0, None));
+    assert!(!is_taken(false, &fits, 1, None), "padding counts");
+    assert!(!is_taken(false, &long, 0, None), "from mode host");
+    assert!(is_taken(true, &long, 0, None), "from a kernel's device");
+
+    let datagrams = |size: u16| Long {
+        protocol: Protocol::Udp,
+        ..tcp(Version::V4, 5000, size)
+    };
+    assert!(is_taken(true, &datagrams(1422), 0, Some(1422)));
+    assert!(!is_taken(true, &datagrams(1423), 0, Some(1423)));
+    assert!(!is_taken(false, &datagrams(1422), 0, Some(1422)));
+
+    // Of a protocol that no device cuts.
+    let mut other = long.frame();
+    other[23] = 47;
+    let table = table(true);
+    let mut memory = [&table.header()[..], &other].concat();
+    let bytes = Piece {
+        start: VXLAN,
+        end: memory.len(),
+    };
+    let origin = Origin {
+        kernel: true,
+        datagram: None,
+    };
+    assert!(!Joiner::new(MTU, true).push(&mut memory, bytes, origin));
+}
+
+#[test]
 fn a_partial_checksum_is_filled_in() {
     for version in [Version::V4, Version::V6] {
         let long = tcp(version, 999, 1000);
@@ -410,7 +481,7 @@ fn a_partial_checksum_is_filled_in() {
             segments: None,
             ..long.virtio()
         };
-        assert_eq!(prepare(&header, &mut frame), Ok(None));
+        assert_eq!(prepare(&header, &mut frame, MTU as usize), Ok(None));
         assert_eq!(reference(&covered(&frame, version)), 0xffff);
     }
 }

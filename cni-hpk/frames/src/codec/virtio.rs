@@ -8,6 +8,8 @@ pub const LENGTH: usize = 10;
 /// The checksum from `csum_start` on has still to be filled in; its field
 /// holds the pseudo header's sum.
 const NEEDS_CSUM: u8 = 1;
+/// The checksum has been looked at and is right.
+const DATA_VALID: u8 = 2;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
@@ -53,12 +55,16 @@ pub struct Segments {
 }
 
 impl VirtioHeader {
-    /// Reads what the kernel wrote. `None`: a kind that wasn't asked for.
+    /// Reads what the kernel, or a stranger, wrote. `None`: a flag or a kind
+    /// that no device here was asked for.
     pub fn read(bytes: &[u8; LENGTH]) -> Option<Self> {
+        if bytes[0] & !(NEEDS_CSUM | DATA_VALID) != 0 {
+            return None;
+        }
         let number = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         let cwr = bytes[1] & GSO_ECN != 0;
         let kind = match bytes[1] & !GSO_ECN {
-            0 => None,
+            0 if !cwr => None,
             GSO_TCPV4 => Some(Segmentation::Tcp4 { cwr }),
             GSO_TCPV6 => Some(Segmentation::Tcp6 { cwr }),
             GSO_UDP_L4 => Some(Segmentation::Udp),
@@ -75,6 +81,11 @@ impl VirtioHeader {
                 header: number(2),
             }),
         })
+    }
+
+    /// Whether the frame behind such a header is one of several segments.
+    pub fn is_segmented(bytes: &[u8]) -> bool {
+        bytes.get(1).is_some_and(|kind| *kind != 0)
     }
 
     pub fn write(&self) -> [u8; LENGTH] {
@@ -132,10 +143,12 @@ mod tests {
 
     #[test]
     fn fragmentation_offload_and_unknown_kinds_are_refused() {
-        for kind in [2, 3, 6, 0x7f] {
+        for kind in [2, 3, 6, 0x7f, GSO_ECN] {
             let mut bytes = [0; LENGTH];
             bytes[1] = kind;
             assert_eq!(VirtioHeader::read(&bytes), None);
         }
+        let bytes = [8, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(VirtioHeader::read(&bytes), None, "an unknown flag");
     }
 }

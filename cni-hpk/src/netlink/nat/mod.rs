@@ -90,18 +90,24 @@ pub struct Observed {
 }
 
 /// Looks at the chains of `bridge` in the calling thread's network namespace,
-/// with `wanted` or, if that is left open, with what works here.
-pub fn observe(bridge: &str, wanted: Option<Backend>) -> Result<Observed, Error> {
+/// with `wanted` or, if that is left open, with what works here. Where nothing
+/// is to be written, and nothing is there, that isn't tried: a transaction
+/// that isn't ended costs the kernel a grace period (synchronize_rcu), with
+/// everybody else's rules locked.
+pub fn observe(
+    bridge: &str,
+    wanted: Option<Backend>,
+    rules: &[Masquerade],
+) -> Result<Observed, Error> {
     let backend = match wanted {
         Some(backend) => Some(backend),
-        None => {
-            let comments = nft::read(bridge).unwrap_or_default();
-            if !comments.is_empty() {
+        None => match nft::read(bridge) {
+            Ok(comments) if !comments.is_empty() || rules.is_empty() => {
                 let backend = Some(Backend::Nftables);
                 return Ok(Observed { backend, comments });
             }
-            find()
-        }
+            _ => find(),
+        },
     };
     let comments = match backend {
         Some(Backend::Nftables) => nft::read(bridge)?,

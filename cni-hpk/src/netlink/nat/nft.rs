@@ -8,12 +8,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::message::{
-    CHANGE, Message, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, SUBSYSTEM, Socket,
-    next_attribute,
-};
+use super::message::{CHANGE, Message, NatSocket, SUBSYSTEM, next_attribute};
 use super::{Family, Masquerade};
 use crate::netlink::Error;
+use crate::netlink::socket::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 
 const TABLE: &str = "hpk";
 
@@ -27,8 +25,8 @@ pub fn is_usable() -> bool {
     };
     let mut batch = Batch::begin();
     batch.fill("probe", family, &[&rule]);
-    Socket::open()
-        .and_then(|socket| socket.transact(&batch.bytes, batch.changes))
+    NatSocket::open()
+        .and_then(|mut socket| socket.transact(&batch.bytes, batch.changes))
         .is_ok()
 }
 
@@ -36,15 +34,15 @@ pub fn is_usable() -> bool {
 /// there are no such chains.
 pub fn read(bridge: &str) -> Result<Vec<String>, Error> {
     let read_all = || {
-        let socket = Socket::open()?;
-        let mut comments = read_family(&socket, bridge, Family::Ipv4)?;
-        comments.extend(read_family(&socket, bridge, Family::Ipv6)?);
+        let mut socket = NatSocket::open()?;
+        let mut comments = read_family(&mut socket, bridge, Family::Ipv4)?;
+        comments.extend(read_family(&mut socket, bridge, Family::Ipv6)?);
         Ok(comments)
     };
     read_all().map_err(|source| Error::new("read NAT rules of", bridge, source))
 }
 
-fn read_family(socket: &Socket, bridge: &str, family: Family) -> io::Result<Vec<String>> {
+fn read_family(socket: &mut NatSocket, bridge: &str, family: Family) -> io::Result<Vec<String>> {
     let flags = NLM_F_REQUEST | NLM_F_DUMP;
     let mut message = Message::new(GET_RULE, flags, protocol(family), 0);
     message.text(RULE_TABLE, TABLE);
@@ -61,13 +59,13 @@ fn read_family(socket: &Socket, bridge: &str, family: Family) -> io::Result<Vec<
 /// Makes `rules` the only ones in the chains of `bridge`, in one transaction.
 pub fn replace(bridge: &str, rules: &[Masquerade]) -> Result<(), Error> {
     let write = || {
-        let socket = Socket::open()?;
+        let mut socket = NatSocket::open()?;
         let mut batch = Batch::begin();
         for family in Family::ALL {
             let of_family: Vec<&Masquerade> =
                 rules.iter().filter(|it| it.family() == family).collect();
             // No table for a family that has no rules and had none.
-            if !of_family.is_empty() || !read_family(&socket, bridge, family)?.is_empty() {
+            if !of_family.is_empty() || !read_family(&mut socket, bridge, family)?.is_empty() {
                 batch.fill(bridge, family, &of_family);
             }
         }

@@ -70,7 +70,7 @@ impl Prepared {
         let port = config.udp_port;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queues = config.queues.map_or(cores.min(MOST_QUEUES), usize::from);
-        let sockets = socket::open(port, queues, config.socket_buffer as usize)
+        let sockets = socket::open(config.host_ip, port, queues, config.socket_buffer as usize)
             .map_err(|source| Error::Socket { port, source })?;
         let bubble = match config.enter_pid {
             Some(pid) => {
@@ -87,13 +87,13 @@ impl Prepared {
     }
 
     /// Opens the TAP and starts moving frames.
-    pub async fn start(
+    pub fn start(
         self,
         netlink: &Netlink,
         own: &Own,
         state_file: &Path,
     ) -> Result<Forwarding, Error> {
-        let tap = open_tap(netlink, &own.device.name, self.sockets.len()).await?;
+        let tap = open_tap(netlink, &own.device.name, self.sockets.len())?;
         info!(
             queues = tap.queues.len(),
             udp_segments = tap.udp,
@@ -116,6 +116,7 @@ impl Prepared {
                 socket: socket.try_clone().map_err(Error::Thread)?,
                 view: View::new(table.clone()),
                 counters,
+                mtu: own.device.mtu,
             };
             let name = device.clone();
             spawn(format!("send{index}"), &end, move || Error::Tap {
@@ -160,16 +161,16 @@ impl Prepared {
     }
 }
 
-async fn open_tap(netlink: &Netlink, name: &str, queues: usize) -> Result<Tap, Error> {
-    let link = netlink.link(name).await?;
+fn open_tap(netlink: &Netlink, name: &str, queues: usize) -> Result<Tap, Error> {
+    let link = netlink.link(name)?;
     if link.as_ref().is_some_and(|link| link.kind != LinkKind::Tap) {
         // Of the other mode.
-        netlink.remove_link(name).await?;
+        netlink.remove_link(name)?;
     }
     let opened = match Tap::open(name, queues) {
         // Made by somebody else, without virtio headers or queues.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) && link.is_some() => {
-            netlink.remove_link(name).await?;
+            netlink.remove_link(name)?;
             Tap::open(name, queues)
         }
         opened => opened,

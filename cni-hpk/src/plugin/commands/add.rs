@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 
 use super::Run;
 use crate::netlink::link::VethPair;
-use crate::netlink::{Mac, Netlink, Route};
-use crate::plugin::attachments::Record;
+use crate::netlink::{Mac, Netlink};
+use crate::plugin::attachments::{Record, host_mac};
 use crate::plugin::config::Config;
 use crate::plugin::error::Error;
-use crate::plugin::plan::{PodInterface, gateway_routes};
+use crate::plugin::plan::{PodInterface, bridge_mac, pod_routes};
 use crate::plugin::pod::{self, PodNamespace};
 use crate::plugin::request::Request;
 use crate::plugin::tap::{self, TapRecord};
@@ -21,7 +21,7 @@ use crate::relay::folder_of;
 use crate::relay::wire::Form;
 
 impl Run<'_> {
-    pub(super) async fn add(&self) -> Result<AddResult, Error> {
+    pub(super) fn add(&self) -> Result<AddResult, Error> {
         let config = self.parsed.resolve()?;
         let request = Request::read(&self.parsed.conf, &self.invocation.args)?;
         let previous = self.parsed.conf.prev_result()?;
@@ -29,13 +29,10 @@ impl Run<'_> {
         let pod = self.pod()?;
         let netlink = Netlink::open()?;
         let _lock = self.lock()?;
-        self.clear(&netlink, pod.as_ref()).await?;
+        self.clear(&netlink, pod.as_ref())?;
         let own = match &self.parsed.conf.plugin.delegate {
             Some(block) => self.add_delegated(block, &config)?,
-            None => {
-                self.add_own(&netlink, pod.as_ref(), &config, &request)
-                    .await?
-            }
+            None => self.add_own(&netlink, pod.as_ref(), &config, &request)?,
         };
         Ok(match previous {
             Some(previous) => chained(previous, own),
@@ -45,19 +42,19 @@ impl Run<'_> {
 
     /// Removes what an ADD that was killed has left of this attachment. One
     /// that is whole must be DELeted first (CNI spec 2, "ADD").
-    async fn clear(&self, netlink: &Netlink, pod: Option<&PodNamespace>) -> Result<(), Error> {
+    fn clear(&self, netlink: &Netlink, pod: Option<&PodNamespace>) -> Result<(), Error> {
         let Some(record) = self.recorded()? else {
             return Ok(());
         };
         let in_pod = match pod {
-            Some(pod) => pod.link(&record.ifname).await?,
+            Some(pod) => pod.link(&record.ifname)?,
             None => None,
         };
-        let in_bubble = netlink.link(&record.host_name).await?;
+        let in_bubble = netlink.link(&record.host_name)?;
         if in_pod.is_some() || in_bubble.is_some() {
             return Err(self.attached());
         }
-        self.release(&record).await
+        self.release(&record)
     }
 
     fn attached(&self) -> Error {
@@ -86,18 +83,19 @@ impl Run<'_> {
         })
     }
 
-    async fn add_own(
+    fn add_own(
         &self,
         netlink: &Netlink,
         pod: Option<&PodNamespace>,
         config: &Config,
         request: &Request,
     ) -> Result<AddResult, Error> {
-        let restarted = async || self.sweep(netlink).await;
-        node::ensure(netlink, config, &self.parsed.data_dir, restarted).await?;
+        let restarted = || self.sweep(netlink);
+        let bridge = node::ensure(netlink, config, &self.parsed.data_dir, restarted)?;
         let record = self.record(self.parsed.ipam_conf(config), false);
         self.attachments.store(&record)?;
-        match self.attach(netlink, pod, config, request, &record).await {
+        let made = self.attach(bridge, netlink, pod, config, request, &record);
+        match made {
             Ok(result) => Ok(result),
             Err(error) => {
                 // The first error is the one to tell. What stays is on record.
@@ -109,15 +107,16 @@ impl Run<'_> {
                         .ipam(&record.conf)
                         .del(&record)
                         .and_then(|()| self.forget(&record)),
-                    _ => self.release(&record).await,
+                    _ => self.release(&record),
                 };
                 Err(error)
             }
         }
     }
 
-    async fn attach(
+    fn attach(
         &self,
+        bridge: u32,
         netlink: &Netlink,
         pod: Option<&PodNamespace>,
         config: &Config,
@@ -127,7 +126,7 @@ impl Run<'_> {
         let ipam = self.ipam(&record.conf);
         let lease = ipam.add(&config.ranges, &request.ips, &record.owner())?;
         let wanted = interface(config, record, &lease, request.mac)?;
-        match pod::make(netlink, pod, &wanted).await {
+        match pod::make(netlink, pod, &wanted, bridge) {
             Err(Error::Netlink(error)) if error.errno() == Some(libc::EEXIST) => {
                 return Err(self.attached());
             }
@@ -136,8 +135,7 @@ impl Run<'_> {
         if pod.is_some() && record.tap.is_some() {
             self.join_taps(record, &wanted)?;
         }
-        self.result(pod, netlink, config, record, &wanted, lease, request)
-            .await
+        self.result(pod, config, &wanted, lease, request)
     }
 
     /// Has the relay join the ends; what the pod's side is to do goes on
@@ -158,43 +156,30 @@ impl Run<'_> {
         tap::join(&record, self.netns()?, data_dir, self.folders())
     }
 
-    #[allow(clippy::too_many_arguments)] // all that an attachment is
-    async fn result(
+    fn result(
         &self,
         pod: Option<&PodNamespace>,
-        netlink: &Netlink,
         config: &Config,
-        record: &Record,
         wanted: &PodInterface,
         lease: AddResult,
         request: &Request,
     ) -> Result<AddResult, Error> {
-        let device = |name: &str, mac: Option<Mac>, sandbox: String| Interface {
+        let device = |name: &str, mac: Mac, sandbox: String| Interface {
             name: name.to_owned(),
-            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            mac: mac.to_string(),
             mtu: Some(config.mtu),
             sandbox,
             ..Interface::default()
         };
-        let mac_of = async |name: &str| -> Result<Option<Mac>, Error> {
-            Ok(netlink.link(name).await?.map(|link| link.mac))
+        let sandbox = match pod {
+            Some(_) => self.netns()?.display().to_string(),
+            None => String::new(),
         };
-        let (pod_mac, sandbox) = match pod {
-            Some(pod) => (
-                pod.link(&record.ifname).await?.map(|link| link.mac),
-                self.netns()?.display().to_string(),
-            ),
-            None => (None, String::new()),
-        };
-        let pod_mac = pod_mac.or(record.tap.as_ref().map(|_| wanted.veth.pod_mac));
+        let pair = &wanted.veth;
         let interfaces = vec![
-            device(&config.bridge, mac_of(&config.bridge).await?, String::new()),
-            device(
-                &record.host_name,
-                mac_of(&record.host_name).await?,
-                String::new(),
-            ),
-            device(&record.ifname, pod_mac, sandbox),
+            device(&config.bridge, bridge_mac(config), String::new()),
+            device(&pair.host_name, pair.host_mac, String::new()),
+            device(&pair.pod_name, pair.pod_mac, sandbox),
         ];
         let ips = lease.ips.iter().zip(gateways(config, &lease)?);
         let ips = ips.map(|(ip, gateway)| IpConfig {
@@ -268,32 +253,17 @@ pub(super) fn interface(
     let first = addresses
         .first()
         .ok_or_else(|| Error::Invalid("the IPAM plugin gave no address".to_owned()))?;
-    let gateways = gateways(config, lease)?;
-    let mut routes: Vec<Route> = Vec::new();
-    for (address, gateway) in addresses.iter().zip(&gateways) {
-        routes.extend(gateway_routes(*address, *gateway));
-    }
-    for asked in &lease.routes {
-        let same_family = |it: &&IpAddr| it.is_ipv4() == asked.dst.addr().is_ipv4();
-        let own = gateways.iter().find(same_family).copied();
-        let gateway = asked.gw.or(own);
-        let is_default = asked.dst.prefix_len() == 0;
-        routes.retain(|route| route.destination != asked.dst || route.gateway.is_none());
-        if is_default && gateway.is_none() {
-            continue;
-        }
-        routes.push(Route {
-            destination: asked.dst,
-            gateway,
-            onlink: gateway != own,
-            mtu: asked.mtu,
-        });
-    }
-    routes.dedup();
+    let with_gateways: Vec<(IpNet, IpAddr)> = addresses
+        .iter()
+        .copied()
+        .zip(gateways(config, lease)?)
+        .collect();
+    let routes = pod_routes(&with_gateways, &lease.routes);
     Ok(PodInterface {
         join: record.tap.as_ref().map(TapRecord::join).unwrap_or_default(),
         veth: VethPair {
             host_name: record.host_name.clone(),
+            host_mac: host_mac(&record.host_name),
             pod_name: record.ifname.clone(),
             pod_mac: mac.unwrap_or_else(|| Mac::of(first.addr())),
             mtu: config.mtu,

@@ -14,7 +14,7 @@ use crate::plugin::pod;
 use crate::plugin::{delegate, node};
 
 impl Run<'_> {
-    pub(super) async fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), Error> {
         let conf = &self.parsed.conf;
         let config = self.parsed.resolve()?;
         let netns = self.netns()?;
@@ -53,10 +53,10 @@ impl Run<'_> {
         let pod = self.pod()?;
         let netlink = Netlink::open()?;
         let mut lacks: Vec<String> = Vec::new();
-        for step in node::missing(&netlink, &config).await? {
+        for step in node::missing(&netlink, &config)? {
             lacks.push(format!("the bubble's side lacks {step:?}"));
         }
-        for step in pod::missing(&netlink, pod.as_ref(), &wanted).await? {
+        for step in pod::missing(&netlink, pod.as_ref(), &wanted)? {
             lacks.push(step.to_string());
         }
         if !lacks.is_empty() {
@@ -65,10 +65,7 @@ impl Run<'_> {
         let Some(pod) = pod else {
             return Ok(());
         };
-        let mac = pod
-            .link(&record.ifname)
-            .await?
-            .map(|link| link.mac.to_string());
+        let mac = pod.link(&record.ifname)?.map(|link| link.mac.to_string());
         match own_interface.filter(|it| !it.mac.is_empty()) {
             Some(it) if mac.as_deref() != Some(it.mac.to_lowercase().as_str()) => Err(
                 Error::Check(format!("its hardware address is not {}", it.mac)),

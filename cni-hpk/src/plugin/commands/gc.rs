@@ -12,7 +12,7 @@ use crate::plugin::{delegate, locks};
 
 impl Run<'_> {
     /// DELs what isn't among the valid attachments. Goes on after a failure.
-    pub(super) async fn gc(&self) -> Result<(), Error> {
+    pub(super) fn gc(&self) -> Result<(), Error> {
         let conf = &self.parsed.conf;
         let valid = conf
             .valid_attachments
@@ -29,10 +29,10 @@ impl Run<'_> {
         for record in self.attachments.load_all(&conf.name)? {
             if !record.is_among(valid) && self.is_callers(&record) {
                 let what = format!("{} {}", record.container_id, record.ifname);
-                note(what, self.release_stale(&record).await);
+                note(what, self.release_stale(&record));
             }
         }
-        note("interfaces".to_owned(), self.gc_links().await);
+        note("interfaces".to_owned(), self.gc_links());
         note("delegated plugins".to_owned(), self.gc_delegated());
         match failures.is_empty() {
             true => Ok(()),
@@ -46,9 +46,9 @@ impl Run<'_> {
         caller == self.parsed.conf.plugin.pod_side_of.as_ref()
     }
 
-    async fn release_stale(&self, record: &Record) -> Result<(), Error> {
+    fn release_stale(&self, record: &Record) -> Result<(), Error> {
         let _lock = locks::lock(&self.parsed.data_dir, record.scope())?;
-        self.release(record).await
+        self.release(record)
     }
 
     /// What is valid, and what is other callers'.
@@ -68,7 +68,7 @@ impl Run<'_> {
 
     /// Removes the bubble's ends of attachments that are neither valid nor on
     /// record any more.
-    async fn gc_links(&self) -> Result<(), Error> {
+    fn gc_links(&self) -> Result<(), Error> {
         let conf = &self.parsed.conf;
         let valid = self.kept()?;
         let kept: Vec<String> = valid
@@ -76,7 +76,7 @@ impl Run<'_> {
             .map(|it| host_name(&conf.name, &it.container_id, &it.ifname))
             .collect();
         let netlink = Netlink::open()?;
-        for link in netlink.links().await? {
+        for link in netlink.links()? {
             let words: Vec<&str> = link.alias.split(' ').collect();
             let [network, container_id, ifname] = words[..] else {
                 continue;
@@ -84,7 +84,7 @@ impl Run<'_> {
             let ours =
                 network == conf.name && link.name == host_name(network, container_id, ifname);
             if ours && !kept.contains(&link.name) {
-                netlink.remove_link(&link.name).await?;
+                netlink.remove_link(&link.name)?;
             }
         }
         Ok(())
@@ -121,8 +121,8 @@ impl Run<'_> {
 
     /// Gives back what attachments of the bubble's life before had. Whoever is
     /// at work holds a lock; what is alive has an interface.
-    pub(super) async fn sweep(&self, netlink: &Netlink) {
-        let swept = async || -> Result<(), Error> {
+    pub(super) fn sweep(&self, netlink: &Netlink) {
+        let swept = || -> Result<(), Error> {
             let mut alive = vec![Owner {
                 container_id: self.invocation.container_id.clone(),
                 ifname: self.invocation.ifname.clone(),
@@ -130,8 +130,8 @@ impl Run<'_> {
             for record in self.attachments.load_every()? {
                 let lock = locks::try_lock(&self.parsed.data_dir, record.scope())?;
                 let is_free = lock.is_some() && !record.delegated;
-                if is_free && netlink.link(&record.host_name).await?.is_none() {
-                    self.release(&record).await?;
+                if is_free && netlink.link(&record.host_name)?.is_none() {
+                    self.release(&record)?;
                 } else if record.network == self.parsed.conf.name {
                     alive.push(record.owner());
                 }
@@ -139,7 +139,7 @@ impl Run<'_> {
             let conf = Value::Object(self.parsed.conf.source.clone());
             self.ipam(&conf).keep_only(&alive)
         };
-        if let Err(error) = swept().await {
+        if let Err(error) = swept() {
             // ADD can do without; GC will come across it again.
             eprintln!(
                 "cni-hpk: clear what a former bubble left: {error}: {}",

@@ -10,12 +10,12 @@ use crate::subnet::OverlayState;
 
 impl Run<'_> {
     /// Whether an ADD could be taken now.
-    pub(super) async fn status(&self) -> Result<(), Error> {
-        let ready = self.ready().await;
+    pub(super) fn status(&self) -> Result<(), Error> {
+        let ready = self.ready();
         ready.map_err(|error| Error::Environment(error.into_status_object()))
     }
 
-    async fn ready(&self) -> Result<(), Error> {
+    fn ready(&self) -> Result<(), Error> {
         let config = self.parsed.resolve()?;
         if let Some(block) = &self.parsed.conf.plugin.delegate {
             let conf = self.parsed.delegate_conf(block, &config)?;
@@ -29,7 +29,7 @@ impl Run<'_> {
             None => None,
         };
         if let Some(state) = overlay {
-            let link = Netlink::open()?.link(&state.device).await?;
+            let link = Netlink::open()?.link(&state.device)?;
             if !link.is_some_and(|link| link.up) {
                 return Err(Error::OverlayDown(state.device));
             }

@@ -71,6 +71,7 @@ fn interface() -> PodInterface {
         join: Join::Veth,
         veth: VethPair {
             host_name: "hpk0123456789ab".to_owned(),
+            host_mac: Mac::default(),
             pod_name: "eth0".to_owned(),
             pod_mac: Mac::default(),
             mtu: 1450,
@@ -208,7 +209,7 @@ fn a_pod_of_both_families_takes_no_redirects() {
     let mut dual = interface();
     dual.addresses.push("fd00:3::7/64".parse().unwrap());
     let steps = plan_pod(&dual, &ObservedPod::default()).unwrap();
-    assert_eq!(steps[1], PodStep::QuietIpv6);
+    assert_eq!(steps[2], PodStep::QuietIpv6);
     assert_eq!(steps.len(), 9);
 }
 
