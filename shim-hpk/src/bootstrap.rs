@@ -32,8 +32,9 @@ use containerd_shim::{
         shim::oci::Options,
     },
 };
+use hpk_cgroup::hierarchies;
 
-use crate::{cgroup::hierarchies, config, error::Error, serve};
+use crate::{config, error::Error, serve};
 
 /// As in containerd.
 const INPUT_LIMIT: u64 = 10 << 20;

@@ -16,7 +16,6 @@ use nix::{
 
 use crate::{
     bootstrap::timestamp,
-    cgroup::{self, freezer},
     error::Error,
     procfs::Membership,
     record::{self, Identity},
@@ -44,8 +43,8 @@ pub fn delete(bundle: &Path) -> Result<DeleteResponse, Error> {
 /// socket if nobody serves it. Gives the former pid of the container. Safe to repeat.
 fn clean(bundle: &Path) -> Result<u32, Error> {
     let remembered = record::read(bundle)?;
-    let leaves: Vec<PathBuf> = cgroup::leaves(&remembered.cgroup).cloned().collect();
-    freezer::thaw_all(&leaves);
+    let leaves: Vec<PathBuf> = hpk_cgroup::leaves(&remembered.cgroup).cloned().collect();
+    hpk_cgroup::freezer::thaw_all(&leaves);
     let mut pid = 0;
     for identity in &remembered.processes {
         pid = identity.pid;
@@ -53,7 +52,7 @@ fn clean(bundle: &Path) -> Result<u32, Error> {
     }
     end_all_in(&leaves)?;
     let deadline = Instant::now() + END_LIMIT;
-    while let Err(source) = cgroup::try_remove(&remembered.cgroup) {
+    while let Err(source) = hpk_cgroup::try_remove(&remembered.cgroup) {
         if Instant::now() > deadline {
             return Err(Error::system("remove the container's cgroup")(source));
         }

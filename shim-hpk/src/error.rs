@@ -56,6 +56,8 @@ pub enum Error {
     Precondition(String),
     #[error("{0} is not implemented by this runtime")]
     Unimplemented(&'static str),
+    #[error(transparent)]
+    Cgroup(#[from] hpk_cgroup::Error),
 }
 
 impl Error {
@@ -70,23 +72,31 @@ impl Error {
 
     fn code(&self) -> ttrpc::Code {
         match self {
-            Self::Unimplemented(_) => ttrpc::Code::UNIMPLEMENTED,
+            Self::Unimplemented(_) | Self::Cgroup(hpk_cgroup::Error::NoFreezer) => {
+                ttrpc::Code::UNIMPLEMENTED
+            }
             // Not UNIMPLEMENTED: containerd takes that for an older Task API, and tries it instead.
             Self::Unsupported { .. }
             | Self::Invalid { .. }
             | Self::Spec { .. }
-            | Self::ExecSpec(_) => ttrpc::Code::INVALID_ARGUMENT,
+            | Self::ExecSpec(_)
+            | Self::Cgroup(hpk_cgroup::Error::Invalid { .. }) => ttrpc::Code::INVALID_ARGUMENT,
             Self::NotFound(_) => ttrpc::Code::NOT_FOUND,
             Self::AlreadyExists(_) => ttrpc::Code::ALREADY_EXISTS,
             Self::Precondition(_) => ttrpc::Code::FAILED_PRECONDITION,
-            Self::TimedOut { .. } => ttrpc::Code::DEADLINE_EXCEEDED,
+            Self::TimedOut { .. } | Self::Cgroup(hpk_cgroup::Error::NotFrozen { .. }) => {
+                ttrpc::Code::DEADLINE_EXCEEDED
+            }
             Self::File { .. }
             | Self::System { .. }
             | Self::NoEngine { .. }
             | Self::NoPause { .. }
             | Self::Engine { .. }
             | Self::Container(_)
-            | Self::Logger { .. } => ttrpc::Code::UNKNOWN,
+            | Self::Logger { .. }
+            | Self::Cgroup(
+                hpk_cgroup::Error::File { .. } | hpk_cgroup::Error::NotHandedOver { .. },
+            ) => ttrpc::Code::UNKNOWN,
         }
     }
 }

@@ -6,12 +6,9 @@ use containerd_shim::protos::{
     types::introspection::{RuntimeInfo, RuntimeVersion},
 };
 
-use crate::{
-    RUNTIME,
-    cgroup::hierarchies::{self, Version},
-    error::Error,
-    plan,
-};
+use hpk_cgroup::hierarchies::{self, Version};
+
+use crate::{RUNTIME, error::Error, plan};
 
 /// The key of the annotation that tells of cgroups.
 const CGROUP: &str = "io.hpk.cgroup";
@@ -39,24 +36,13 @@ pub fn runtime_info() -> Result<RuntimeInfo, Error> {
 
 /// `v1: cpu,memory` or `v2: …`, those in which the shim's own user may make a cgroup; or `none`.
 fn cgroups() -> std::io::Result<String> {
-    let mut version = None;
-    let mut names = Vec::new();
-    for hierarchy in hierarchies::probe()? {
-        let writable = [
-            hierarchy.mount.clone(),
-            hierarchy.mount.join(&hierarchy.own),
-        ]
-        .iter()
-        .any(|d| nix::unistd::access(d, nix::unistd::AccessFlags::W_OK).is_ok());
-        if writable {
-            version = Some(hierarchy.version);
-            names.extend(hierarchy.controllers);
-        }
-    }
-    Ok(match version {
+    let hierarchies = hierarchies::probe()?;
+    let names = hierarchies::usable(&hierarchies).join(",");
+    let version = hierarchies.first().map(|h| h.version);
+    Ok(match version.filter(|_| !names.is_empty()) {
         None => "none".to_owned(),
-        Some(Version::V1) => format!("v1: {}", names.join(",")),
-        Some(Version::V2) => format!("v2: {}", names.join(",")),
+        Some(Version::V1) => format!("v1: {names}"),
+        Some(Version::V2) => format!("v2: {names}"),
     })
 }
 

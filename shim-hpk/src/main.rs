@@ -8,7 +8,7 @@
 //!
 //! Layout:
 //! - [`config`] – the bundle's spec. [`plan`] – what it takes. [`apply`] – doing it.
-//! - [`cgroup`] – limits, Pause, figures, where a cgroup can be had.
+//! - crate `hpk-cgroup` – limits, Pause, where a cgroup can be had. [`stats`] – figures.
 //! - [`service`] – the Task API. [`life`] – which call is legal when. [`events`].
 //! - [`stdio`], [`fifo`], [`logger`], [`terminal`] – FIFOs, files, loggers, terminals.
 //! - [`procfs`] – processes and their resource use. [`record`], [`cleanup`] – for `delete`.
@@ -17,7 +17,6 @@
 
 mod apply;
 mod bootstrap;
-mod cgroup;
 mod cleanup;
 mod config;
 mod error;
@@ -31,6 +30,7 @@ mod procfs;
 mod record;
 mod serve;
 mod service;
+mod stats;
 mod stdio;
 mod terminal;
 

@@ -24,7 +24,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 pub use mounts::MOUNT_OPTIONS;
 pub use process::capability_name;
 
-use crate::{cgroup, config, error::Error};
+use crate::{config, error::Error};
 
 /// A path whose mounts are opened for the container, in the order of their descriptors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub struct Container {
     pub sources: Vec<Source>,
     pub setup: wire::Setup,
     pub process: wire::Process,
-    pub cgroup: cgroup::Request,
+    pub cgroup: hpk_cgroup::Request,
     /// Asked for, and not done: for the log.
     pub warnings: Vec<String>,
 }
@@ -141,8 +141,8 @@ pub fn container(
             keep_sys: planned.keep_sys,
         },
         process,
-        cgroup: cgroup::Request {
-            path: cgroup::path(linux.cgroups_path().as_deref(), id)?,
+        cgroup: hpk_cgroup::Request {
+            path: hpk_cgroup::path(linux.cgroups_path().as_deref(), id)?,
             resources: linux.resources().clone().unwrap_or_default(),
         },
         warnings: planned.warnings,

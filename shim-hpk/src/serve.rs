@@ -17,12 +17,12 @@ use containerd_shim::{
         ttrpc::asynchronous::{Server, Service as TtrpcService},
     },
 };
+use hpk_cgroup::hierarchies;
 use hpk_pause::sys;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     apply::{programs::Programs, reaper::Reaper},
-    cgroup::hierarchies,
     error::Error,
     events::Events,
     plan::ids::Mapped,

@@ -18,10 +18,10 @@ use std::{
 };
 
 use containerd_shim::asynchronous::ExitSignal;
+use hpk_cgroup::Hierarchy;
 
 use crate::{
     apply::{programs::Programs, reaper::Reaper},
-    cgroup::Hierarchy,
     error::Error,
     events::Events,
     logger::Owner,

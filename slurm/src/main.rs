@@ -22,6 +22,7 @@ mod allocation;
 mod attempts;
 mod backoff;
 mod bubble;
+mod cgroups;
 mod clock;
 mod cluster;
 mod doctor;

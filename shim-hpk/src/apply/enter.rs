@@ -10,11 +10,12 @@ use std::{
     process::{Command, Stdio},
 };
 
+use hpk_cgroup::Cgroup;
 use hpk_pause::wire;
 use nix::sched::CloneFlags;
 
 use super::{Waiting, channel, programs::Programs, reaper};
-use crate::{cgroup::Cgroup, error::Error};
+use crate::error::Error;
 
 /// In the order they are joined: the mount namespace before the last, as /proc goes with it.
 const NAMESPACES: [(&str, CloneFlags); 6] = [

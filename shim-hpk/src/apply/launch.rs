@@ -20,6 +20,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use hpk_cgroup::Cgroup;
 use hpk_pause::{sys, wire};
 use nix::{
     mount::MsFlags,
@@ -33,7 +34,6 @@ use nix::{
 
 use super::{Waiting, channel, programs::Programs, reaper};
 use crate::{
-    cgroup::Cgroup,
     error::Error,
     plan::{self, PidNamespace, Source, engine, rootfs},
     record::Record,

@@ -1,10 +1,10 @@
 //! What a mount of type cgroup shows: the container's own cgroup, in each hierarchy.
 
+use hpk_cgroup::View;
 use hpk_pause::wire;
 use nix::mount::MsFlags;
 
 use super::{Container, Source, first_source, mounts::CGROUP};
-use crate::cgroup::View;
 
 /// Where the hierarchies are outside.
 const HIERARCHIES: &str = "/sys/fs/cgroup";

@@ -216,8 +216,8 @@ fn with_cgroup_mount() -> Container {
     ]}))
 }
 
-fn view(name: Option<&str>, path: &str) -> cgroup::View {
-    cgroup::View {
+fn view(name: Option<&str>, path: &str) -> hpk_cgroup::View {
+    hpk_cgroup::View {
         name: name.map(str::to_owned),
         path: path.into(),
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
+use hpk_cgroup::{Cgroup, oom};
 use hpk_pause::wire;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -10,7 +11,6 @@ use crate::{
         channel::Channel,
         reaper::{Exit, ExitReceiver},
     },
-    cgroup::{Cgroup, oom},
     error::Error,
     life::Life,
     procfs::Membership,

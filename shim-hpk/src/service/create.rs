@@ -7,6 +7,7 @@ use std::{
 };
 
 use containerd_shim::protos::events::task::TaskExit;
+use hpk_cgroup::Cgroup;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -21,7 +22,6 @@ use crate::{
         reaper::{Exit, ExitReceiver, ended},
     },
     bootstrap::timestamp,
-    cgroup::Cgroup,
     config,
     error::Error,
     plan,
@@ -86,7 +86,7 @@ impl Service {
                 }
                 made
             }
-            Err(e) => Err(e),
+            Err(e) => Err(e.into()),
         };
         if made.is_err() {
             self.containers().remove(&id);

@@ -6,14 +6,11 @@ use containerd_shim::protos::{
     events::task::{TaskOOM, TaskPaused, TaskResumed},
     protobuf::well_known_types::any::Any,
 };
+use hpk_cgroup::{Cgroup, oom};
 use oci_spec::runtime::LinuxResources;
 
 use super::{Service, containers::Watched};
-use crate::{
-    cgroup::{Cgroup, oom, stats},
-    error::Error,
-    life::Life,
-};
+use crate::{error::Error, life::Life, stats};
 
 impl Service {
     /// Stops all processes of a running container until [`Service::resume_container`].

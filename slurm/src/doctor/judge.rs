@@ -54,6 +54,7 @@ pub fn judge(seen: &Observed) -> Vec<Finding> {
                 "see README.md, \"On a real cluster\"",
             ),
         },
+        limits(seen),
         local(seen),
         home(seen),
     ]
@@ -183,6 +184,28 @@ fn device(what: &'static str, answer: &Result<(), String>, ask: &str) -> Finding
     }
 }
 
+fn limits(seen: &Observed) -> Finding {
+    const WHAT: &str = "pods' limits";
+    let missing: Vec<&str> = match &seen.limits {
+        Err(error) => return warning(WHAT, error.clone(), ""),
+        Ok(usable) => ["cpu", "memory"]
+            .into_iter()
+            .filter(|name| !usable.iter().any(|have| have == name))
+            .collect(),
+    };
+    if missing.is_empty() {
+        return fine(WHAT, "CPU and memory limits are enforced");
+    }
+    warning(
+        WHAT,
+        format!(
+            "no cgroup of {} may be made: not enforced",
+            missing.join(" and ")
+        ),
+        "ask for a cgroup that your jobs may write (v2: delegated to the job; else its name in HPK_CGROUP)",
+    )
+}
+
 fn uplink(seen: &Observed) -> Finding {
     const WHAT: &str = "uplink";
     match (&seen.pasta, &seen.slirp4netns) {
@@ -240,6 +263,7 @@ pub mod tests {
             pasta: Some("/usr/bin/pasta".into()),
             slirp4netns: None,
             overlay: Ok(()),
+            limits: Ok(vec!["cpu".into(), "memory".into()]),
             image: Ok("/x/hpk-bubble.sif".into()),
             local: Ok(place("tmpfs")),
             home: Ok(place("nfs4")),
@@ -271,6 +295,17 @@ pub mod tests {
         let found = finding(&seen, "subuid and subgid");
         assert_eq!(found.verdict, Verdict::Missing);
         assert!(found.ask.contains("usermod --add-subuids"));
+    }
+
+    #[test]
+    fn limits_that_nobody_enforces_are_a_warning_that_names_them() {
+        let seen = Observed {
+            limits: Ok(vec!["cpu".into()]),
+            ..healthy()
+        };
+        let found = finding(&seen, "pods' limits");
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.found.contains("no cgroup of memory"), "{found:?}");
     }
 
     #[test]

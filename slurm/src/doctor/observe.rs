@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use nix::sys::statvfs::statvfs;
 
-use crate::{files, own_path, settings};
+use crate::{cgroups, files, own_path, settings};
 
 /// What was seen. Each field is as the host has it; `judge` says what it means.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct Observed {
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,
     pub overlay: Result<(), String>,
+    /// Cgroup controllers whose limits pods can have.
+    pub limits: Result<Vec<String>, String>,
     pub image: Result<PathBuf, String>,
     pub local: Result<Place, String>,
     pub home: Result<Place, String>,
@@ -116,6 +118,7 @@ pub fn observe() -> Observed {
         pasta: files::find_program("pasta", &path),
         slirp4netns: files::find_program("slirp4netns", &path),
         overlay: probe_overlay().map_err(text),
+        limits: cgroups::usable().map_err(text),
         image: own_path()
             .and_then(|own| settings::find_image(&own, home.as_deref().unwrap_or(Path::new("/"))))
             .map_err(text),

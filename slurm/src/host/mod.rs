@@ -27,7 +27,9 @@ use crate::cluster::{Cluster, Folder, Node};
 use crate::forward::Forward;
 use crate::local::{self, OpenFolder};
 use crate::settings::{API_PORT, ETCD_PORT, OVERLAY_PORT};
-use crate::{Role, attempts, doctor, files, link, own_path, ports, routes, settings, sweep};
+use crate::{
+    Role, attempts, cgroups, doctor, files, link, own_path, ports, routes, settings, sweep,
+};
 use binds::Sources;
 use helpers::{Part, Plan};
 use instance::Instance;
@@ -71,6 +73,7 @@ async fn run_bubble(id: &str, role: Role, folder: &Folder) -> Result<()> {
         Role::Auto => node.index == 1,
     };
     doctor::require_essentials()?;
+    cgroups::sweep()?;
     if let Err(error) = sweep::sweep_local(&settings::hpk_home()?, &node.name) {
         eprintln!("hpk: {}: what earlier jobs left: {error:#}", node.name);
     }
@@ -84,14 +87,22 @@ async fn run_bubble(id: &str, role: Role, folder: &Folder) -> Result<()> {
         controller,
         local: &local,
     };
-    let watched = bubble.start_and_watch(&mut stop).await;
-    attempts::all([watched, local::remove_recorded(folder, &node.name)])
+    let watched = match cgroups::enter(id) {
+        Ok(()) => bubble.start_and_watch(&mut stop).await,
+        Err(error) => Err(error),
+    };
+    attempts::all([
+        watched,
+        local::remove_recorded(folder, &node.name),
+        cgroups::leave(id),
+    ])
 }
 
 /// `hpk-bubble ID clean`: what a killed predecessor left on this host.
 pub fn clean(id: &str) -> Result<ExitCode> {
     let folder = Folder::of(&settings::hpk_home()?, id);
-    local::clean(&folder, id, &node_name()?, &settings::local_parent())?;
+    let cleaned = local::clean(&folder, id, &node_name()?, &settings::local_parent());
+    attempts::all([cleaned, cgroups::sweep()])?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -201,6 +201,10 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
             ("runtime", "/usr/local/bin/containerd-shim-hpk-v2".into()),
             ("pause-binary", "/usr/local/bin/hpk-pause".into()),
             ("image-store", spec.store.display().to_string()),
+            (
+                "seccomp-dir",
+                spec.store.with_file_name("seccomp").display().to_string(),
+            ),
             ("registries", spec.registries.display().to_string()),
             ("cluster-dns", spec.network.dns().to_string()),
             ("cluster-domain", spec.network.domain.clone()),

@@ -1,20 +1,23 @@
-//! A container's cgroup, where the hierarchies let the shim make one.
+//! Cgroups of containers and pods, where the hierarchies let this process make one.
 //!
-//! A cgroup is made at the spec's `linux.cgroupsPath` (under root's containerd that always works), or
-//! else below the shim's own (a subtree that the site hands to the user). Whether it could be is
-//! found out per hierarchy, with the container's own limits: a limit without a place to write it to
-//! is reported by its name, everything else that fails stops the container.
+//! A cgroup is made at the path that is asked for (under root's containerd that always works), or
+//! else at that path below this process's own (a subtree that the site hands to the user). Whether
+//! it could be is found out per hierarchy, with the limits asked for: a limit without a place to
+//! write it to is reported by its name, everything else that fails is an error.
 //!
 //! Layout:
 //! - [`hierarchies`] – what is mounted here. [`limits`] – which value goes into which file.
+//! - [`delegated`] – the subtree that is the user's. [`group`] – a pod's, around those of its containers.
 //! - [`freezer`] – Pause and Resume. [`oom`] – who tells of a kill for lack of memory.
-//! - [`stats`] – figures.
+//! - [`error`]
 
+pub mod delegated;
+pub mod error;
 pub mod freezer;
+pub mod group;
 pub mod hierarchies;
 pub mod limits;
 pub mod oom;
-pub mod stats;
 
 use std::{
     io,
@@ -24,15 +27,14 @@ use std::{
 
 use oci_spec::runtime::LinuxResources;
 
+pub use error::Error;
 pub use hierarchies::{Hierarchy, Version};
-
-use crate::error::Error;
 
 /// A zombie holds its cgroup until it is reaped, and the kernel empties one behind the scenes.
 const REMOVE_LIMIT: Duration = Duration::from_secs(5);
 const REMOVE_POLL: Duration = Duration::from_millis(2);
 
-/// Where a container's cgroup shall be, and its limits.
+/// Where a cgroup shall be, and its limits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Request {
     /// Relative to each hierarchy's mount.
@@ -150,10 +152,7 @@ impl Cgroup {
 
     fn make_directory(&mut self, hierarchy: &Hierarchy, path: &Path) -> io::Result<PathBuf> {
         match self.try_directory(hierarchy, path) {
-            Err(e) if is_denied(&e) => {
-                let name = path.file_name().unwrap_or(path.as_os_str());
-                self.try_directory(hierarchy, &hierarchy.own.join(name))
-            }
+            Err(e) if is_denied(&e) => self.try_directory(hierarchy, &hierarchy.own.join(path)),
             other => other,
         }
     }
@@ -210,7 +209,7 @@ impl Cgroup {
                 // Who can't make a cgroup can't make device nodes either.
                 if write.controller != "devices" {
                     warnings.push(format!(
-                        "{} is not enforced: the shim may make no cgroup of the controller {} here",
+                        "{} is not enforced: no cgroup of the controller {} may be made here",
                         write.field, write.controller
                     ));
                 }

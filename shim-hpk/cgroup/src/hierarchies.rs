@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
+
+use crate::delegated::PROCESSES;
+
 /// Which interface files a hierarchy has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -17,7 +21,7 @@ pub struct Hierarchy {
     /// this process's cgroup (v2).
     pub controllers: Vec<String>,
     pub mount: PathBuf,
-    /// This process's cgroup, relative to the mount.
+    /// This process's cgroup, relative to the mount; of one that was handed over, the whole.
     pub own: PathBuf,
 }
 
@@ -29,6 +33,16 @@ pub fn probe() -> std::io::Result<Vec<Hierarchy>> {
     let mut found = choose(parse(&mounts, &own));
     found.retain_mut(|h| h.version == Version::V1 || read_controllers(h));
     Ok(found)
+}
+
+/// Controllers of those in which this process may make a cgroup.
+pub fn usable(hierarchies: &[Hierarchy]) -> Vec<String> {
+    let is_writable = |h: &&Hierarchy| {
+        let places = [h.mount.clone(), h.mount.join(&h.own)];
+        places.iter().any(|d| access(d, AccessFlags::W_OK).is_ok())
+    };
+    let usable = hierarchies.iter().filter(is_writable);
+    usable.flat_map(|h| h.controllers.iter().cloned()).collect()
 }
 
 /// Whether the v2 tree can be seen; its mount may lie under another one.
@@ -86,11 +100,17 @@ fn parse(mounts: &str, own: &str) -> Vec<Hierarchy> {
                 // In a mount of a part of the hierarchy that isn't ours, ours can't be named.
                 own: Path::new(own)
                     .strip_prefix(&root)
-                    .map_or(PathBuf::new(), Path::to_owned),
+                    .map_or(PathBuf::new(), whole),
                 controllers,
             })
         })
         .collect()
+}
+
+/// Beside a cgroup that has only processes there is room for others.
+fn whole(own: &Path) -> PathBuf {
+    let parent = own.parent().filter(|_| own.ends_with(PROCESSES));
+    parent.unwrap_or(own).to_owned()
 }
 
 /// The options that name a v1 hierarchy, out of all of its superblock's.

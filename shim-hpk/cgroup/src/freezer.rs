@@ -2,8 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{Cgroup, Version};
-use crate::error::Error;
+use super::{Cgroup, Error, Version};
 
 /// A process in an uninterruptible call freezes once that is through.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -22,11 +21,9 @@ impl Cgroup {
     /// Freezes all its processes, and waits until they are.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if one can't be frozen; all run again then.
+    /// [`Error::NotFrozen`] if one can't be frozen; all run again then.
     pub async fn freeze(&self) -> Result<(), Error> {
-        let (version, directory) = self.freezer().ok_or(Error::Unimplemented(
-            "pause (no cgroup freezer the shim may use)",
-        ))?;
+        let (version, directory) = self.freezer().ok_or(Error::NoFreezer)?;
         let waited = tokio::time::timeout(LIMIT, async {
             loop {
                 set(version, directory, true)?;
@@ -39,8 +36,7 @@ impl Cgroup {
         .await;
         waited.unwrap_or_else(|_| {
             set(version, directory, false)?;
-            Err(Error::TimedOut {
-                what: "the cgroup freezer",
+            Err(Error::NotFrozen {
                 seconds: LIMIT.as_secs(),
             })
         })

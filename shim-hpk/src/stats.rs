@@ -9,7 +9,8 @@ use containerd_shim::protos::{
     protobuf::{self, Message, well_known_types::any::Any},
 };
 
-use super::{Cgroup, Version};
+use hpk_cgroup::{Cgroup, Version};
+
 use crate::procfs;
 
 /// What a limit that isn't set reads as.

@@ -6,8 +6,7 @@ use oci_spec::runtime::{
     LinuxThrottleDevice,
 };
 
-use super::Version;
-use crate::error::Error;
+use super::{Error, Version};
 
 /// One value for one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
