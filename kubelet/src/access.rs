@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::jiff::Timestamp;
 
 use crate::agent::Agent;
 use crate::pod::admission;
@@ -16,6 +17,8 @@ use crate::pod::record::{Instance, PodRecord};
 use crate::pod::state::State;
 use crate::quantity::Quantity;
 use crate::server::access::{AccessError, ContainerQuery, ContainerRef, PodAccess, PodRef, Run};
+use crate::usage::Usage;
+use crate::usage::collect::collect;
 
 /// One pod as it stands.
 #[derive(Debug, Clone)]
@@ -79,16 +82,31 @@ impl Entry {
         })
     }
 
-    /// The reason for which the container waits.
-    fn waiting(&self, name: &str) -> Option<String> {
+    /// Containers that run, by name.
+    pub fn running(&self) -> impl Iterator<Item = (&str, &Run)> {
+        self.containers.iter().filter_map(|(name, (current, _))| {
+            let run = current.as_ref().filter(|run| run.running)?;
+            Some((name.as_str(), run))
+        })
+    }
+
+    /// When the present run of a container began.
+    pub fn started_at(&self, name: &str) -> Option<Timestamp> {
+        let running = self.status(name)?.state.as_ref()?.running.as_ref()?;
+        Some(running.started_at.as_ref()?.0)
+    }
+
+    fn status(&self, name: &str) -> Option<&ContainerStatus> {
         let status = self.pod.status.as_ref()?;
         let lists = [&status.init_container_statuses, &status.container_statuses];
-        let found: Option<&ContainerStatus> = lists
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find(|status| status.name == name);
-        found?.state.as_ref()?.waiting.as_ref()?.reason.clone()
+        let mut all = lists.into_iter().flatten().flatten();
+        all.find(|status| status.name == name)
+    }
+
+    /// The reason for which the container waits.
+    fn waiting(&self, name: &str) -> Option<String> {
+        let waiting = self.status(name)?.state.as_ref()?.waiting.as_ref()?;
+        waiting.reason.clone()
     }
 }
 
@@ -166,6 +184,10 @@ impl PodAccess for Agent {
     async fn pods(&self) -> Vec<Pod> {
         let entries = self.registry.all().into_iter();
         entries.map(|entry| (*entry.pod).clone()).collect()
+    }
+
+    async fn usage(&self) -> std::io::Result<Usage> {
+        collect(self).await
     }
 
     async fn container(&self, query: &ContainerQuery) -> Result<ContainerRef, AccessError> {

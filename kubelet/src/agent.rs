@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use hpk_shim_client::Bootstrap;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::runtime::reflector::Store;
 
@@ -16,8 +17,8 @@ use crate::env::Facts;
 use crate::events::Recorder;
 use crate::images::Images;
 use crate::network::Network;
-use crate::spec::Host;
 use crate::spec::files::Resolver;
+use crate::spec::{Host, seccomp};
 
 /// The node agent.
 pub struct Agent {
@@ -37,6 +38,11 @@ pub struct Agent {
     pub resolver: Resolver,
     /// The node's own /etc/hosts.
     pub hosts_file: String,
+    /// The seccomp profile RuntimeDefault, or why there is none.
+    pub seccomp: Result<seccomp::Profile, String>,
+    pub started_at: Timestamp,
+    /// Where cgroups of pods can be made, if anywhere.
+    pub cgroups: Vec<hpk_cgroup::Hierarchy>,
     /// Containers that the kernel killed for memory, until their end is heard of.
     pub ooms: Mutex<HashSet<String>>,
 }

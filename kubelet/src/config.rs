@@ -83,6 +83,12 @@ pub struct Args {
     /// The `binary://` logger that writes CRI logs.
     #[arg(long, default_value = "/usr/local/bin/hpk-logger")]
     pub logger: PathBuf,
+    /// The seccomp profile RuntimeDefault, in the form that container engines share (containers-common).
+    #[arg(long, default_value = "/usr/share/containers/seccomp.json")]
+    pub seccomp_default_profile: PathBuf,
+    /// Seccomp profiles of type Localhost.
+    #[arg(long, default_value = "/var/lib/kubelet/seccomp")]
+    pub seccomp_dir: PathBuf,
     /// Bytes after which a container's log is rotated.
     #[arg(long, default_value_t = 10 * 1024 * 1024)]
     pub container_log_max_size: u64,

@@ -34,6 +34,7 @@ mod spec;
 mod start;
 mod status;
 mod text;
+mod usage;
 mod volumes;
 
 use std::process::ExitCode;

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use hpk_images::container_defaults::parse_bounding;
+use hpk_images::manifest::machine_architecture;
 use hpk_shim_client::{Bootstrap, EventKind, serve_events};
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
@@ -27,8 +30,8 @@ use crate::network::Network;
 use crate::node::{heartbeat, object, observe, register};
 use crate::pod::{paths, sandbox, set};
 use crate::server::{PodAccess, Server, ServerConfig};
-use crate::spec::Host;
 use crate::spec::files::Resolver;
+use crate::spec::{Host, seccomp};
 use crate::text;
 
 /// containerd namespace given to shims: that of the stock kubelet's containers.
@@ -113,6 +116,9 @@ async fn assemble(config: Config) -> Result<Agent> {
         registry: crate::access::Registry::default(),
         hosts_file: fs::read_to_string("/etc/hosts").context("read /etc/hosts")?,
         ooms: Mutex::default(),
+        seccomp: profile(&args.seccomp_default_profile).map_err(|error| format!("{error:#}")),
+        started_at: Timestamp::now(),
+        cgroups: hpk_cgroup::hierarchies::probe().context("look for cgroups")?,
         config,
         client,
         images,
@@ -196,6 +202,11 @@ fn watch_ooms(agent: &Arc<Agent>) -> Result<()> {
     Ok(())
 }
 
+fn profile(path: &Path) -> Result<seccomp::Profile> {
+    let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
+}
+
 fn host(config: &Config) -> Result<Host> {
     let floor = fs::read_to_string("/proc/self/oom_score_adj").context("read oom_score_adj")?;
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
@@ -207,5 +218,9 @@ fn host(config: &Config) -> Result<Host> {
             .map_or(0, |quantity| quantity.value()),
         oom_score_floor: floor.trim().parse().context("parse oom_score_adj")?,
         bounding,
+        machine: seccomp::Machine {
+            architecture: machine_architecture(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").context("read osrelease")?,
+        },
     })
 }

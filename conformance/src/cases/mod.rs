@@ -3,7 +3,8 @@
 //!
 //! A file per subject: `network`, `pods`, `streams` (logs and exec), `connections` (attach and
 //! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
-//! `overlay` (what it goes through), `faults` (killed processes), `jobs` (the job's life), `measuring` (the benchmarks, not their
+//! `overlay` (what it goes through), `limits` (cgroups), `faults` (killed processes), `jobs` (the
+//! job's life), `measuring` (the benchmarks, not their
 //! figures).
 
 mod connections;
@@ -11,6 +12,7 @@ mod faults;
 mod hosted;
 mod isolation;
 mod jobs;
+mod limits;
 mod measuring;
 mod network;
 mod overlay;
@@ -61,6 +63,18 @@ impl std::fmt::Display for NoCluster {
 }
 
 impl std::error::Error for NoCluster {}
+
+/// The machine lacks what the case is about.
+#[derive(Debug)]
+struct Unavailable(&'static str);
+
+impl std::fmt::Display for Unavailable {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
 
 /// sbatch's options for the shared cluster, and for those beside it: small enough that
 /// two share the testbed's hosts.
@@ -117,7 +131,9 @@ pub fn run(case: &Case, context: &mut Context) -> (Outcome, Duration) {
     let start = Instant::now();
     let outcome = match (case.run)(context) {
         Ok(()) => Outcome::Passed,
-        Err(error) if error.is::<NoCluster>() => Outcome::Skipped(error.to_string()),
+        Err(error) if error.is::<NoCluster>() || error.is::<Unavailable>() => {
+            Outcome::Skipped(error.to_string())
+        }
         Err(error) => Outcome::Failed(format!("{error:#}")),
     };
     (outcome, start.elapsed())
@@ -165,6 +181,7 @@ pub const TABLE: &[Case] = table! {
         environment_volumes_and_tokens_arrive_in_a_pod
         init_containers_run_in_order_before_the_app
         a_job_completes
+        the_default_seccomp_profile_and_one_of_the_users_confine_a_pod
         a_deployment_spreads_and_rolls
         a_failing_container_is_restarted_with_back_off
         a_pod_ends_within_its_grace_period
@@ -198,6 +215,10 @@ pub const TABLE: &[Case] = table! {
         hpktainer_on_a_host_is_on_the_network_of_its_bubble
         a_killed_hpktainer_on_a_host_leaves_nothing_in_the_bubble
         hpktainer_on_a_host_without_a_bubble_says_what_to_do;
+    limits:
+        a_node_without_cgroups_says_so_and_a_resize_is_counted
+        what_pods_use_is_served_as_metrics_server_reads_it
+        limits_are_enforced_in_a_cgroup_that_the_site_gives;
     isolation:
         another_user_reads_nothing_of_the_cluster
         another_user_sees_no_secret_in_the_process_list

@@ -158,6 +158,65 @@ spec:
     })
 }
 
+pub fn the_default_seccomp_profile_and_one_of_the_users_confine_a_pod(
+    context: &mut Context,
+) -> Result<()> {
+    let profile = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}"#;
+    let write = format!(
+        "umask 077; mkdir -p ~/.hpk/seccomp && echo '{profile}' >~/.hpk/seccomp/no-mkdir.json"
+    );
+    context.testbed.on("hpc", "login", write).success()?;
+    in_namespace(context, "seccomp", |cluster, namespace| {
+        let pod = |name: &str, profile: &str| {
+            format!(
+                r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext: {{seccompProfile: {profile}}}
+  containers:
+  - {{name: app, image: "busybox:1.37", command: [sh, -c, "trap exit TERM; while :; do sleep 0.2; done"]}}
+"#
+            )
+        };
+        let local = "{type: Localhost, localhostProfile: no-mkdir.json}";
+        for (name, profile) in [
+            ("default", "{type: RuntimeDefault}"),
+            ("local", local),
+            ("free", "{type: Unconfined}"),
+        ] {
+            cluster.apply(namespace, &pod(name, profile))?;
+        }
+        cluster.wait(namespace, "--for=condition=Ready pod --all", 60)?;
+        let mode = |name: &str| {
+            let read = "grep -w Seccomp: /proc/1/status";
+            let line = cluster.exec(namespace, name, read).success()?;
+            Ok::<_, anyhow::Error>(
+                line.split_whitespace()
+                    .last()
+                    .unwrap_or_default()
+                    .to_owned(),
+            )
+        };
+        // Filtered is 2 (proc_pid_status(5)).
+        for (name, wanted) in [("default", "2"), ("local", "2"), ("free", "0")] {
+            let seen = mode(name)?;
+            ensure!(seen == wanted, "pod {name} has seccomp mode {seen}");
+        }
+        cluster
+            .exec(namespace, "default", "mkdir /tmp/x")
+            .success()?;
+        let refused = cluster.exec(namespace, "local", "mkdir /tmp/x").output()?;
+        ensure!(
+            refused.status != 0 && refused.stderr.contains("not permitted"),
+            "the user's profile lets mkdir pass: {refused:?}"
+        );
+        Ok(())
+    })
+}
+
 pub fn a_job_completes(context: &mut Context) -> Result<()> {
     in_namespace(context, "job", |cluster, namespace| {
         cluster.apply(

@@ -14,6 +14,9 @@ use k8s_openapi::jiff::Timestamp;
 use crate::config::{Config, KUBELET_VERSION};
 use crate::quantity::Quantity;
 
+/// Pods may use more than their limits.
+const LIMITS_NOT_ENFORCED: &str = "LimitsNotEnforced";
+
 /// What was read from the machine.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
@@ -28,6 +31,8 @@ pub struct Observed {
     /// The disk under the pods' files is nearly full.
     pub disk_pressure: bool,
     pub memory_pressure: bool,
+    /// Controllers, of `cpu` and `memory`, of which pods' cgroups can't be made.
+    pub unenforced: Vec<&'static str>,
     /// Bytes of the disk under the pods' files.
     pub disk: u64,
 }
@@ -194,6 +199,21 @@ fn conditions(observed: &Observed, old: &[NodeCondition], now: Timestamp) -> Vec
             "KubeletHasSufficientPID",
             "kubelet has sufficient PID available",
         ),
+        match observed.unenforced.as_slice() {
+            [] => condition(
+                LIMITS_NOT_ENFORCED,
+                false,
+                "CgroupsWritable",
+                "limits of CPU and memory are enforced by cgroups",
+            ),
+            missing => {
+                let message = format!(
+                    "no cgroup of {} may be made in this job: limits are not enforced (hpk-bubble doctor says what to ask for)",
+                    missing.join(" and ")
+                );
+                condition(LIMITS_NOT_ENFORCED, true, "CgroupsNotWritable", &message)
+            }
+        },
         match &observed.not_ready {
             None => condition(
                 "Ready",

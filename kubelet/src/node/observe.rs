@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use hpk_cgroup::Hierarchy;
 use hpk_images::manifest::machine_architecture;
 use nix::sys::statvfs::statvfs;
 
@@ -35,7 +36,15 @@ pub fn observe(agent: &Agent) -> Observed {
         disk_pressure: disk > 0 && free < disk / 100 * MIN_FREE_PERCENT,
         memory_pressure: available_memory().is_some_and(|bytes| bytes < MIN_MEMORY),
         disk,
+        unenforced: unenforced(&agent.cgroups),
     }
+}
+
+fn unenforced(hierarchies: &[Hierarchy]) -> Vec<&'static str> {
+    let usable = hpk_cgroup::hierarchies::usable(hierarchies);
+    let mut wanted = vec!["cpu", "memory"];
+    wanted.retain(|name| !usable.iter().any(|have| have == name));
+    wanted
 }
 
 fn read(path: &str) -> String {
@@ -53,7 +62,7 @@ fn os_image() -> String {
 }
 
 /// Size and free bytes.
-fn disk(path: &Path) -> (u64, u64) {
+pub fn disk(path: &Path) -> (u64, u64) {
     match statvfs(path) {
         Ok(stat) => {
             let unit = stat.fragment_size();

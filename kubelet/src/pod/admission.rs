@@ -3,37 +3,85 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 use super::record::Verdict;
+use super::restart::{Role, init_role};
 use crate::quantity::Quantity;
 
-/// What a pod asks for, by resource: the sum of its containers, or the largest init container.
+/// What a pod asks for, by resource: its containers and sidecars in sum, or an init container with
+/// the sidecars before it where that is more; what the pod as a whole asks for instead; its overhead.
+/// Source: k8s.io/component-helpers/resource, PodRequests.
 pub fn requests(spec: &PodSpec) -> BTreeMap<String, Quantity> {
+    let mut sum = aggregate(spec, requested);
+    let whole = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
+    sum.extend(parse(whole));
+    add(&mut sum, parse(spec.overhead.as_ref()));
+    sum
+}
+
+fn aggregate(
+    spec: &PodSpec,
+    of: impl Fn(&Container) -> BTreeMap<String, Quantity>,
+) -> BTreeMap<String, Quantity> {
     let mut sum: BTreeMap<String, Quantity> = BTreeMap::new();
-    let of = |container: &Container| -> BTreeMap<String, Quantity> {
-        let requests = container
-            .resources
-            .as_ref()
-            .and_then(|r| r.requests.as_ref());
-        requests
-            .into_iter()
-            .flatten()
-            .filter_map(|(name, quantity)| Some((name.clone(), Quantity::parse(&quantity.0).ok()?)))
-            .collect()
-    };
     for container in &spec.containers {
-        for (name, quantity) in of(container) {
-            let known = sum.entry(name).or_default();
-            *known = *known + quantity;
-        }
+        add(&mut sum, of(container));
     }
+    let mut sidecars: BTreeMap<String, Quantity> = BTreeMap::new();
+    let mut most: BTreeMap<String, Quantity> = BTreeMap::new();
     for container in spec.init_containers.iter().flatten() {
-        for (name, quantity) in of(container) {
-            let known = sum.entry(name).or_default();
+        let mut wanted = of(container);
+        if init_role(container) == Role::Sidecar {
+            add(&mut sidecars, wanted);
+            wanted = sidecars.clone();
+        } else {
+            add(&mut wanted, sidecars.clone());
+        }
+        for (name, quantity) in wanted {
+            let known = most.entry(name).or_default();
             *known = (*known).max(quantity);
         }
     }
+    add(&mut sum, sidecars);
+    for (name, quantity) in most {
+        let known = sum.entry(name).or_default();
+        *known = (*known).max(quantity);
+    }
     sum
+}
+
+/// What the pod is limited to: in sum, where each container has a limit; as a whole, where it says so.
+pub fn limits(spec: &PodSpec) -> BTreeMap<String, Quantity> {
+    let of = |container: &Container| {
+        let resources = container.resources.as_ref();
+        parse(resources.and_then(|r| r.limits.as_ref()))
+    };
+    let is_unlimited = |name: &str| spec.containers.iter().any(|c| !of(c).contains_key(name));
+    let mut sum = aggregate(spec, of);
+    sum.retain(|name, _| !is_unlimited(name));
+    let whole = spec.resources.as_ref().and_then(|r| r.limits.as_ref());
+    sum.extend(parse(whole));
+    sum
+}
+
+fn requested(container: &Container) -> BTreeMap<String, Quantity> {
+    let resources = container.resources.as_ref();
+    parse(resources.and_then(|r| r.requests.as_ref()))
+}
+
+fn parse(map: Option<&BTreeMap<String, ApiQuantity>>) -> BTreeMap<String, Quantity> {
+    map.into_iter()
+        .flatten()
+        .filter_map(|(name, quantity)| Some((name.clone(), Quantity::parse(&quantity.0).ok()?)))
+        .collect()
+}
+
+fn add(sum: &mut BTreeMap<String, Quantity>, more: BTreeMap<String, Quantity>) {
+    for (name, quantity) in more {
+        let known = sum.entry(name).or_default();
+        *known = *known + quantity;
+    }
 }
 
 /// Why the node refuses the pod; none if it takes it. `used`: what its other pods ask for.
@@ -63,14 +111,54 @@ pub fn refuse(
         };
         let taken = used.get(&name).copied().unwrap_or_default();
         if wanted > Quantity::default() && taken + wanted > *have {
-            let number = |quantity: Quantity| match name.as_str() {
-                "cpu" => quantity.milli(),
-                _ => quantity.value(),
-            };
-            return Some(out_of(&name, number(wanted), number(taken), number(*have)));
+            let [wanted, taken, have] = [wanted, taken, *have].map(|q| number(&name, q));
+            return Some(out_of(&name, wanted, taken, have));
         }
     }
     None
+}
+
+/// Why a running pod can't have these resources: never on this node (Infeasible), or not now
+/// (Deferred). Source: pkg/kubelet/allocation, v1.PodReasonInfeasible.
+pub fn refuse_resize(
+    desired: &PodSpec,
+    allocatable: &BTreeMap<String, Quantity>,
+    used: &BTreeMap<String, Quantity>,
+) -> Option<Verdict> {
+    let wanted = requests(desired);
+    let resizable = ["cpu", "memory"]
+        .into_iter()
+        .filter_map(|name| Some((name, *wanted.get(name)?, *allocatable.get(name)?)));
+    let mut deferred = None;
+    for (name, wanted, have) in resizable {
+        let taken = used.get(name).copied().unwrap_or_default();
+        let [requested, used, capacity] = [wanted, taken, have].map(|q| number(name, q));
+        if wanted > have {
+            return Some(Verdict {
+                reason: "Infeasible".to_owned(),
+                message: format!(
+                    "Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"
+                ),
+            });
+        }
+        if taken + wanted > have {
+            deferred.get_or_insert(Verdict {
+                reason: "Deferred".to_owned(),
+                message: format!(
+                    "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+                ),
+            });
+        }
+    }
+    deferred
+}
+
+/// As messages give it: CPU in thousandths, others in whole units.
+fn number(resource: &str, quantity: Quantity) -> i128 {
+    match resource {
+        "cpu" => quantity.milli(),
+        _ => quantity.value(),
+    }
 }
 
 fn out_of(resource: &str, requested: i128, used: i128, capacity: i128) -> Verdict {
@@ -99,13 +187,6 @@ fn unsupported(spec: &PodSpec) -> Option<String> {
     if spec.set_hostname_as_fqdn == Some(true) {
         return Some("setHostnameAsFQDN".to_owned());
     }
-    let profile = spec
-        .security_context
-        .as_ref()
-        .and_then(|c| c.seccomp_profile.as_ref());
-    if profile.is_some_and(|profile| profile.type_ == "Localhost") {
-        return Some("a seccomp profile of the node".to_owned());
-    }
     let init = spec.init_containers.iter().flatten();
     for container in init.chain(&spec.containers) {
         if container
@@ -116,12 +197,6 @@ fn unsupported(spec: &PodSpec) -> Option<String> {
             .is_some()
         {
             return Some(format!("restartPolicyRules (container {})", container.name));
-        }
-        let context = container.security_context.as_ref();
-        let profile = context.and_then(|c| c.seccomp_profile.as_ref());
-        if profile.is_some_and(|profile| profile.type_ == "Localhost") {
-            let name = &container.name;
-            return Some(format!("a seccomp profile of the node (container {name})"));
         }
         if container.volume_devices.iter().flatten().next().is_some() {
             return Some(format!("volumeDevices (container {})", container.name));
@@ -156,6 +231,35 @@ mod tests {
                 .message
                 .ends_with("requested: 1500, used: 600, capacity: 2000")
         );
+    }
+
+    #[test]
+    fn sidecars_count_beside_the_containers_and_beside_later_init_containers() {
+        let asks = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        let sidecar = json!({"name": "s", "restartPolicy": "Always", "resources": asks("100m")});
+        let init = json!({"name": "i", "resources": asks("500m")});
+        let app = json!({"name": "a", "resources": asks("200m")});
+        let cpu = |init: serde_json::Value, app: &serde_json::Value| {
+            let pod = pod(json!({"initContainers": init, "containers": [app]}));
+            requests(&pod.spec.expect("spec"))["cpu"].milli()
+        };
+        assert_eq!(cpu(json!([sidecar, init]), &app), 600);
+        assert_eq!(cpu(json!([init, sidecar]), &app), 500);
+        assert_eq!(cpu(json!([sidecar]), &app), 300);
+    }
+
+    #[test]
+    fn a_resize_beyond_the_node_is_infeasible_and_beyond_what_is_free_is_deferred() {
+        let wants = |cpu: &str| -> PodSpec {
+            serde_json::from_value(json!({"containers": [
+                {"name": "c", "resources": {"requests": {"cpu": cpu}}}]}))
+            .expect("spec")
+        };
+        let used = BTreeMap::from([("cpu".to_owned(), Quantity::from_milli(600))]);
+        let reason = |cpu| refuse_resize(&wants(cpu), &two_cpus(), &used).map(|v| v.reason);
+        assert_eq!(reason("1400m"), None);
+        assert_eq!(reason("1401m").as_deref(), Some("Deferred"));
+        assert_eq!(reason("2001m").as_deref(), Some("Infeasible"));
     }
 
     #[test]

@@ -15,13 +15,15 @@ use nix::unistd::mkfifo;
 use thiserror::Error;
 use tracing::warn;
 
+use super::group;
 use super::paths::{self, Paths};
 use super::record::SandboxRecord;
-use super::sandbox::{cgroup_path, write_json};
+use super::sandbox::write_json;
 use crate::agent::Agent;
 use crate::env::{self, Objects, Reference};
 use crate::images::Ready;
 use crate::spec::mounts::PodFiles;
+use crate::spec::seccomp::{self, Wanted};
 use crate::spec::{self, Inputs};
 use crate::volumes::Mounted;
 use crate::volumes::source::{self, SubPath};
@@ -44,6 +46,12 @@ pub enum Error {
         volume: String,
         #[source]
         source: source::Error,
+    },
+    #[error("cannot load seccomp profile {path}")]
+    Profile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     #[error("can't {action} {path}")]
     File {
@@ -84,6 +92,7 @@ impl Error {
             | Error::Env(_)
             | Error::User(_)
             | Error::Spec(_)
+            | Error::Profile { .. }
             | Error::SubPath { .. } => Blame::Config,
             Error::File { .. } | Error::Bundle(_) => Blame::Node,
             Error::Create { .. } | Error::Start { .. } => Blame::Runtime,
@@ -295,6 +304,18 @@ fn write_bundle(
         pid: sandbox.pid,
         netns: sandbox.netns.clone(),
     };
+    let local;
+    let seccomp = match seccomp::wanted(pod, container).map_err(spec::Error::from)? {
+        Wanted::Unconfined => None,
+        Wanted::Default => {
+            let profile = agent.seccomp.as_ref();
+            Some(profile.map_err(|why| spec::Error::from(seccomp::Error::NoDefault(why.clone())))?)
+        }
+        Wanted::Local(name) => {
+            local = read_profile(&agent.config.args.seccomp_dir, &name)?;
+            Some(&local)
+        }
+    };
     let spec = spec::container(Inputs {
         pod,
         container,
@@ -304,7 +325,8 @@ fn write_bundle(
         mounts: binds.mounts,
         sandbox: &view,
         host: &agent.host,
-        cgroup: cgroup_path(&wanted.id),
+        seccomp,
+        cgroup: group::of_container(pod.metadata.uid.as_deref().unwrap_or_default(), &wanted.id),
     })?;
     let rootfs = bundle.join("rootfs");
     create_dir(&rootfs)?;
@@ -316,6 +338,18 @@ fn write_bundle(
     copy_root_mode(&image.lower, &upper)?;
     let rootfs = crate::images::rootfs_mounts(&image.lower, &upper, &work);
     Ok((rootfs, binds.sub_paths))
+}
+
+/// A profile of type Localhost.
+fn read_profile(dir: &Path, name: &str) -> Result<seccomp::Profile, Error> {
+    let path = dir.join(name);
+    let text = fs::read(&path).map_err(|source| Error::Profile { path, source })?;
+    let parsed = serde_json::from_slice(&text);
+    let parsed = parsed.map_err(|source| seccomp::Error::Profile {
+        name: name.to_owned(),
+        source,
+    });
+    Ok(parsed.map_err(spec::Error::from)?)
 }
 
 /// The overlay's upper is the container's `/`: its owner and mode must be those of the image's.

@@ -148,6 +148,8 @@ pub struct LiveContainer {
     /// Past its startup probe.
     pub started: bool,
     pub ready: bool,
+    /// Its cgroup is being given other limits.
+    pub resizing: Op<()>,
     /// Ends the probes of the current run.
     pub probes: Option<crate::probes::Running>,
 }

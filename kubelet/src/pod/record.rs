@@ -8,11 +8,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, ResourceRequirements};
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::allocation::Allocation;
 use super::state::State;
 
 #[derive(Debug, Error)]
@@ -53,6 +54,20 @@ pub struct PodRecord {
     pub containers: BTreeMap<String, ContainerRecord>,
     /// Why the pod as a whole failed (rejected, deadline).
     pub verdict: Option<Verdict>,
+    /// CPU and memory as admitted, or as resized since.
+    #[serde(default)]
+    pub allocation: Allocation,
+    #[serde(default)]
+    pub resize: ResizeRecord,
+}
+
+/// A resize in place, as far as it has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeRecord {
+    /// Why the resources asked for aren't the pod's.
+    pub held: Option<Verdict>,
+    /// The pod's generation whose resources its containers are being given.
+    pub under_way: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +118,9 @@ pub struct Instance {
     pub exit: Option<Exit>,
     /// What the image asks to be stopped with, e.g. `SIGQUIT`.
     pub stop_signal: Option<String>,
+    /// CPU and memory that it was started with, or given since.
+    #[serde(default)]
+    pub resources: Option<ResourceRequirements>,
 }
 
 /// How a run ended.
@@ -175,6 +193,8 @@ impl PodRecord {
             sandbox: None,
             containers,
             verdict: None,
+            allocation: Allocation::new(),
+            resize: ResizeRecord::default(),
         }
     }
 
@@ -250,6 +270,7 @@ fn from_status(status: &ContainerStatus, now: Timestamp) -> Option<Instance> {
         started_at: Some(now),
         exit: Some(exit),
         stop_signal: None,
+        resources: None,
     })
 }
 
@@ -284,6 +305,7 @@ impl Instance {
                 at: second(2),
             }),
             stop_signal: None,
+            resources: None,
         }
     }
 }

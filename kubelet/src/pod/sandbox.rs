@@ -12,11 +12,13 @@ use nix::mount::{MsFlags, mount};
 use thiserror::Error;
 use tracing::{debug, warn};
 
+use super::group;
 use super::paths::Paths;
 use super::record::{PodRecord, SandboxRecord};
 use crate::agent::Agent;
 use crate::network::{self, Identity};
 use crate::spec;
+use crate::spec::limits::Limits;
 use crate::{mounts, text};
 
 #[derive(Debug, Error)]
@@ -36,6 +38,8 @@ pub enum Error {
         #[source]
         source: network::Error,
     },
+    #[error(transparent)]
+    Group(#[from] group::Error),
     #[error("failed to start sandbox {sandbox:?}: {}", text::of_shim(.error))]
     Shim {
         sandbox: String,
@@ -94,6 +98,9 @@ pub async fn create(
             .await
             .map_err(|source| network_error(&record, source))?;
     }
+    let spec = pod.spec.clone().unwrap_or_default();
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    group::ensure(&agent.cgroups, uid, Limits::of_pod(&spec))?;
     write_bundle(&agent, &pod, &record)?;
     let (network, shim) = tokio::join!(attach(&agent, &pod, &record), start(&agent, &record));
     let (ips, (shim, pid)) = (network?, shim?);
@@ -177,7 +184,8 @@ fn write_bundle(agent: &Agent, pod: &Pod, record: &SandboxRecord) -> Result<(), 
         netns: record.netns.clone(),
     };
     let hostname = spec::process::hostname(pod);
-    let cgroup = cgroup_path(&record.id);
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let cgroup = group::of_container(uid, &record.id);
     let spec = spec::sandbox(pod, &view, &hostname, &agent.host, cgroup)?;
     let path = record.bundle.join("config.json");
     write_json(&path, &spec)
@@ -186,11 +194,6 @@ fn write_bundle(agent: &Agent, pod: &Pod, record: &SandboxRecord) -> Result<(), 
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Error> {
     let text = serde_json::to_vec(value).map_err(|error| file("write", path)(error.into()))?;
     fs::write(path, text).map_err(file("write", path))
-}
-
-/// Where a container's cgroup is asked to be.
-pub fn cgroup_path(id: &str) -> PathBuf {
-    PathBuf::from(format!("/hpk/{id}"))
 }
 
 /// hostname, resolv.conf and the common /dev/shm: all that doesn't need an address.
@@ -290,6 +293,9 @@ pub async fn remove(
                 first_error.get_or_insert(file("remove", path)(source));
             }
         }
+    }
+    if let Err(error) = group::remove(&agent.cgroups, &pod.uid) {
+        first_error.get_or_insert(error.into());
     }
     let sub_paths = paths.sub_paths();
     if let Err(source) = mounts::remove_tree(&sub_paths) {

@@ -7,12 +7,17 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use thiserror::Error;
 
+use crate::usage::Usage;
+
 /// The kubelet's knowledge of its pods, as the server needs it. Every answer is a snapshot; the
 /// server asks again where it must follow a container's life (logs -f: about once a second).
 #[async_trait]
 pub trait PodAccess: Send + Sync + 'static {
     /// The pods bound to this node, with the newest status known.
     async fn pods(&self) -> Vec<Pod>;
+
+    /// What node, pods and containers use now.
+    async fn usage(&self) -> std::io::Result<Usage>;
 
     /// One container (also an init or ephemeral one) of one pod.
     async fn container(&self, query: &ContainerQuery) -> Result<ContainerRef, AccessError>;

@@ -11,6 +11,7 @@ use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::List;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use time::OffsetDateTime;
 
 use super::access::{AccessError, ContainerQuery, ContainerRef, PodAccess, Run};
@@ -25,6 +26,7 @@ use super::remote::{Channels, Wanted, attach, exec, spdy, websocket};
 use super::respond::{self, Body};
 use super::route::{Route, parse};
 use crate::text;
+use crate::usage::{Usage, exposition, summary};
 
 /// Answers requests.
 pub struct Handler {
@@ -82,6 +84,14 @@ impl Handler {
             Route::Healthz => Ok(respond::text(StatusCode::OK, "ok")),
             Route::Pods => self.pods().await,
             Route::Metrics => Ok(self.metrics().await),
+            Route::ResourceMetrics => {
+                let page = exposition::page(&self.usage().await?, Timestamp::now());
+                Ok(respond::metrics(page))
+            }
+            Route::Summary => {
+                let all = summary::summary(&self.usage().await?, Timestamp::now());
+                Ok(respond::json(all.to_string().into_bytes()))
+            }
             Route::Logs(container) => self.logs(container, &query).await,
             Route::Exec(container) => {
                 let command: Vec<String> = query.all("command").map(str::to_owned).collect();
@@ -190,6 +200,11 @@ impl Handler {
              # TYPE kubelet_desired_pods gauge\n\
              kubelet_desired_pods {pods}\n"
         ))
+    }
+
+    async fn usage(&self) -> Result<Usage, Refused> {
+        let usage = self.access.usage().await;
+        usage.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
     }
 
     async fn container(&self, query: &ContainerQuery) -> Result<ContainerRef, Refused> {

@@ -9,6 +9,8 @@ pub enum Route {
     Healthz,
     Pods,
     Metrics,
+    ResourceMetrics,
+    Summary,
     Logs(ContainerQuery),
     Exec(ContainerQuery),
     Attach(ContainerQuery),
@@ -37,6 +39,8 @@ pub fn parse(method: &Method, path: &str) -> Route {
         ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] => (Route::Healthz, is_get),
         ["pods"] => (Route::Pods, is_get),
         ["metrics"] => (Route::Metrics, is_get),
+        ["metrics", "resource"] => (Route::ResourceMetrics, is_get),
+        ["stats", "summary"] => (Route::Summary, is_get),
         ["containerLogs", namespace, pod, container] => (
             Route::Logs(query(None, [namespace, pod, container])),
             is_get,

@@ -1,17 +1,13 @@
-//! Namespaces, limits and hidden paths.
+//! Namespaces and hidden paths.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxResources, LinuxResourcesBuilder,
-};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
 
 use super::Sandbox;
-use crate::qos;
 
 fn namespace(
     kind: LinuxNamespaceType,
@@ -67,26 +63,6 @@ pub fn container_namespaces(
         all.push(namespace(LinuxNamespaceType::Uts, of_sandbox("uts"))?);
     }
     Ok(all)
-}
-
-/// CPU and memory as cgroup values. Source: pkg/kubelet/cm/helpers_linux.go.
-pub fn resources(container: &Container) -> Result<LinuxResources, OciSpecError> {
-    let mut cpu = LinuxCpuBuilder::default();
-    let requested = qos::request(container, "cpu").unwrap_or_default().milli();
-    let shares = (requested * 1024 / 1000).clamp(2, 262_144);
-    cpu = cpu.shares(u64::try_from(shares).unwrap_or(2));
-    if let Some(limit) = qos::limit(container, "cpu").filter(|limit| limit.milli() > 0) {
-        let quota = (limit.milli() * 100).max(1000);
-        cpu = cpu
-            .period(100_000u64)
-            .quota(i64::try_from(quota).unwrap_or(i64::MAX));
-    }
-    let mut resources = LinuxResourcesBuilder::default().cpu(cpu.build()?);
-    if let Some(limit) = qos::limit(container, "memory").filter(|limit| limit.milli() > 0) {
-        let bytes = i64::try_from(limit.value()).unwrap_or(i64::MAX);
-        resources = resources.memory(LinuxMemoryBuilder::default().limit(bytes).build()?);
-    }
-    resources.build()
 }
 
 /// Who sets a sysctl: the shim with the sandbox, or we in the network namespace.

@@ -2,14 +2,18 @@
 //!
 //! - `process`: arguments, user, capabilities
 //! - `mounts`: what every container has mounted, and its volumes
-//! - `linux`: namespaces, limits, hidden paths
+//! - `linux`: namespaces, hidden paths
+//! - `limits`: CPU and memory
+//! - `seccomp`: which system calls
 //! - `files`: `/etc/hosts`, `/etc/resolv.conf`
 //! - here: a sandbox's and a container's whole spec
 
 pub mod files;
+pub mod limits;
 pub mod linux;
 pub mod mounts;
 pub mod process;
+pub mod seccomp;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -34,6 +38,8 @@ pub enum Error {
     Process(#[from] process::Error),
     #[error(transparent)]
     Mounts(#[from] mounts::Error),
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::Error),
     #[error("can't put the OCI spec together")]
     Oci(#[from] OciSpecError),
 }
@@ -47,6 +53,7 @@ pub struct Host {
     pub oom_score_floor: i32,
     /// Capabilities that can be given at all (the bounding set's numbers, capabilities(7)).
     pub bounding: u64,
+    pub machine: seccomp::Machine,
 }
 
 /// What of the sandbox its containers join.
@@ -73,6 +80,8 @@ pub struct Inputs<'a> {
     pub host: &'a Host,
     /// The cgroup that the container asks for.
     pub cgroup: PathBuf,
+    /// The profile that it asks for; none for a container that isn't confined.
+    pub seccomp: Option<&'a seccomp::Profile>,
 }
 
 fn texts(list: &[&str]) -> Vec<String> {
@@ -176,22 +185,28 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
     let class = pod.spec.as_ref().map_or(qos::Class::BestEffort, qos::class);
     let score = qos::oom_score_adj(class, container, host.memory).max(host.oom_score_floor);
     let escalation = context.and_then(|c| c.allow_privilege_escalation);
+    let capabilities = process::capabilities(context, host.bounding)?;
+    let possible = capabilities.bounding().clone().unwrap_or_default();
     let process = ProcessBuilder::default()
         .terminal(container.tty.unwrap_or(false))
         .user(inputs.user.to_oci()?)
         .args(defaults.args)
         .env(env)
         .cwd(cwd)
-        .capabilities(process::capabilities(context, host.bounding)?)
+        .capabilities(capabilities)
         .no_new_privileges(escalation == Some(false) && !privileged)
         .oom_score_adj(score)
         .build()?;
     let mut linux = LinuxBuilder::default()
         .namespaces(linux::container_namespaces(pod, sandbox)?)
         .cgroups_path(inputs.cgroup)
-        .resources(linux::resources(container)?)
+        .resources(limits::Limits::of_container(container).for_new()?)
         .masked_paths(Vec::new())
         .readonly_paths(Vec::new());
+    if let Some(profile) = inputs.seccomp {
+        let resolved = profile.resolve(&host.machine, &possible);
+        linux = linux.seccomp(resolved.map_err(OciSpecError::from)?);
+    }
     if !privileged && !linux::unmasked_proc(container) {
         linux = linux
             .masked_paths(texts(&MASKED_PATHS))

@@ -7,6 +7,10 @@ fn host() -> Host {
         memory: 4 << 30,
         oom_score_floor: 0,
         bounding: u64::MAX,
+        machine: seccomp::Machine {
+            architecture: "amd64",
+            kernel: "6.1".to_owned(),
+        },
     }
 }
 
@@ -44,6 +48,7 @@ fn planned(spec: serde_json::Value, env: &[(String, String)]) -> Spec {
         sandbox: &view(),
         host: &host(),
         cgroup: PathBuf::from("/hpk/x"),
+        seccomp: None,
     })
     .expect("a spec")
 }

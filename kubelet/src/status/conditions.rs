@@ -4,14 +4,20 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Inputs, Phase};
+use crate::pod::record::ResizeRecord;
 use crate::pod::restart::{Role, init_role};
+
+/// Resources are asked for that the pod hasn't been promised.
+pub const RESIZE_PENDING: &str = "PodResizePending";
+/// Containers are being given what was promised.
+pub const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 /// A condition before its times are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Draft {
     kind: &'static str,
     status: bool,
-    reason: Option<&'static str>,
+    reason: Option<String>,
     message: Option<String>,
 }
 
@@ -28,7 +34,7 @@ fn bad(kind: &'static str, reason: &'static str, message: Option<String>) -> Dra
     Draft {
         kind,
         status: false,
-        reason: Some(reason),
+        reason: Some(reason.to_owned()),
         message,
     }
 }
@@ -53,13 +59,23 @@ pub fn compute(
     {
         drafts.push(good("PodScheduled"));
     }
+    drafts.extend(resize(inputs));
     let mut conditions: Vec<PodCondition> = drafts
         .into_iter()
         .map(|draft| with_times(inputs, draft, &old))
         .collect();
+    if let Some(generation) = inputs.record.resize.under_way
+        && let Some(condition) = conditions
+            .iter_mut()
+            .find(|c| c.type_ == RESIZE_IN_PROGRESS)
+    {
+        condition.observed_generation = Some(generation);
+    }
     let others: Vec<PodCondition> = old
         .into_iter()
         .filter(|other| !conditions.iter().any(|ours| ours.type_ == other.type_))
+        // There only as long as they hold.
+        .filter(|other| ![RESIZE_PENDING, RESIZE_IN_PROGRESS].contains(&other.type_.as_str()))
         .collect();
     conditions.extend(others);
     conditions
@@ -111,7 +127,7 @@ fn initialized(
     let kind = "Initialized";
     if phase == Phase::Succeeded {
         return Draft {
-            reason: Some("PodCompleted"),
+            reason: Some("PodCompleted".to_owned()),
             ..good(kind)
         };
     }
@@ -156,6 +172,33 @@ fn containers_ready(phase: Phase, apps: &[ContainerStatus]) -> Draft {
     }
 }
 
+/// Source: KEP-1287, "Resize Status".
+fn resize(inputs: &Inputs<'_>) -> Vec<Draft> {
+    let ResizeRecord { held, under_way } = &inputs.record.resize;
+    let mut drafts = Vec::new();
+    if let Some(verdict) = held {
+        drafts.push(Draft {
+            reason: Some(verdict.reason.clone()),
+            message: Some(verdict.message.clone()),
+            ..good(RESIZE_PENDING)
+        });
+    }
+    if under_way.is_some() {
+        let mut failures = inputs
+            .live
+            .containers
+            .values()
+            .filter_map(|live| live.resizing.failure());
+        let failure = failures.next();
+        drafts.push(Draft {
+            reason: failure.map(|failure| failure.reason.to_owned()),
+            message: failure.map(|failure| failure.message.clone()),
+            ..good(RESIZE_IN_PROGRESS)
+        });
+    }
+    drafts
+}
+
 fn with_times(inputs: &Inputs<'_>, draft: Draft, old: &[PodCondition]) -> PodCondition {
     let status = if draft.status { "True" } else { "False" };
     let same = old
@@ -165,7 +208,7 @@ fn with_times(inputs: &Inputs<'_>, draft: Draft, old: &[PodCondition]) -> PodCon
     PodCondition {
         type_: draft.kind.to_owned(),
         status: status.to_owned(),
-        reason: draft.reason.map(str::to_owned),
+        reason: draft.reason,
         message: draft.message,
         last_transition_time: Some(since.unwrap_or(Time(inputs.now))),
         last_probe_time: None,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus,
+    ContainerStateWaiting, ContainerStatus, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -57,11 +57,24 @@ pub fn status(inputs: &Inputs<'_>, container: &Container, role: Role) -> Contain
             i32::try_from(instance.attempt).unwrap_or(i32::MAX)
         }),
         ready,
+        allocated_resources: container.resources.clone().and_then(|r| r.requests),
+        resources: Some(resources(container, current)),
         started: Some(running && live.started),
         state: Some(state),
         last_state: last,
         ..ContainerStatus::default()
     }
+}
+
+/// What the run has been given; what the next would be, where none runs.
+fn resources(container: &Container, current: Option<&Instance>) -> ResourceRequirements {
+    let given = current
+        .filter(|instance| instance.is_running())
+        .and_then(|instance| instance.resources.as_ref());
+    given
+        .or(container.resources.as_ref())
+        .cloned()
+        .unwrap_or_default()
 }
 
 fn states(

@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use super::conditions::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
+
 /// Hands statuses to the task that sends them; dropping it ends the task.
 #[derive(Debug)]
 pub struct Sender {
@@ -113,8 +115,21 @@ fn body(uid: &str, known: Option<&PodStatus>, status: &PodStatus) -> serde_json:
             items.push(json!({"$patch": "replace"}));
         }
     }
+    if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
+        let over = PASSING.iter().filter(|kind| {
+            let has = |status: &PodStatus| {
+                let mut all = status.conditions.iter().flatten();
+                all.any(|condition| condition.type_ == **kind)
+            };
+            !has(status) && known.is_none_or(has)
+        });
+        conditions.extend(over.map(|kind| json!({"type": kind, "$patch": "delete"})));
+    }
     Ok(json!({"metadata": {"uid": uid}, "status": fields}))
 }
+
+/// Conditions that are there only as long as they hold.
+const PASSING: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
 
 /// What the kubelet may take back; all else is set by others, and kept.
 const OURS: &[&str] = &[
@@ -136,6 +151,25 @@ fn object(value: Value) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_condition_that_no_longer_holds_is_deleted() {
+        let with = |kinds: &[&str]| -> PodStatus {
+            let all: Vec<Value> = kinds
+                .iter()
+                .map(|k| json!({"type": k, "status": "True"}))
+                .collect();
+            serde_json::from_value(json!({"conditions": all})).expect("status")
+        };
+        let known = with(&["Ready", RESIZE_IN_PROGRESS]);
+        let body = body("u1", Some(&known), &with(&["Ready"])).expect("body");
+        let conditions = body["status"]["conditions"].as_array().expect("a list");
+        assert_eq!(conditions.len(), 2);
+        assert_eq!(
+            conditions[1],
+            json!({"type": RESIZE_IN_PROGRESS, "$patch": "delete"})
+        );
+    }
 
     #[test]
     fn a_reason_that_is_gone_is_taken_back() {

@@ -3,11 +3,13 @@
 //! - `preparing`: volumes, sandbox, first images
 //! - `initializing`: init containers in order, sidecars beside them
 //! - `running`: the pod's containers, their restarts
+//! - `resizing`: CPU and memory changed while it runs
 //! - `ending`: finishing and terminating
 
 mod ending;
 mod initializing;
 mod preparing;
+mod resizing;
 mod running;
 #[cfg(test)]
 mod tests;
@@ -42,6 +44,18 @@ pub enum Step {
         grace: i64,
         message: Option<String>,
     },
+    /// The resources asked for are the pod's from now on.
+    Allocate,
+    /// They can't be had, or not now.
+    HoldResize(Verdict),
+    /// They are no longer asked for.
+    DropResize,
+    /// Gives a running container what was promised.
+    ResizeContainer {
+        container: String,
+    },
+    /// All containers have it.
+    CompleteResize,
     RemoveSandbox,
     RemoveFiles,
     DeleteFromApi,
@@ -91,6 +105,8 @@ pub struct View<'a> {
     pub deletion: Option<Deletion>,
     /// Admission's answer, needed while Pending.
     pub refused: Option<Verdict>,
+    /// Whether other resources than the promised are asked for, and can be had.
+    pub resize: Option<Result<(), Verdict>>,
     pub now: Timestamp,
 }
 
@@ -113,6 +129,12 @@ pub fn plan(view: &View<'_>) -> Plan {
         }));
         plan.step(Step::Move(State::Finishing));
         return plan;
+    }
+    if matches!(state, State::Initializing | State::Running) {
+        resizing::plan(view, &mut plan);
+        if !plan.steps.is_empty() {
+            return plan;
+        }
     }
     match state {
         State::Pending => pending(view, &mut plan),

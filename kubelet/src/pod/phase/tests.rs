@@ -52,6 +52,7 @@ impl Scene {
             live: &self.live,
             deletion: self.deletion,
             refused: None,
+            resize: None,
             now: second(10),
         })
     }

@@ -12,6 +12,7 @@ use tracing::debug;
 use super::Worker;
 use super::signal::{Existence, Signal};
 use crate::events::Kind;
+use crate::pod::allocation;
 use crate::pod::live::Op;
 use crate::pod::paths::Paths;
 use crate::pod::phase::Step;
@@ -25,6 +26,9 @@ impl Worker {
             Step::Move(state) => {
                 if state == State::Terminating {
                     self.live.removing = Op::Idle;
+                }
+                if state == State::Preparing && self.record.state == State::Pending {
+                    self.record.allocation = allocation::of(&self.spec);
                 }
                 if matches!(state, State::Finishing | State::Terminating) {
                     self.live.ending_since = Some(Timestamp::now());
@@ -50,6 +54,11 @@ impl Worker {
                 grace,
                 message,
             } => self.stop_container(&container, grace, message),
+            Step::Allocate => self.allocate(),
+            Step::HoldResize(verdict) => self.hold_resize(verdict),
+            Step::DropResize => self.record.resize.held = None,
+            Step::ResizeContainer { container } => self.resize_container(&container),
+            Step::CompleteResize => self.complete_resize(),
             Step::RemoveSandbox => self.remove_sandbox(),
             Step::RemoveFiles => self.remove_files(),
             Step::DeleteFromApi => self.delete_from_api(),

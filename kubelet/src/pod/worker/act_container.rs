@@ -14,7 +14,7 @@ use crate::events::Kind;
 use crate::exec::Target;
 use crate::pod::container::{self, Start};
 use crate::pod::kill::{self, Kill};
-use crate::pod::live::{Failure, Stopping};
+use crate::pod::live::{Failure, Op, Stopping};
 use crate::pod::record::Instance;
 use crate::pod::restart;
 use crate::{images, probes};
@@ -111,6 +111,7 @@ impl Worker {
                 .config()
                 .as_ref()
                 .and_then(|c| c.stop_signal().clone()),
+            resources: spec.resources.clone(),
         };
         if record.current.is_some() {
             restart::raise_backoff(record, now);
@@ -124,6 +125,7 @@ impl Worker {
         let live = self.live.container(name);
         live.starting = true;
         live.config_error = None;
+        live.resizing = Op::Idle;
         if !self.save() {
             self.undo_start(name);
             return self.cannot_create(name, "the pod's state can't be written".to_owned());

@@ -13,6 +13,7 @@ use crate::pod::live::Op;
 use crate::pod::phase::Deletion;
 use crate::pod::record::lost;
 use crate::pod::sandbox;
+use crate::status::conditions::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
 use crate::text;
 
 impl Worker {
@@ -56,6 +57,12 @@ impl Worker {
                 status,
             } => self.hear_ended(&container, &id, status),
             Signal::Probe(news) => self.hear_probe(news),
+            Signal::Resized {
+                container,
+                id,
+                resources,
+                outcome,
+            } => self.hear_resized(&container, &id, *resources, *outcome),
             Signal::Cleared(outcome) => match outcome {
                 Ok(()) => self.live.clearing = Op::Done(()),
                 Err(error) => {
@@ -82,7 +89,8 @@ impl Worker {
         if changed {
             self.refresh_at = Timestamp::now();
         }
-        self.spec = pod.spec.clone().unwrap_or_default();
+        self.desired = pod.spec.clone().unwrap_or_default();
+        self.spec = self.desired.clone();
         if let Some(asked) = deletion(&pod)
             && !matches!(self.deletion, Some(Deletion::Gone { .. }))
         {
@@ -102,12 +110,15 @@ impl Worker {
                 match known {
                     Some(known) if OURS.contains(&known.type_.as_str()) => {}
                     Some(known) => *known = condition,
+                    // Ours, and over by now.
+                    None if OURS.contains(&condition.type_.as_str()) => {}
                     None => conditions.push(condition),
                 }
             }
             pod.status = Some(status);
         }
         self.pod = Arc::new(pod);
+        self.apply_allocation();
     }
 
     /// A shorter grace than before hurries what is already ending.
@@ -205,4 +216,6 @@ const OURS: &[&str] = &[
     "Initialized",
     "Ready",
     "ContainersReady",
+    RESIZE_PENDING,
+    RESIZE_IN_PROGRESS,
 ];

@@ -44,7 +44,7 @@ impl Worker {
         }
     }
 
-    fn is_current(&self, name: &str, id: &str) -> bool {
+    pub(super) fn is_current(&self, name: &str, id: &str) -> bool {
         let record = self.record.containers.get(name);
         let current = record.and_then(|record| record.current.as_ref());
         current.is_some_and(|current| current.id == id)

@@ -4,6 +4,7 @@
 //! - `signal`: what it may hear
 //! - `act`: doing a plan's steps; `act_container`: those about one container
 //! - `hear`: what each signal changes; `hear_container`: those about one container
+//! - `resize`: giving the pod other resources while it runs
 //! - `events`: what it tells users
 //! - `adopt`: taking over what an earlier kubelet left running
 
@@ -13,6 +14,7 @@ mod adopt;
 mod events;
 mod hear;
 mod hear_container;
+mod resize;
 mod signal;
 
 use std::sync::Arc;
@@ -44,8 +46,12 @@ const REFRESH: SignedDuration = SignedDuration::from_secs(60);
 #[derive(Debug)]
 pub struct Worker {
     agent: Arc<Agent>,
+    /// As the API server has it, but for `spec`.
     pod: Arc<Pod>,
+    /// The pod's, with the resources that it has been promised.
     spec: PodSpec,
+    /// The pod's, as the API server has it.
+    desired: PodSpec,
     paths: Paths,
     record: PodRecord,
     saved: Option<PodRecord>,
@@ -115,10 +121,12 @@ fn build(
         name: record.name.clone(),
         uid: record.uid.clone(),
     };
-    let worker = Worker {
+    let desired = pod.spec.clone().unwrap_or_default();
+    let mut worker = Worker {
         paths: Paths::new(&agent.config, &record.namespace, &record.name, &record.uid),
         status: status::sync::Sender::start(agent.client.clone(), address, known),
-        spec: pod.spec.clone().unwrap_or_default(),
+        spec: desired.clone(),
+        desired,
         pod,
         record,
         saved: None,
@@ -131,6 +139,7 @@ fn build(
         refresh_at: Timestamp::now() + REFRESH,
         agent,
     };
+    worker.apply_allocation();
     (sender, worker)
 }
 
@@ -189,6 +198,7 @@ impl Worker {
                 live: &self.live,
                 deletion: self.deletion,
                 refused: self.refused(),
+                resize: self.resize_verdict(),
                 now,
             });
             if plan.steps.is_empty() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hpk_shim_client::ExitStatus;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 
 use crate::images;
 use crate::pod::container;
@@ -47,6 +47,13 @@ pub enum Signal {
         status: Option<ExitStatus>,
     },
     Probe(probes::News),
+    /// A running container has been given these resources, or not.
+    Resized {
+        container: String,
+        id: String,
+        resources: Box<ResourceRequirements>,
+        outcome: Box<Result<(), super::resize::Error>>,
+    },
     /// The pod's files are gone.
     Cleared(Result<(), std::io::Error>),
     /// The API object was deleted, or was gone already.
