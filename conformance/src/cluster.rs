@@ -58,6 +58,15 @@ pub fn state(testbed: &Testbed, job: &str) -> Result<String> {
     Ok(state.trim().to_owned())
 }
 
+/// sbatch's option for a job in the cgroup that the testbed gives to hpc; None on a machine without
+/// cgroup v1.
+pub fn in_cgroup(testbed: &Testbed) -> Result<Option<&'static str>> {
+    let given = testbed
+        .on("root", "node1", "test -d /sys/fs/cgroup/memory/hpc")
+        .output()?;
+    Ok((given.status == 0).then_some("--export=ALL,HPK_CGROUP=hpc"))
+}
+
 impl Cluster {
     /// Submits a job of `nodes` nodes and waits until it says that it is ready.
     pub fn start(testbed: &Testbed, nodes: usize, options: &str) -> Result<Self> {

@@ -5,14 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::{Context, Unavailable, in_namespace};
-use crate::cluster::Cluster;
+use super::{Context, SIZE, Unavailable, in_namespace};
+use crate::cluster::{Cluster, in_cgroup};
 use crate::testbed::Testbed;
 use crate::wait;
-
-/// A job of one node in the cgroup that the testbed has given to hpc.
-const IN_CGROUP: &str =
-    "--cpus-per-task=2 --mem=3G --time=60 --nodelist=node1 --export=ALL,HPK_CGROUP=hpc";
 
 const POD: &str = r#"
 apiVersion: v1
@@ -100,14 +96,11 @@ fn figures(page: &str, sample: &str) -> Option<f64> {
 }
 
 pub fn limits_are_enforced_in_a_cgroup_that_the_site_gives(context: &mut Context) -> Result<()> {
-    let given = context
-        .testbed
-        .on("root", "node1", "test -d /sys/fs/cgroup/memory/hpc")
-        .output()?;
-    if given.status != 0 {
+    let Some(option) = in_cgroup(&context.testbed)? else {
         return Err(Unavailable("this machine has no cgroup v1 with a memory controller").into());
-    }
-    let cluster = Cluster::start(&context.testbed, 1, IN_CGROUP)?;
+    };
+    let options = format!("{SIZE} --nodelist=node1 {option}");
+    let cluster = Cluster::start(&context.testbed, 1, &options)?;
     let shown = show(&context.testbed, &cluster);
     let ended = cluster.cancel();
     shown?;

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, in_cgroup};
 use crate::testbed::Testbed;
 use known::Known;
 use outcome::Run;
@@ -69,7 +69,8 @@ pub fn run(testbed: &Testbed, options: &Options) -> Result<bool> {
     let cluster = if options.running {
         Cluster::running(testbed)?
     } else {
-        Cluster::start(testbed, options.nodes, SIZE)?
+        let cgroup = in_cgroup(testbed)?.unwrap_or_default();
+        Cluster::start(testbed, options.nodes, &format!("{SIZE} {cgroup}"))?
     };
     let report = suite(testbed, &cluster, options);
     if !options.running {
