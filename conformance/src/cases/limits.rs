@@ -19,6 +19,7 @@ spec:
   containers:
   - name: app
     image: "busybox:1.37"
+    securityContext: {runAsUser: 1000}
     command: [sh, -c, "trap exit TERM; while :; do sleep 0.2; done"]
     resources: {requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 200m, memory: 64Mi}}
 "#;

@@ -20,7 +20,9 @@ pub mod limits;
 pub mod oom;
 
 use std::{
+    fs::Permissions,
     io,
+    os::unix::fs::PermissionsExt as _,
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -183,7 +185,11 @@ impl Cgroup {
                 enable_controllers(&parent, &hierarchy.controllers);
             }
             match std::fs::create_dir(&directory) {
-                Ok(()) => self.made.push(directory.clone()),
+                Ok(()) => {
+                    self.made.push(directory.clone());
+                    // The maker's umask would hide it from the container's own user.
+                    std::fs::set_permissions(&directory, Permissions::from_mode(0o755))?;
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
             }
