@@ -78,6 +78,21 @@ fn complete(partial: PartialChecksum, frame: &mut [u8]) -> Result<(), Malformed>
     Ok(())
 }
 
+/// Where an IPv6 packet's extension headers (RFC 8200, section 4) end, and the
+/// protocol of what follows.
+fn behind_extensions(frame: &[u8]) -> Option<(usize, u8)> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const DESTINATION: u8 = 60;
+    let (mut at, mut next) = (ETHERNET + IPV6, *frame.get(ETHERNET + 6)?);
+    while let HOP_BY_HOP | ROUTING | DESTINATION = next {
+        let length = *frame.get(at + 1)?;
+        next = *frame.get(at)?;
+        at += (usize::from(length) + 1) * 8;
+    }
+    Some((at, next))
+}
+
 impl Cut {
     fn new(
         segments: &Segments,
@@ -93,16 +108,14 @@ impl Cut {
             (Segmentation::Udp, _) => Protocol::Udp,
             _ => return Err(Malformed::Segments),
         };
-        // IPv6 may have extension headers; the kernel says where they end.
-        let at_transport = match version {
-            Version::V4 => transport == ETHERNET + usize::from(frame[ETHERNET] & 0x0f) * 4,
-            Version::V6 => transport >= ETHERNET + IPV6,
-        };
         let named = match version {
-            Version::V4 => frame[ETHERNET + 9],
-            Version::V6 if transport == ETHERNET + IPV6 => frame[ETHERNET + 6],
-            Version::V6 => protocol.number(),
+            Version::V4 => {
+                let length = usize::from(frame[ETHERNET] & 0x0f) * 4;
+                Some((ETHERNET + length, frame[ETHERNET + 9]))
+            }
+            Version::V6 => behind_extensions(frame),
         };
+        let agree = named == Some((transport, protocol.number()));
         let length = match protocol {
             Protocol::Tcp => frame
                 .get(transport + 12)
@@ -117,7 +130,7 @@ impl Cut {
             && header < frame.len()
             && frame.len() <= ETHERNET + usize::from(u16::MAX)
             && size > 0;
-        (at_transport && named == protocol.number() && fits)
+        (agree && fits)
             .then_some(Self {
                 version,
                 protocol,

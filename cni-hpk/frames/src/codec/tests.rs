@@ -406,6 +406,30 @@ fn a_kernels_udp_frame_that_was_not_cut_is_told_from_several_datagrams() {
 }
 
 #[test]
+fn a_frame_is_cut_only_where_its_own_headers_say_so() {
+    let long = tcp(Version::V6, 3000, 1000);
+    let mut virtio = long.virtio();
+    if let Some(checksum) = &mut virtio.checksum {
+        checksum.start += 1;
+    }
+    let cut = |header, mut frame: Vec<u8>| prepare(&header, &mut frame, MTU as usize);
+    assert_eq!(cut(virtio, long.frame()), Err(Malformed::Segments));
+
+    // Behind eight bytes of options for the destination.
+    let mut frame = long.frame();
+    let options = [6, 0, 1, 4, 0, 0, 0, 0];
+    frame.splice(54..54, options);
+    frame[20] = 60;
+    if let Some(checksum) = &mut virtio.checksum {
+        checksum.start += 7;
+    }
+    let segments = cut(virtio, frame.clone()).unwrap().unwrap();
+    assert_eq!((segments.header(), segments.count()), (54 + 8 + 32, 3));
+    frame[20] = 17;
+    assert_eq!(cut(virtio, frame), Err(Malformed::Segments));
+}
+
+#[test]
 fn what_is_longer_than_the_mtu_is_not_sent() {
     let long = tcp(Version::V4, 3000, 1399);
     let mut frame = long.frame();
