@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::error::Error;
+use super::ipam::ranges_in;
 use super::ipam::store::Owner;
 use super::locks::{Scope, hash};
+use super::pools::Pool;
 use super::tap::TapRecord;
 use crate::netlink::Mac;
 
@@ -48,6 +50,14 @@ impl Record {
 
     pub fn scope(&self) -> Scope<'_> {
         Scope::Attachment(&self.network, &self.container_id, &self.ifname)
+    }
+
+    /// Those of which host-local gave it addresses.
+    pub fn pools(&self) -> Result<Vec<Pool>, Error> {
+        let block = self.conf.get("ipam").and_then(Value::as_object);
+        let sets = block.map(ranges_in).transpose()?.unwrap_or_default();
+        let pools = sets.iter().flatten().map(Pool::read);
+        pools.collect::<Result<_, _>>().map_err(Error::Invalid)
     }
 
     pub fn is_among(&self, valid: &[ValidAttachment]) -> bool {

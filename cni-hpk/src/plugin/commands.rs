@@ -12,7 +12,7 @@ use hpk_cni_types::{Command, Invocation, SpecVersion};
 use serde_json::Value;
 
 use super::attachments::{Attachments, Record, host_name};
-use super::config::Parsed;
+use super::config::{Config, Parsed};
 use super::delegate;
 use super::error::Error;
 use super::far::Far;
@@ -101,6 +101,18 @@ impl Run<'_> {
             Some(_) => Ok(None),
             None => PodNamespace::open(self.netns()?).map(Some),
         }
+    }
+
+    /// What is wanted, with the ranges of the network's other attachments where
+    /// ranges come with them: always, or never.
+    fn config(&self) -> Result<Config, Error> {
+        let mut others = Vec::new();
+        if self.parsed.has_asked_ranges() {
+            for record in self.attachments.load_all(&self.parsed.conf.name)? {
+                others.extend(record.pools()?);
+            }
+        }
+        self.parsed.resolve_beside(others)
     }
 
     fn ipam<'b>(&'b self, conf: &'b Value) -> Ipam<'b> {

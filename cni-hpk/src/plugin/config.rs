@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::error::Error;
 use super::ipam;
+use super::locks::hash;
 use super::pools::{self, Pool, PoolKeys, RangeSet};
+use crate::netlink::Mac;
 use crate::netlink::nat::{Backend, Family};
 use crate::relay::wire::Form;
 use crate::subnet::{self, OverlayState, SubnetEnv};
@@ -93,6 +95,10 @@ pub struct Config {
     pub bridge: String,
     /// The pods of this bubble: an attachment gets an address of each set.
     pub ranges: Vec<RangeSet>,
+    /// Of attachments whose ranges came with them: the bridge serves these too.
+    pub others: Vec<Pool>,
+    /// Of the bridge.
+    pub mac: Mac,
     /// All pods; among them sources are kept.
     pub networks: Vec<IpNet>,
     pub mtu: u32,
@@ -105,8 +111,13 @@ impl Config {
         self.ranges.iter().flatten()
     }
 
+    /// What the bridge serves.
+    pub fn served(&self) -> impl Iterator<Item = &Pool> {
+        self.pools().chain(&self.others)
+    }
+
     pub fn has(&self, family: Family) -> bool {
-        self.pools().any(|pool| Family::of(pool.subnet) == family)
+        self.served().any(|pool| Family::of(pool.subnet) == family)
     }
 }
 
@@ -132,6 +143,28 @@ impl Parsed {
 
     /// Reads what Flannel and the overlay say, and checks the whole.
     pub fn resolve(&self) -> Result<Config, Error> {
+        self.resolve_beside(Vec::new())
+    }
+
+    /// Whether ranges came with this attachment.
+    pub fn has_asked_ranges(&self) -> bool {
+        let ranges = self.conf.runtime_config.get("ipRanges");
+        ranges.is_some_and(|it| it.as_array().is_none_or(|it| !it.is_empty()))
+    }
+
+    /// Whether they are to come with each: host-local is asked for by name, and
+    /// neither ranges nor Flannel's file are given.
+    pub fn awaits_ranges(&self) -> bool {
+        let keys = &self.conf.plugin;
+        keys.subnet_file.is_none()
+            && keys
+                .ipam
+                .get("type")
+                .is_some_and(|it| it == ipam::HOST_LOCAL)
+    }
+
+    /// The same as [`Self::resolve`], with the pools of `others` whose ranges came with them.
+    pub fn resolve_beside(&self, others: Vec<Pool>) -> Result<Config, Error> {
         let keys = &self.conf.plugin;
         let overlay = match &keys.overlay_file {
             Some(path) => OverlayState::load(path).map_err(not_ready)?,
@@ -149,17 +182,25 @@ impl Parsed {
             }
         };
         let name = self.conf.name.clone();
-        decide(name, keys, own, flannel.as_ref(), overlay.as_ref())
+        let asked = self.has_asked_ranges();
+        let (flannel, overlay) = (flannel.as_ref(), overlay.as_ref());
+        decide(name, keys, own, asked, others, flannel, overlay)
     }
 
     /// The pools that the configuration gives itself: with its own keys, or
-    /// in `ipam`, where the reference plugins have them.
+    /// in `ipam`, where the reference plugins have them. Those that came with
+    /// the attachment (capability `ipRanges`) go first, as with host-local.
     fn own_ranges(&self) -> Result<Vec<RangeSet>, Error> {
         let keys = &self.conf.plugin;
         let mut sets: Vec<Vec<PoolKeys>> = keys.subnet.iter().map(|it| vec![whole(it)]).collect();
         sets.extend(keys.ranges.iter().cloned());
         if sets.is_empty() {
             sets = ipam::ranges_in(&keys.ipam)?;
+        }
+        if let Some(asked) = self.conf.runtime_config.get("ipRanges") {
+            let asked: Vec<Vec<PoolKeys>> = serde_json::from_value(asked.clone())
+                .map_err(|error| Error::Invalid(format!("ipRanges {asked}: {error}")))?;
+            sets.splice(0..0, asked);
         }
         let read_set = |set: &Vec<PoolKeys>| set.iter().map(Pool::read).collect();
         sets.iter()
@@ -312,6 +353,8 @@ fn decide(
     name: String,
     keys: &Keys,
     own: Vec<RangeSet>,
+    asked: bool,
+    others: Vec<Pool>,
     flannel: Option<&SubnetEnv>,
     overlay: Option<&OverlayState>,
 ) -> Result<Config, Error> {
@@ -320,7 +363,12 @@ fn decide(
         Some(env) => flannel_ranges(env).map_err(Error::Invalid)?,
     };
     pools::check(&ranges).map_err(Error::Invalid)?;
-    let networks = decide_networks(keys, &ranges, flannel)?;
+    let networks = decide_networks(keys, &ranges, &others, flannel)?;
+    // It tells the first gateway, unless each attachment may have another.
+    let mac = match asked {
+        true => Mac::of_number(hash(&name)),
+        false => Mac::of(ranges[0][0].gateway),
+    };
     let mtu = keys
         .mtu
         .or(overlay.map(|state| state.mtu))
@@ -330,6 +378,8 @@ fn decide(
         name,
         bridge: keys.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()),
         ranges,
+        others,
+        mac,
         networks,
         mtu,
         ip_masq: keys
@@ -359,9 +409,11 @@ fn flannel_ranges(env: &SubnetEnv) -> Result<Vec<RangeSet>, String> {
 fn decide_networks(
     keys: &Keys,
     ranges: &[RangeSet],
+    others: &[Pool],
     flannel: Option<&SubnetEnv>,
 ) -> Result<Vec<IpNet>, Error> {
-    let subnets = || ranges.iter().flatten().map(|pool| pool.subnet);
+    let pools = || ranges.iter().flatten().chain(others);
+    let subnets = || pools().map(|pool| pool.subnet);
     let networks = match flannel {
         _ if !keys.network.is_empty() => keys
             .network

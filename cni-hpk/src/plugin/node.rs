@@ -15,12 +15,14 @@ use crate::netlink::{Netlink, address, link, nat};
 const NET: &str = "/proc/sys/net";
 
 /// Brings the bubble's side to what `config` wants, and returns the bridge's
-/// index. `restarted` is run before the bridge is made: nothing of what is on
-/// record can be alive then.
+/// index. `now` reads it again, once nobody else can change the bubble's side.
+/// `restarted` is run before the bridge is made: nothing of what is on record
+/// can be alive then.
 pub fn ensure(
     netlink: &Netlink,
     config: &Config,
     data_dir: &Path,
+    now: impl FnOnce() -> Result<Config, Error>,
     restarted: impl FnOnce(),
 ) -> Result<u32, Error> {
     let observed = observe(netlink, config)?;
@@ -28,6 +30,7 @@ pub fn ensure(
         return Ok(bridge.index);
     }
     let _lock = locks::lock(data_dir, Scope::Node)?;
+    let config = &now()?;
     let steps = missing(netlink, config)?;
     if matches!(steps.first(), Some(NodeStep::AddBridge(_))) {
         restarted();

@@ -117,7 +117,7 @@ pub fn masquerades(config: &Config) -> Vec<Masquerade> {
     if !config.ip_masq {
         return Vec::new();
     }
-    let mut subnets: Vec<IpNet> = config.pools().map(|pool| pool.subnet).collect();
+    let mut subnets: Vec<IpNet> = config.served().map(|pool| pool.subnet).collect();
     subnets.sort_by_key(|net| (Family::of(*net) == Family::Ipv6, *net));
     subnets.dedup();
     let of_family = |subnet: IpNet| {
@@ -133,15 +133,6 @@ pub fn masquerades(config: &Config) -> Vec<Masquerade> {
         .collect()
 }
 
-/// The bridge's hardware address tells its first gateway.
-pub fn bridge_mac(config: &Config) -> Mac {
-    config
-        .pools()
-        .next()
-        .map(|pool| Mac::of(pool.gateway))
-        .unwrap_or_default()
-}
-
 /// Says whose a bridge is.
 fn bridge_alias(config: &Config) -> String {
     format!("{OURS}{}", config.name)
@@ -154,7 +145,7 @@ pub fn plan_node(config: &Config, observed: &ObservedNode) -> Result<Vec<NodeSte
     let mut steps = Vec::new();
     plan_bridge(config, observed.bridge.as_ref(), &mut steps)?;
     // A bridge has exactly its gateways' addresses.
-    let mut wanted: Vec<IpNet> = config.pools().map(Pool::gateway_net).collect();
+    let mut wanted: Vec<IpNet> = config.served().map(Pool::gateway_net).collect();
     wanted.sort();
     wanted.dedup();
     let observed_addresses = observed.bridge_addresses.iter();
@@ -190,7 +181,7 @@ fn plan_bridge(
     observed: Option<&Link>,
     steps: &mut Vec<NodeStep>,
 ) -> Result<(), Conflict> {
-    let (mac, alias) = (bridge_mac(config), bridge_alias(config));
+    let (mac, alias) = (config.mac, bridge_alias(config));
     let Some(link) = observed else {
         steps.push(NodeStep::AddBridge(mac));
         steps.push(NodeStep::SetMtu(config.mtu));

@@ -39,13 +39,6 @@ impl Request {
     pub fn read(conf: &NetConf<Keys>, args: &Args) -> Result<Self, Error> {
         args.refuse_unknown(&KNOWN_ARGS)?;
         let runtime = &conf.runtime_config;
-        if let Some(value) = runtime.get("ipRanges") {
-            return Err(Error::Unsupported {
-                key: "runtimeConfig.ipRanges",
-                value: value.to_string(),
-                why: "the bridge has the gateways of the network's own ranges alone",
-            });
-        }
         let block = conf.plugin.args.as_ref().and_then(|args| args.get("cni"));
         let structured = |key: &str| block.and_then(|block| block.get(key));
         let ips = match (runtime.get("ips"), structured("ips"), args.get("IP")) {
@@ -159,7 +152,6 @@ mod tests {
             ),
             (r#""runtimeConfig":{"mac":7}"#, "", "7"),
             (r#""runtimeConfig":{"dns":{"servers":7}}"#, "", "7"),
-            (r#""runtimeConfig":{"ipRanges":[]}"#, "", "ipRanges"),
             (r#""mtu":1500"#, "K8S_POD_NAME=web", "K8S_POD_NAME"),
             (r#""mtu":1500"#, "IP=nowhere", "nowhere"),
         ] {

@@ -48,6 +48,73 @@ fn address_hardware_address_and_resolver_are_given_as_asked() {
 
 #[test]
 #[ignore = "needs user namespaces, iproute2, nft and host-local"]
+fn ranges_that_come_with_attachments_are_all_served_by_the_bridge() {
+    inside(
+        "asked::ranges_that_come_with_attachments_are_all_served_by_the_bridge",
+        || {
+            let call = |command, id: &str, subnet: &str| {
+                let mut call = Call::new(command, id);
+                for key in ["subnetFile", "overlayFile"] {
+                    call.conf.as_object_mut().unwrap().remove(key);
+                }
+                call.conf["ipam"] = json!({"type": "host-local"});
+                if !subnet.is_empty() {
+                    call.conf["runtimeConfig"] = json!({"ipRanges": [[{"subnet": subnet}]]});
+                }
+                call
+            };
+            let gateways = || {
+                let links = json_of("ip -j -4 address show dev hpk-bridge");
+                links[0]["addr_info"].as_array().unwrap().len()
+            };
+            let pods = [
+                ("a", "10.5.0.0/24"),
+                ("b", "10.6.0.0/24"),
+                ("c", "10.5.0.0/24"),
+            ];
+            pods.iter().for_each(|(id, _)| netns(id));
+            let results: Vec<Value> = std::thread::scope(|scope| {
+                let adds = pods.map(|(id, subnet)| {
+                    scope.spawn(move || call("ADD", id, subnet).run().unwrap())
+                });
+                adds.into_iter().map(|add| add.join().unwrap()).collect()
+            });
+            assert_eq!(gateways(), 2);
+            assert_eq!(sh("nft list table ip hpk | grep -c masquerade").trim(), "2");
+            for from in ["a", "b", "c"] {
+                for result in &results {
+                    let to = result["ips"][0]["address"].as_str().unwrap();
+                    let to = to.trim_end_matches("/24");
+                    assert!(
+                        succeeds(&format!("ip netns exec {from} ping -q -c1 -W1 {to}")),
+                        "{from} to {to}"
+                    );
+                }
+            }
+            for ((id, subnet), result) in pods.iter().zip(&results) {
+                let mut check = call("CHECK", id, subnet);
+                check.conf["prevResult"] = result.clone();
+                check.run().unwrap();
+            }
+            let mut status = call("STATUS", "", "");
+            status.conf["cniVersion"] = "1.1.0".into();
+            status.run().unwrap();
+            // The last of a range takes its gateway along, at the next ADD.
+            call("DEL", "b", "10.6.0.0/24").run().unwrap();
+            netns("d");
+            call("ADD", "d", "10.5.0.0/24").run().unwrap();
+            assert_eq!(gateways(), 1);
+            // DEL comes without them as well.
+            for id in ["a", "c", "d"] {
+                call("DEL", id, "").run().unwrap();
+            }
+            assert_eq!(leftovers(), "");
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs user namespaces, iproute2, nft and host-local"]
 fn the_result_is_in_the_version_asked_for_and_goes_on_from_the_one_before() {
     inside(
         "asked::the_result_is_in_the_version_asked_for_and_goes_on_from_the_one_before",
@@ -193,8 +260,15 @@ fn errors_have_the_specifications_codes_and_name_the_value() {
             };
             fails(&|call| call.conf["cniVersion"] = "9.9.9".into(), 1, "9.9.9");
             fails(
-                &|call| call.conf["runtimeConfig"] = json!({"ipRanges": [7]}),
+                &|call| {
+                    call.conf["ipam"] = json!({"routes": [{"dst": "192.0.2.0/24", "table": 77}]});
+                },
                 2,
+                "77",
+            );
+            fails(
+                &|call| call.conf["runtimeConfig"] = json!({"ipRanges": [7]}),
+                7,
                 "[7]",
             );
             fails(

@@ -12,7 +12,7 @@ use crate::netlink::{Mac, Netlink};
 use crate::plugin::attachments::{Record, host_mac};
 use crate::plugin::config::Config;
 use crate::plugin::error::Error;
-use crate::plugin::plan::{PodInterface, bridge_mac, pod_routes};
+use crate::plugin::plan::{PodInterface, pod_routes};
 use crate::plugin::pod::{self, PodNamespace};
 use crate::plugin::request::Request;
 use crate::plugin::tap::{self, TapRecord};
@@ -22,7 +22,7 @@ use crate::relay::wire::Form;
 
 impl Run<'_> {
     pub(super) fn add(&self) -> Result<AddResult, Error> {
-        let config = self.parsed.resolve()?;
+        let config = self.config()?;
         let request = Request::read(&self.parsed.conf, &self.invocation.args)?;
         let previous = self.parsed.conf.prev_result()?;
         // Before anything is made: a namespace that can't be entered.
@@ -90,10 +90,15 @@ impl Run<'_> {
         config: &Config,
         request: &Request,
     ) -> Result<AddResult, Error> {
-        let restarted = || self.sweep(netlink);
-        let bridge = node::ensure(netlink, config, &self.parsed.data_dir, restarted)?;
         let record = self.record(self.parsed.ipam_conf(config), false);
+        // First: others must not take the bridge's side of our ranges away.
         self.attachments.store(&record)?;
+        let (now, restarted) = (|| self.config(), || self.sweep(netlink));
+        let ensured = node::ensure(netlink, config, &self.parsed.data_dir, now, restarted);
+        let bridge = ensured.inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = self.forget(&record);
+        })?;
         let made = self.attach(bridge, netlink, pod, config, request, &record);
         match made {
             Ok(result) => Ok(result),
@@ -177,7 +182,7 @@ impl Run<'_> {
         };
         let pair = &wanted.veth;
         let interfaces = vec![
-            device(&config.bridge, bridge_mac(config), String::new()),
+            device(&config.bridge, config.mac, String::new()),
             device(&pair.host_name, pair.host_mac, String::new()),
             device(&pair.pod_name, pair.pod_mac, sandbox),
         ];

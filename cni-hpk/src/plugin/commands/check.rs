@@ -16,7 +16,7 @@ use crate::plugin::{delegate, node};
 impl Run<'_> {
     pub(super) fn check(&self) -> Result<(), Error> {
         let conf = &self.parsed.conf;
-        let config = self.parsed.resolve()?;
+        let config = self.config()?;
         let netns = self.netns()?;
         let previous = conf
             .prev_result()?

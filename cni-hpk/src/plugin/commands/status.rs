@@ -16,7 +16,11 @@ impl Run<'_> {
     }
 
     fn ready(&self) -> Result<(), Error> {
-        let config = self.parsed.resolve()?;
+        let config = match self.parsed.resolve() {
+            // Ranges will come with the attachments, and nobody says which.
+            Err(Error::NotReady(_)) if self.parsed.awaits_ranges() => return Ok(()),
+            other => other?,
+        };
         if let Some(block) = &self.parsed.conf.plugin.delegate {
             let conf = self.parsed.delegate_conf(block, &config)?;
             let plugin = delegate::plugin_of(&conf);

@@ -31,7 +31,15 @@ fn overlay() -> OverlayState {
 }
 
 fn decide_flannel(keys: &Keys, env: &SubnetEnv) -> Result<Config, Error> {
-    decide("n".to_owned(), keys, Vec::new(), Some(env), None)
+    decide(
+        "n".to_owned(),
+        keys,
+        Vec::new(),
+        false,
+        Vec::new(),
+        Some(env),
+        None,
+    )
 }
 
 fn parse(keys: &str) -> Result<Parsed, Error> {
@@ -46,6 +54,8 @@ fn the_overlays_mtu_goes_before_flannels() {
     let config = decide(
         "n".to_owned(),
         &keys,
+        Vec::new(),
+        false,
         Vec::new(),
         Some(&flannel()),
         Some(&overlay()),
@@ -160,4 +170,41 @@ fn a_delegate_is_completed_as_flannels_plugin_does() {
     assert!(conf.get("isGateway").is_none());
     let error = parsed.delegate_conf(&block(r#"{"name":"other"}"#), &config);
     assert!(error.unwrap_err().to_string().contains("other"));
+}
+
+#[test]
+fn ranges_that_come_with_an_attachment_go_first_and_others_are_served_too() {
+    let asked = r#""runtimeConfig":{"ipRanges":[[{"subnet":"10.9.0.0/24"}]]}"#;
+    let parsed = parse(asked).unwrap();
+    assert!(parsed.has_asked_ranges());
+    let config = parsed.resolve().unwrap();
+    assert_eq!(config.ranges.len(), 1, "nothing of Flannel's");
+    assert_eq!(config.networks, ["10.9.0.0/24".parse().unwrap()]);
+
+    let both = parse(&format!(r#"{asked},"subnet":"10.1.0.0/24""#)).unwrap();
+    let other = Pool::of("10.8.0.0/24".parse().unwrap()).unwrap();
+    let config = both.resolve_beside(vec![other]).unwrap();
+    let subnets = |pools: Vec<&Pool>| -> Vec<String> {
+        pools.iter().map(|pool| pool.subnet.to_string()).collect()
+    };
+    assert_eq!(
+        subnets(config.pools().collect()),
+        ["10.9.0.0/24", "10.1.0.0/24"]
+    );
+    assert_eq!(config.served().count(), 3);
+    assert_eq!(
+        config.networks,
+        ["10.1.0.0/24", "10.8.0.0/24", "10.9.0.0/24"].map(|net| net.parse().unwrap())
+    );
+
+    let none = parse(r#""runtimeConfig":{"ipRanges":[]},"subnet":"10.1.0.0/24""#).unwrap();
+    assert!(!none.has_asked_ranges());
+    for wrong in [
+        "7",
+        r#"[{"subnet":"10.9.0.0/24"}]"#,
+        r#"[[{"subnet":"10.9.0.1/24"}]]"#,
+    ] {
+        let parsed = parse(&format!(r#""runtimeConfig":{{"ipRanges":{wrong}}}"#)).unwrap();
+        assert!(parsed.resolve().is_err(), "{wrong}");
+    }
 }

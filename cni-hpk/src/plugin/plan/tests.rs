@@ -17,6 +17,8 @@ fn config_of(subnets: &[&str], networks: &[&str]) -> Config {
         name: "n".to_owned(),
         bridge: "hpk-bridge".to_owned(),
         ranges: subnets.iter().map(pool).collect(),
+        others: Vec::new(),
+        mac: Mac::of("10.244.3.1".parse().unwrap()),
         networks: networks.iter().map(|net| net.parse().unwrap()).collect(),
         mtu: 1450,
         ip_masq: true,
@@ -231,4 +233,19 @@ fn pods_of_one_bridge_are_reached_through_the_gateway() {
         .find(|route| route.destination == own)
         .unwrap();
     assert_eq!(route.gateway, Some("10.244.3.1".parse().unwrap()));
+}
+
+#[test]
+fn the_bridge_serves_the_ranges_of_other_attachments_too() {
+    let other = Pool::of("10.244.9.0/24".parse().unwrap()).unwrap();
+    let both = Config {
+        others: vec![other],
+        ..config()
+    };
+    let steps = plan_node(&both, &finished()).unwrap();
+    assert_eq!(
+        steps[0],
+        NodeStep::AddAddress("10.244.9.1/24".parse().unwrap())
+    );
+    assert!(matches!(&steps[1..], [NodeStep::ReplaceNat(_, rules)] if rules.len() == 2));
 }
