@@ -128,8 +128,8 @@ pub fn a_connection_lives_through_killed_overlay_daemons(context: &mut Context) 
         let connection = Connection::make(cluster, namespace)?;
         for host in ["node1", "node2"] {
             kill_and_await_return(&testbed, host, "^[^ ]*hpk-net-daemon overlay")?;
-            // A second or so, and as much again for a slow machine and kubectl.
-            connection.await_pings(true, Duration::from_secs(5))?;
+            // A second or so, and room for a slow machine and kubectl.
+            connection.await_pings(true, Duration::from_secs(10))?;
             connection.goes_on(&format!("after {host}'s daemon was killed"))?;
         }
         Ok(())
