@@ -334,4 +334,50 @@ mod tests {
         assert_eq!(number("max\n"), u64::MAX);
         assert_eq!(number("4096\n"), 4096);
     }
+
+    #[test]
+    fn figures_are_read_from_v2_files() {
+        let mount = tempfile::tempdir().unwrap();
+        let leaf = mount.path().join("c1");
+        std::fs::create_dir(&leaf).unwrap();
+        for (name, text) in [
+            ("cgroup.procs", ""),
+            (
+                "cpu.stat",
+                "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 3\nnr_throttled 2\nthrottled_usec 1\n",
+            ),
+            ("memory.current", "4096\n"),
+            ("memory.max", "max\n"),
+            ("memory.swap.current", "1\n"),
+            ("memory.swap.max", "2\n"),
+            ("memory.stat", "anon 100\nfile 200\ninactive_file 50\n"),
+            ("memory.events", "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\n"),
+            ("pids.current", "6\n"),
+            ("pids.max", "7\n"),
+            ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4\n"),
+        ] {
+            std::fs::write(leaf.join(name), text).unwrap();
+        }
+        let hierarchy = hpk_cgroup::Hierarchy {
+            version: Version::V2,
+            controllers: ["cpu", "memory", "pids", "io"].map(str::to_owned).to_vec(),
+            mount: mount.path().to_owned(),
+            own: "own".into(),
+        };
+        let request = hpk_cgroup::Request {
+            path: "c1".into(),
+            ..Default::default()
+        };
+        let (cgroup, _) = Cgroup::make(&[hierarchy], &request).unwrap();
+        let any = metrics(&cgroup, &[]).unwrap();
+        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+        let all = v2::Metrics::parse_from_bytes(&any.value).unwrap();
+        assert_eq!((all.cpu.usage_usec, all.cpu.throttled_usec), (30, 1));
+        assert_eq!((all.memory.usage, all.memory.usage_limit), (4096, u64::MAX));
+        assert_eq!((all.memory.swap_usage, all.memory.swap_limit), (1, 2));
+        assert_eq!((all.memory.anon, all.memory.inactive_file), (100, 50));
+        assert_eq!((all.memory_events.oom, all.memory_events.oom_kill), (4, 5));
+        assert_eq!((all.pids.current, all.pids.limit), (6, 7));
+        assert_eq!(all.io.usage[0].wios, 4);
+    }
 }

@@ -381,6 +381,9 @@ fn inherit_cpuset(parent: &Path, directory: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+mod v2_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
