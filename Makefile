@@ -63,17 +63,26 @@ unit: deps ## unit tests: no privileges needed
 kernel: deps binaries ## tests on the real kernel, in namespaces of their own
 	@scripts/kernel-tests --profile $(PROFILE)
 
+.PHONY: test-programs
+test-programs: deps ## tests that run on the testbed's hosts, in bin/
+	@$(STEP) "build the shim's pod tests" env -u MAKEFLAGS scripts/install-test pod bin/hpk-shim-pod-test --profile $(PROFILE)
+
 .PHONY: system
-system: testbed ## the whole system on the testbed, case by case
+system: testbed test-programs ## the whole system on the testbed, case by case
 	@bin/hpk-conformance test
 
 # The reference first: a failure of its own would say nothing about the shim.
 .PHONY: test-containerd
-test-containerd: testbed ## containerd's own client suite on the runc shim, then on ours
+test-containerd: testbed ## the suites of others (docs/containerd-suite.md) on the runc shim, then on ours
 	@$(STEP) "build containerd's client suite" shim-hpk/tests/containerd/build.sh
-	@for runtime in runc hpk; do \
-	    conformance/testbed exec -u root node1 -- /hpk/shim-hpk/tests/containerd/run.sh io.containerd.$$runtime.v2 || exit 1; \
-	done
+	@$(STEP) "build critest, containerd's CRI suite and a kubelet" shim-hpk/tests/cri/build.sh
+	@$(STEP) "build containerd 1.7" shim-hpk/tests/containerd-1.7/build.sh
+	@on() { conformance/testbed exec -u root node1 -- /hpk/shim-hpk/tests/"$$@"; }; \
+	for runtime in runc hpk; do \
+	    on containerd/run.sh io.containerd.$$runtime.v2 && on cri/suites.sh critest $$runtime && \
+	    on cri/suites.sh integration $$runtime && on cri/kubelet.sh $$runtime || exit 1; \
+	done; \
+	on containerd-1.7/run.sh hpk
 
 .PHONY: test
 test: ## everything: unit, kernel and whole-system tests

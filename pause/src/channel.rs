@@ -8,12 +8,12 @@
 //! | shim | [`CONFIG`] + descriptors, [`MORE`] + descriptors … | first descriptor: file with the [`crate::wire::Config`] |
 //! | both | [`WARNING`] text | something asked for was not done; the container starts all the same |
 //! | both | [`TERMINAL`] + descriptor | master of the terminal |
-//! | both | [`READY`] | all is set, the program was found. The sender's pid is the program's |
+//! | both | [`READY`] + descriptor | all is set, the program was found. The sender's pid is the program's; the descriptor is a pipe that ends with this program |
 //! | shim | [`GO`], with or without a descriptor | exec it; the descriptor is its stdin |
 //! | both | [`FAILED`] text | it can't be; the process ends |
 //!
-//! End-of-file after GO, with nothing else before it, means that the exec went well (the socket is
-//! close-on-exec). The sender's credentials, translated to the shim's PID namespace, come with
+//! The pipe's end after GO means that the exec went well, if nothing else was said before it. (The
+//! socket's end can't tell: an Apptainer that is kept has it open.) The sender's credentials, translated to the shim's PID namespace, come with
 //! every message: that is how the shim knows the container's pid.
 
 use std::{

@@ -10,7 +10,10 @@ use hpk_pause::{
     channel, sys,
     wire::{self, Config, Fd},
 };
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    fcntl::OFlag,
+    sched::{CloneFlags, setns},
+};
 
 use crate::{
     error::{Context, Error},
@@ -42,8 +45,8 @@ impl Shim {
             .context(|| "send the terminal to the shim".into())
     }
 
-    fn send(&self, kind: u8) -> Result<(), Error> {
-        channel::send(self.0.as_fd(), kind, &[], &[]).context(|| "talk to the shim".into())
+    fn send(&self, kind: u8, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        channel::send(self.0.as_fd(), kind, &[], fds).context(|| "talk to the shim".into())
     }
 
     fn expect(&self, kind: u8) -> Result<channel::Message, Error> {
@@ -99,9 +102,12 @@ fn run_with(mode: Mode, shim: &Shim) -> Result<std::convert::Infallible, Error> 
     sys::set_name(c"hpk-init");
     sys::close_on_exec_from(3).context(|| "mark descriptors close-on-exec".into())?;
     if mode == Mode::Init {
-        shim.send(channel::HELLO)?;
+        shim.send(channel::HELLO, &[])?;
     }
     let (config, fds) = receive_config(shim)?;
+    // Before there are limits. Its writing end is this program's alone, and goes with the exec.
+    let (until_exec, _held) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .context(|| "make a pipe".into())?;
 
     if let Some(adjustment) = config.process.oom_score_adj {
         // Before the process stops being dumpable: after that /proc/self isn't ours in a user namespace.
@@ -121,7 +127,7 @@ fn run_with(mode: Mode, shim: &Shim) -> Result<std::convert::Infallible, Error> 
         files::bind_console(&program)?;
     }
     program.take_credentials(&config.process, shim)?;
-    shim.send(channel::READY)?;
+    shim.send(channel::READY, &[until_exec.as_fd()])?;
     let go = shim.expect(channel::GO)?;
     if let Some(stdin) = go.fds.first() {
         nix::unistd::dup2_stdin(stdin).context(|| "set stdin".into())?;

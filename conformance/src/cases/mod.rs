@@ -208,6 +208,7 @@ pub const TABLE: &[Case] = table! {
         the_ctr_example_of_the_docs_works
         the_shim_keeps_its_promises_under_containerd
         the_shim_refuses_hostile_specs_and_leaves_nothing
+        the_shim_runs_pods_as_the_kubelet_drives_it
         the_same_kubelet_runs_pods_on_runc_and_the_bridge_plugin
         hpktainer_runs_an_image_on_the_pod_network
         the_doctor_finds_nothing_essential_missing;

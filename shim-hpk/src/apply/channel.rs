@@ -28,6 +28,8 @@ const HELLO_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Channel {
     socket: AsyncFd<OwnedFd>,
+    /// Ends when `hpk-pause` has become the user's program, or has failed to.
+    until_exec: Option<AsyncFd<OwnedFd>>,
 }
 
 /// The set-up's outcome.
@@ -52,11 +54,18 @@ pub fn pair() -> Result<(Channel, OwnedFd), Error> {
         Ok((ours, theirs))
     };
     let (ours, theirs) = make().map_err(Error::system("make a socket pair"))?;
+    let channel = Channel {
+        socket: watch(ours)?,
+        until_exec: None,
+    };
+    Ok((channel, theirs))
+}
+
+fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, Error> {
     // SAFETY: the AsyncFd owns the descriptor: it stays open and the same while it is registered.
-    let socket = unsafe { AsyncFd::register(ours) }
+    unsafe { AsyncFd::register(fd) }
         .map_err(io::Error::from)
-        .map_err(Error::system("watch a socket"))?;
-    Ok((Channel { socket }, theirs))
+        .map_err(Error::system("watch a descriptor"))
 }
 
 impl Channel {
@@ -115,7 +124,7 @@ impl Channel {
     }
 
     /// Waits until the process is set up.
-    pub async fn ready(&self) -> Result<Ready, Error> {
+    pub async fn ready(&mut self) -> Result<Ready, Error> {
         let (mut terminal, mut warnings) = (None, Vec::new());
         loop {
             let Some(mut message) = self.receive(SETUP_LIMIT, "the container's set-up").await?
@@ -131,6 +140,7 @@ impl Channel {
                     let pid = message.pid.filter(|&pid| pid > 0).ok_or_else(|| {
                         Error::Container("the container's pid is not visible here".into())
                     })?;
+                    self.until_exec = message.fds.pop().map(watch).transpose()?;
                     return Ok(Ready {
                         pid,
                         terminal,
@@ -151,9 +161,23 @@ impl Channel {
             return Ok(());
         }
         drop(stdin);
-        match self.receive(SETUP_LIMIT, "the container's program").await? {
-            None => Ok(()),
-            Some(message) => Err(Error::Container(message.text())),
+        let Some(until_exec) = &self.until_exec else {
+            return Err(Error::Container("hpk-pause is of another build".into()));
+        };
+        let end = until_exec.async_io(Interest::READABLE, |fd| {
+            Ok(nix::unistd::read(fd, &mut [0])?)
+        });
+        tokio::time::timeout(SETUP_LIMIT, end)
+            .await
+            .map_err(|_| Error::TimedOut {
+                what: "the container's program",
+                seconds: SETUP_LIMIT.as_secs(),
+            })?
+            .map_err(Error::system("listen to hpk-pause"))?;
+        // What failed was said before the end.
+        match wire_channel::receive(self.socket.get_ref().as_fd()) {
+            Ok(Some(message)) => Err(Error::Container(message.text())),
+            _ => Ok(()),
         }
     }
 }

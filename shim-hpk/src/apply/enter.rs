@@ -78,7 +78,7 @@ pub async fn enter(
     };
     fds.extend(owned.iter().map(AsFd::as_fd));
 
-    let (channel, theirs) = channel::pair()?;
+    let (mut channel, theirs) = channel::pair()?;
     let helper_pid = spawn(programs, &theirs)?;
     let mut exit = reaper.watch(helper_pid);
     drop(theirs);

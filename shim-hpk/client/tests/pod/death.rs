@@ -2,17 +2,13 @@
 
 use std::time::Duration;
 
-use hpk_shim_client::{Shim, Stdio, delete_binary};
+use hpk_shim_client::{ExecRequest, Shim, Stdio, delete_binary};
 use serde_json::json;
 
-use crate::scene::{Pod, Scene, own_namespaces, spec};
-
-fn kill(pid: u32) {
-    let killed = std::process::Command::new("kill")
-        .args(["-9", &pid.to_string()])
-        .status();
-    assert!(killed.unwrap().success());
-}
+use crate::{
+    processes::{kill, nothing_is_left},
+    scene::{Pod, Scene, own_namespaces, process, spec},
+};
 
 #[tokio::test]
 #[ignore = "needs a shim, root and a rootfs: see the head of main.rs"]
@@ -43,22 +39,6 @@ async fn delete_cleans_up_after_a_killed_shim() {
     scene.remove();
 }
 
-/// Processes that say one of `words` in their command line or name, zombies aside.
-fn processes_with(words: &[&str]) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap() {
-        let path = entry.unwrap().path();
-        let read = |name: &str| std::fs::read(path.join(name)).unwrap_or_default();
-        let said =
-            String::from_utf8_lossy(&[read("cmdline"), read("comm")].concat()).replace('\0', " ");
-        let is_zombie = String::from_utf8_lossy(&read("stat")).contains(") Z ");
-        if path.join("cmdline").exists() && !is_zombie && words.iter().any(|w| said.contains(w)) {
-            found.push(said);
-        }
-    }
-    found
-}
-
 #[tokio::test]
 #[ignore = "needs a shim, root and a rootfs: see the head of main.rs"]
 async fn a_shim_killed_in_the_middle_of_a_create_leaves_nothing() {
@@ -83,11 +63,55 @@ async fn a_shim_killed_in_the_middle_of_a_create_leaves_nothing() {
         creating.await.unwrap();
         delete_binary(&scene.bootstrap, &id, &bundle).await.unwrap();
     }
-    // Apptainer's last one may still be on its way to find out.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let left = processes_with(&["7654321", "hpk-init", &scene.dir.to_string_lossy()]);
-    assert!(left.is_empty(), "{left:#?}");
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&*scene.dir.to_string_lossy()), "{mounts}");
-    scene.remove();
+    nothing_is_left(scene).await;
+}
+
+/// Start, exec, pause, kill, delete: each with the shim killed in its midst.
+#[tokio::test]
+#[ignore = "needs a shim, root and a rootfs: see the head of main.rs"]
+async fn a_shim_killed_at_any_work_leaves_nothing() {
+    let (scene, _events) = Scene::new("work");
+    for (n, delay) in (0..25u64).map(|n| (n, n / 5 * 2)) {
+        let id = format!("work{n}");
+        let bundle = scene.bundle(
+            &id,
+            &spec(&["sleep", "7654321"], own_namespaces(), json!({})),
+        );
+        let shim = Shim::start(&scene.bootstrap, &id, &bundle).await.unwrap();
+        let shim_pid = shim.connection(&id).await.unwrap().shim_pid;
+        shim.create(scene.request(&id, Stdio::default()))
+            .await
+            .unwrap();
+        let work = async {
+            // Each may fail: that its shim is gone is what is tried.
+            let _ = match n % 5 {
+                0 => shim.start_task(&id, "").await.map(drop),
+                1 => {
+                    let _ = shim.start_task(&id, "").await;
+                    let request = ExecRequest {
+                        id: id.clone(),
+                        exec_id: "e".into(),
+                        process: process(&["sleep", "7654321"]),
+                        stdio: Stdio::default(),
+                    };
+                    let _ = shim.exec(request).await;
+                    shim.start_task(&id, "e").await.map(drop)
+                }
+                2 => {
+                    let _ = shim.start_task(&id, "").await;
+                    shim.kill(&id, "", 9, true).await
+                }
+                3 => shim.delete(&id, "").await.map(drop),
+                _ => shim.kill(&id, "", 9, false).await,
+            };
+        };
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            kill(shim_pid);
+        };
+        tokio::join!(work, killing);
+        delete_binary(&scene.bootstrap, &id, &bundle).await.unwrap();
+        assert!(!bundle.join("hpk.json").exists());
+    }
+    nothing_is_left(scene).await;
 }
