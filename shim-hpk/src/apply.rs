@@ -3,11 +3,13 @@
 //! - [`channel`] – the shim's end of the socket to `hpk-pause`.
 //! - [`launch`] – Apptainer, and through it the container's first program.
 //! - [`enter`] – a further process in a container.
+//! - [`hooks`] – the caller's programs at a container's beginning and end.
 //! - [`programs`] – where `apptainer` and `hpk-pause` are.
 //! - [`reaper`] – every child's end, the orphans' too.
 
 pub mod channel;
 pub mod enter;
+pub mod hooks;
 pub mod launch;
 pub mod programs;
 pub mod reaper;

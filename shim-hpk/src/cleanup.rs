@@ -15,8 +15,11 @@ use nix::{
 };
 
 use crate::{
+    apply::hooks,
     bootstrap::timestamp,
+    config,
     error::Error,
+    plan,
     procfs::Membership,
     record::{self, Identity},
 };
@@ -30,9 +33,9 @@ const KILLED: u32 = 128 + libc::SIGKILL as u32;
 ///
 /// # Errors
 /// If the record can't be read, or a process or a cgroup does not go.
-pub fn delete(bundle: &Path) -> Result<DeleteResponse, Error> {
+pub fn delete(id: &str, bundle: &Path) -> Result<DeleteResponse, Error> {
     Ok(DeleteResponse {
-        pid: clean(bundle)?,
+        pid: clean(id, bundle)?,
         exit_status: KILLED,
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..Default::default()
@@ -41,8 +44,11 @@ pub fn delete(bundle: &Path) -> Result<DeleteResponse, Error> {
 
 /// Kills the container's processes, waits for their end, removes its cgroup, the shim's files and its
 /// socket if nobody serves it. Gives the former pid of the container. Safe to repeat.
-fn clean(bundle: &Path) -> Result<u32, Error> {
-    let remembered = record::read(bundle)?;
+fn clean(id: &str, bundle: &Path) -> Result<u32, Error> {
+    let Some(remembered) = record::read(bundle)? else {
+        remove_dead_socket(bundle);
+        return Ok(0);
+    };
     let leaves: Vec<PathBuf> = hpk_cgroup::leaves(&remembered.cgroup).cloned().collect();
     hpk_cgroup::freezer::thaw_all(&leaves);
     let mut pid = 0;
@@ -58,9 +64,18 @@ fn clean(bundle: &Path) -> Result<u32, Error> {
         }
         std::thread::sleep(POLL);
     }
+    if let Err(e) = run_poststop(id, bundle) {
+        // The container is gone all the same.
+        eprintln!("containerd-shim-hpk-v2: {e}");
+    }
     record::remove(bundle);
     remove_dead_socket(bundle);
     Ok(pid as u32)
+}
+
+fn run_poststop(id: &str, bundle: &Path) -> Result<(), Error> {
+    let hooks = plan::hooks::plan(&config::load(bundle)?, id, bundle)?;
+    hooks::run_alone(&hooks.poststop, &hooks.state("stopped", None))
 }
 
 fn end(identity: &Identity) -> Result<(), Error> {

@@ -41,6 +41,14 @@ pub enum Error {
     /// Apptainer ended before the container ran; what it printed is the reason.
     #[error("apptainer could not make the container ({ended}): {said}")]
     Engine { ended: String, said: String },
+    /// A hook of the spec's; its place there, and what it printed.
+    #[error("{field} {} failed ({how}): {said}", path.display())]
+    Hook {
+        field: String,
+        path: PathBuf,
+        how: String,
+        said: String,
+    },
     /// The container's own set-up failed, or its program can't be run.
     #[error("{0}")]
     Container(String),
@@ -92,6 +100,7 @@ impl Error {
             | Self::NoEngine { .. }
             | Self::NoPause { .. }
             | Self::Engine { .. }
+            | Self::Hook { .. }
             | Self::Container(_)
             | Self::Logger { .. }
             | Self::Cgroup(

@@ -65,7 +65,7 @@ fn run() -> Result<(), error::Error> {
     }
     match flags.action.as_str() {
         "start" => answer(&bootstrap::start(&flags)?),
-        "delete" => answer(&encode(&cleanup::delete(bundle(&flags))?)?),
+        "delete" => answer(&encode(&cleanup::delete(&flags.id, bundle(&flags))?)?),
         "" => serve::serve(flags),
         other => Err(error::Error::Invalid {
             field: "action".into(),

@@ -3,10 +3,11 @@
 //! - [`container`] – a whole container. [`exec`] – a further process in one.
 //! - `mounts` – the spec's mounts and devices. `process` – its `process`. `rootfs` – the mounts of
 //!   the Create request. `engine` – Apptainer's command line and configuration. `seccomp` – a filter
-//!   for the kernel. [`ids`] – which users there are. `sysctl`. `refuse` – what isn't supported. `cgroup_view` – /sys/fs/cgroup.
+//!   for the kernel. [`hooks`]. [`ids`] – which users there are. `sysctl`. `refuse` – what isn't supported. `cgroup_view` – /sys/fs/cgroup.
 
 mod cgroup_view;
 pub mod engine;
+pub mod hooks;
 pub mod ids;
 mod mounts;
 mod process;
@@ -66,6 +67,7 @@ pub struct Container {
     pub setup: wire::Setup,
     pub process: wire::Process,
     pub cgroup: hpk_cgroup::Request,
+    pub hooks: hooks::Hooks,
     /// Asked for, and not done: for the log.
     pub warnings: Vec<String>,
 }
@@ -110,6 +112,22 @@ pub fn container(
         process.seccomp = seccomp::compile(profile)?;
     }
     let uts_is_ours = namespaces.unshare.contains(CloneFlags::CLONE_NEWUTS);
+    let uts_is_a_pods = namespaces
+        .join
+        .iter()
+        .any(|(_, flag)| *flag == CloneFlags::CLONE_NEWUTS);
+    for (field, name) in [
+        ("hostname", spec.hostname()),
+        ("domainname", spec.domainname()),
+    ] {
+        let given = name.as_deref().filter(|name| !name.is_empty());
+        if let Some(name) = given.filter(|_| !uts_is_ours && !uts_is_a_pods) {
+            return Err(Error::Invalid {
+                field: field.into(),
+                why: format!("{name:?} would be set for the whole host: there is no UTS namespace"),
+            });
+        }
+    }
     let squash = config::annotation(spec, ids::SQUASH) == Some("true");
     planned.warnings.extend(mapped.check(&mut process, squash)?);
     Ok(Container {
@@ -145,6 +163,7 @@ pub fn container(
             path: hpk_cgroup::path(linux.cgroups_path().as_deref(), id)?,
             resources: linux.resources().clone().unwrap_or_default(),
         },
+        hooks: hooks::plan(spec, id, bundle)?,
         warnings: planned.warnings,
     })
 }

@@ -75,12 +75,14 @@ impl Record {
     }
 }
 
-/// What a bundle remembers; nothing if it never had a container.
-pub fn read(bundle: &Path) -> Result<Remembered, Error> {
+/// What a bundle remembers; `None` if there is no container of it.
+pub fn read(bundle: &Path) -> Result<Option<Remembered>, Error> {
     let path = bundle.join(NAME);
     match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| Error::Spec { path, source }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Remembered::default()),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| Error::Spec { path, source }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::File {
             action: "read",
             path,
@@ -111,7 +113,7 @@ mod tests {
         }
         .write(bundle.path())
         .unwrap();
-        let remembered = read(bundle.path()).unwrap();
+        let remembered = read(bundle.path()).unwrap().unwrap();
         assert_eq!(remembered.cgroup, [PathBuf::from("/sys/fs/cgroup/x")]);
         let identities = remembered.processes;
         assert!(identities[0].is_alive());
@@ -123,8 +125,8 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_without_a_record_has_no_processes() {
+    fn a_bundle_without_a_record_has_no_container() {
         let bundle = tempfile::tempdir().unwrap();
-        assert_eq!(read(bundle.path()).unwrap(), Remembered::default());
+        assert_eq!(read(bundle.path()).unwrap(), None);
     }
 }

@@ -250,6 +250,36 @@ seccomp_profiles_are_in_force() {
     gone sd
     grep -q 'Seccomp:.*2' "$WORK/o" && grep -q ran "$WORK/o" || { cat "$WORK/o"; return 1; }
 }
+hooks_run_in_their_order_with_the_state() {
+    local root=$WORK/hooked hook seen
+    mkdir -p "$root/bin"
+    cp "$(command -v hpk-pause)" "$root/bin/program"
+    # Each adds its name, the state's status, and whether the pid is of a process in another network namespace.
+    cat >"$WORK/hook" <<'HOOK'
+#!/bin/bash
+state=$(cat)
+pid=$(jq -r '.pid // 0' <<<"$state")
+where=none
+[ "$pid" = 0 ] || { [ "$(readlink "/proc/$pid/ns/net")" != "$(readlink /proc/self/ns/net)" ] && where=inside; }
+jq -r --arg n "$1" --arg w "$where" --arg e "$GIVEN" '"\($n) \(.status) \(.annotations.note) \($e) \($w)"' <<<"$state" >>"$2"
+HOOK
+    chmod +x "$WORK/hook"
+    hook() { jq -nc --arg n "$1" --arg p "$PATH" '[{path: $ENV.HOOK, args: ["hook", $n, $ENV.SEEN], env: ["GIVEN=value", "PATH=" + $p], timeout: 20}]'; }
+    export HOOK=$WORK/hook SEEN=$WORK/seen
+    ctr oci spec | jq --arg r "$root" --arg id "$PREFIX" --argjson a "$(hook prestart)" --argjson b "$(hook createRuntime)" \
+        --argjson c "$(hook poststart)" --argjson d "$(hook poststop)" \
+        '.root.path = $r | .process.args = ["/bin/program"] | .process.terminal = false | .annotations.note = "noted"
+         | .linux.cgroupsPath = "/" + $id + "/" + $id + "-hook"
+         | .hooks = {prestart: $a, createRuntime: $b, poststart: $c, poststop: $d}' >"$WORK/hooked.json"
+    run -d --config "$WORK/hooked.json" $PREFIX-hook || return 1
+    gone hook
+    for _ in $(seq 50); do grep -q poststop "$SEEN" && break; sleep 0.1; done
+    seen=$(cat "$SEEN")
+    is "$seen" 'prestart creating noted value inside
+createRuntime creating noted value inside
+poststart running noted value inside
+poststop stopped noted value none'
+}
 much_terminal_output_arrives_whole() {
     # The wait at the end is for script(1), which drops what its terminal holds when ctr ends.
     local text
@@ -307,6 +337,7 @@ check 'a paused container can be killed' paused_container_can_be_killed
 check 'a kill for lack of memory is told, once, before the end' lack_of_memory_is_told_before_the_end
 check 'events in order, each once' events_come_in_order_and_once
 check 'seccomp profiles, in an exec too' seccomp_profiles_are_in_force
+check 'hooks run in their order, with the state' hooks_run_in_their_order_with_the_state
 check '3 MB of terminal output arrive whole' much_terminal_output_arrives_whole
 check 'no process of the engine stays' no_engine_process_stays
 check 'a killed shim leaves nothing' killed_shim_leaves_nothing

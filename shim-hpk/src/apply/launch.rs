@@ -5,7 +5,8 @@
 //! 2. Apptainer execs `hpk-pause init` as the container's first process, which says hello.
 //! 3. Apptainer's process (23 MB) is killed, unless HPK_KEEP_ENGINE=1: the container's process becomes the
 //!    shim's child.
-//! 4. The process is configured, sets everything up, and waits.
+//! 4. The spec's hooks run, outside.
+//! 5. The process is configured, sets everything up, and waits.
 #![allow(unsafe_code)]
 
 use std::{
@@ -32,10 +33,10 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Waiting, channel, programs::Programs, reaper};
+use super::{Waiting, channel, hooks, programs::Programs, reaper};
 use crate::{
     error::Error,
-    plan::{self, PidNamespace, Source, engine, rootfs},
+    plan::{self, PidNamespace, Source, engine, hooks::Hooks, rootfs},
     record::Record,
 };
 
@@ -43,6 +44,7 @@ use crate::{
 pub struct Place<'a> {
     pub bundle: &'a Path,
     pub cgroup: &'a mut Cgroup,
+    pub hooks: &'a Hooks,
 }
 
 /// Creates a container's process, up to but not including its program.
@@ -71,7 +73,11 @@ pub async fn launch(
 async fn try_launch(
     mut plan: plan::Container,
     streams: &[OwnedFd],
-    Place { bundle, cgroup }: Place<'_>,
+    Place {
+        bundle,
+        cgroup,
+        hooks: run_before,
+    }: Place<'_>,
     programs: &Programs,
     started: &mut Started<'_>,
 ) -> Result<Waiting, Error> {
@@ -81,7 +87,7 @@ async fn try_launch(
         PidNamespace::Join(path) => Some(open_namespace(path)?),
         PidNamespace::New | PidNamespace::Host => None,
     };
-    let (channel, theirs) = channel::pair()?;
+    let (mut channel, theirs) = channel::pair()?;
     let said = memfd_create(c"apptainer", MFdFlags::MFD_CLOEXEC)
         .map_err(Error::system("make a file for apptainer's messages"))?;
     let mut record = Record {
@@ -132,6 +138,9 @@ async fn try_launch(
     for warning in cgroup.add(first_pid) {
         log::warn!("{}: {warning}", bundle.display());
     }
+    // The namespaces are there, and nothing is set up in them yet.
+    let state = run_before.state("creating", Some(first_pid));
+    hooks::run(&run_before.create, &state, started.reaper).await?;
 
     let mut fds: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
     fds.extend(trees.iter().map(AsFd::as_fd));

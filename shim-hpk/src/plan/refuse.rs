@@ -13,22 +13,6 @@ fn refuse(field: &str, why: &'static str) -> Result<(), Error> {
 
 /// Refuses what a container's spec may not have.
 pub fn spec(spec: &Spec) -> Result<(), Error> {
-    if let Some(hooks) = spec.hooks() {
-        #[allow(deprecated)]
-        let all = [
-            ("hooks.prestart", hooks.prestart()),
-            ("hooks.createRuntime", hooks.create_runtime()),
-            ("hooks.createContainer", hooks.create_container()),
-            ("hooks.startContainer", hooks.start_container()),
-            ("hooks.poststart", hooks.poststart()),
-            ("hooks.poststop", hooks.poststop()),
-        ];
-        for (field, list) in all {
-            if list.as_ref().is_some_and(|l| !l.is_empty()) {
-                refuse(field, "hooks are not run")?;
-            }
-        }
-    }
     for (field, present) in [
         ("windows", spec.windows().is_some()),
         ("vm", spec.vm().is_some()),

@@ -83,6 +83,19 @@ fn the_host_name_of_a_shared_uts_namespace_is_left_alone() {
 }
 
 #[test]
+fn a_host_name_without_a_uts_namespace_is_refused() {
+    for field in ["hostname", "domainname"] {
+        let mut spec = json!({"linux": {"namespaces": []}});
+        spec[field] = "web-0".into();
+        let error = refusal(spec);
+        assert!(
+            error.starts_with(&format!("{field} is invalid: \"web-0\" would")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_new_network_namespace_gets_its_loopback() {
     assert!(
         planned(json!({"linux": {"namespaces": [{"type": "network"}]}}))
@@ -160,8 +173,8 @@ fn the_spec_without_capabilities_gives_none() {
 fn what_is_not_supported_is_refused_by_its_name() {
     for (extra, field) in [
         (
-            json!({"hooks": {"createRuntime": [{"path": "/bin/true"}]}}),
-            "hooks.createRuntime",
+            json!({"hooks": {"startContainer": [{"path": "/bin/true"}]}}),
+            "hooks.startContainer",
         ),
         (
             json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}}),

@@ -13,6 +13,7 @@ use crate::{
     },
     error::Error,
     life::Life,
+    plan::hooks::Hooks,
     procfs::Membership,
     stdio::{Held, Stdio},
 };
@@ -30,6 +31,8 @@ pub struct Container {
     /// For its execs too.
     pub seccomp: Option<wire::Seccomp>,
     pub oom: Option<Watched>,
+    /// For its start and its end; `None` if it has none.
+    pub hooks: Option<Arc<Hooks>>,
 }
 
 /// A watch for a lack of memory, and who listens to it.
@@ -81,6 +84,7 @@ impl Container {
             paused: false,
             seccomp: None,
             oom: None,
+            hooks: None,
         }
     }
 

@@ -1,10 +1,6 @@
 //! Create, and what a container's and an exec's process have in common.
 
-use std::{
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use containerd_shim::protos::events::task::TaskExit;
 use hpk_cgroup::Cgroup;
@@ -18,13 +14,14 @@ use crate::{
     apply::{
         Waiting,
         channel::Channel,
+        hooks,
         launch::{self, Place},
         reaper::{Exit, ExitReceiver, ended},
     },
     bootstrap::timestamp,
     config,
     error::Error,
-    plan,
+    plan::{self, hooks::Hooks},
     procfs::Membership,
     record,
     stdio::{self, Held, Stdin, Stdio},
@@ -56,7 +53,7 @@ impl Service {
             stdio,
         } = request;
         let spec = config::load(&bundle)?;
-        let plan = plan::container(
+        let mut plan = plan::container(
             &spec,
             &id,
             &bundle,
@@ -65,6 +62,7 @@ impl Service {
             &self.inner.mapped,
         )?;
         drop(spec);
+        let hooks = Arc::new(std::mem::take(&mut plan.hooks));
         for warning in &plan.warnings {
             log::warn!("{id}: {warning}");
         }
@@ -80,9 +78,15 @@ impl Service {
         let made = match Cgroup::make(&self.inner.hierarchies, &plan.cgroup) {
             Ok((mut cgroup, warnings)) => {
                 warnings.iter().for_each(|w| log::warn!("{id}: {w}"));
-                let made = self.make(&id, &bundle, plan, &stdio, &mut cgroup).await;
+                let place = Place {
+                    bundle: &bundle,
+                    cgroup: &mut cgroup,
+                    hooks: &hooks,
+                };
+                let made = self.make(&id, plan, &stdio, place).await;
                 if made.is_err() {
                     cgroup.remove().await;
+                    self.run_poststop(&id, &hooks).await;
                 }
                 made
             }
@@ -91,25 +95,43 @@ impl Service {
         if made.is_err() {
             self.containers().remove(&id);
             record::remove(&bundle);
+        } else {
+            self.with_container(&id, |container| {
+                container.hooks = Some(hooks).filter(|h| **h != Hooks::default());
+                Ok(())
+            })?;
         }
         made
+    }
+
+    /// A failure is told in the log only: the container is gone whatever they do.
+    pub(super) async fn run_poststop(&self, id: &str, hooks: &Hooks) {
+        let state = hooks.state("stopped", None);
+        if let Err(e) = hooks::run(&hooks.poststop, &state, &self.inner.reaper).await {
+            log::warn!("{id}: {e}");
+        }
     }
 
     async fn make(
         &self,
         id: &str,
-        bundle: &Path,
         plan: plan::Container,
         stdio: &Stdio,
-        cgroup: &mut Cgroup,
+        place: Place<'_>,
     ) -> Result<u32, Error> {
         let inner = &self.inner;
         let own_pid_namespace = plan.pid_namespace == plan::PidNamespace::New;
         let uid = plan.process.uid;
         let seccomp = plan.process.seccomp.clone();
+        let Place {
+            bundle,
+            cgroup,
+            hooks,
+        } = place;
         let place = Place {
             bundle,
             cgroup: &mut *cgroup,
+            hooks,
         };
         let prepared = self
             .prepare(id, stdio, Stdin::AtStart, |streams| {

@@ -2,7 +2,7 @@
 
 use containerd_shim::protos::events::task::TaskDelete;
 
-use super::{Service, label};
+use super::{Container, Service, label};
 use crate::{
     apply::reaper::{Exit, ended},
     bootstrap::timestamp,
@@ -33,8 +33,15 @@ impl Service {
             let mut all = self.containers();
             if exec_id.is_empty() {
                 let container = all.remove(id).ok_or_else(not_found)?;
-                let parts = (container.bundle, container.cgroup, container.oom);
-                (container.init, Some(parts))
+                let Container {
+                    init,
+                    bundle,
+                    cgroup,
+                    oom,
+                    hooks,
+                    ..
+                } = container;
+                (init, Some((bundle, cgroup, oom, hooks)))
             } else {
                 let container = all.get_mut(id).ok_or_else(not_found)?;
                 (container.execs.remove(exec_id).ok_or_else(not_found)?, None)
@@ -48,10 +55,13 @@ impl Service {
         if let Some(held) = process.held.take() {
             held.close().await;
         }
-        if let Some((bundle, cgroup, oom)) = container {
+        if let Some((bundle, cgroup, oom, hooks)) = container {
             // The kernel tells a watch of the cgroup's removal too.
             drop(oom);
             cgroup.remove().await;
+            if let Some(hooks) = hooks {
+                self.run_poststop(id, &hooks).await;
+            }
             record::remove(&bundle);
             self.inner.events.send(&TaskDelete {
                 container_id: id.to_owned(),

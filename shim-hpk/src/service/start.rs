@@ -6,7 +6,10 @@ use containerd_shim::protos::events::task::{TaskExecStarted, TaskStart};
 
 use super::{Service, label};
 use crate::{
-    apply::{enter, reaper::Exit},
+    apply::{
+        enter, hooks, launch,
+        reaper::{Exit, ended},
+    },
     error::Error,
     stdio::Stdin,
 };
@@ -55,7 +58,25 @@ impl Service {
         if let Some(exit) = self.with_process(id, exec_id, |process| Ok(process.life.started()))? {
             self.announce_exit(id, exec_id, exit);
         }
+        if exec_id.is_empty() {
+            self.run_poststart(id, pid as i32).await?;
+        }
         Ok(pid)
+    }
+
+    /// A container whose `poststart` hook fails is stopped.
+    async fn run_poststart(&self, id: &str, pid: i32) -> Result<(), Error> {
+        let Some(hooks) = self.with_container(id, |container| Ok(container.hooks.clone()))? else {
+            return Ok(());
+        };
+        let state = hooks.state("running", Some(pid));
+        let ran = hooks::run(&hooks.poststart, &state, &self.inner.reaper).await;
+        if ran.is_err() {
+            launch::terminate(pid);
+            let end = self.with_process(id, "", |process| Ok(process.end()))?;
+            ended(end).await;
+        }
+        ran
     }
 
     async fn start_init(&self, id: &str) -> Result<(), Error> {
