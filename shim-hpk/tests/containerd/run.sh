@@ -8,6 +8,8 @@
 # The last line gives the counts.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=../judge.sh
+. "$here/../judge.sh"
 bin=${BIN:-/hpk/bin}
 runtime=${1:?usage: run.sh RUNTIME [PATTERN]}
 # What runs containers; the rest of the suite (content, images, snapshots, leases …) has no shim in it.
@@ -24,7 +26,7 @@ finish() {
 }
 trap finish EXIT
 
-"$here/serve-images.sh" "$work" || exit 1
+for step in fetch serve; do "$here/../suite-images.sh" $step "$work" || exit 1; done
 # The suite's own containerd keeps its data there; snapshots may not lie on an overlay.
 data=/var/lib/containerd-test
 mkdir -p "$data" && mount -t tmpfs tmpfs "$data" || exit 1
@@ -33,25 +35,10 @@ export PATH=$bin:$PATH SSL_CERT_FILE=$work/ca.pem
 TEST_RUNTIME=$runtime timeout "${LIMIT:-900}" "$bin/containerd-client-test" -test.root -test.v -no-criu \
     -test.count "${COUNT:-1}" -test.run "$pattern" >"$work/output" 2>&1
 status=$?
-
-# One line a top-level test: PASS, FAIL or SKIP, and its name.
-sed -nE 's/^--- (PASS|FAIL|SKIP): ([^ ]+).*/\1 \2/p' "$work/output" | sort -u >"$work/results"
-awk -v r="$runtime" '!/^#/ && NF && ($1 == "any" || $1 == r) {print $2}' "$here/skips.list" | sort -u >"$work/listed"
-names() { awk -v s="$1" '$1 == s {print $2}' "$work/results" | sort; }
-unlisted=$({ names FAIL; names SKIP; } | sort | comm -23 - "$work/listed")
-passing=$(names PASS | comm -12 - "$work/listed")
-absent=$(cut -d' ' -f2 "$work/results" | sort | comm -13 - "$work/listed")
-for name in $unlisted; do
-    echo "not listed: $name"
-    awk -v n="$name" '$1 == "===" && $2 == "RUN" {on = ($3 == n || index($3, n "/") == 1)} on' "$work/output" | grep -v 'level=' | tail -25
-done
-for name in $passing; do echo "listed and passing: $name"; done
-for name in $absent; do echo "listed and not run: $name"; done
-count() { names "$1" | wc -l; }
-ok=1
-[ -z "$unlisted$passing$absent" ] || ok=0
+go_results "$work/output" >"$work/results"
+says() { go_says "$work/output" "$1"; }
+judge "$here/skips.list" "$runtime" "$work/results" says
+judged=$?
 # A crash or the time limit leaves tests without a result.
-grep -qE '^(PASS|FAIL)$' "$work/output" || { echo "the suite broke off (exit $status):"; tail -30 "$work/output"; ok=0; }
-[ "$(count PASS)" -gt 0 ] || { tail -30 "$work/output"; ok=0; }
-echo "$runtime: $(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
-[ $ok = 1 ]
+grep -qE '^(PASS|FAIL)$' "$work/output" || { echo "the suite broke off (exit $status):"; tail -30 "$work/output"; exit 1; }
+exit $judged
