@@ -63,9 +63,12 @@ image_ipc-utils() {
     simple ipc-utils ',"Cmd":["sh"]' "$WORK/ipc"
 }
 
-# pet NAME: a web server of a picture.
+# pet NAME: a web server of a picture. Mounted as a volume, it is looked at for the name of the
+# system that the original is made of.
 pet() {
     local root=$WORK/pet-$1
+    mkdir -p "$root/etc"
+    echo 'PRETTY_NAME="A stand-in for Alpine Linux"' >"$root/etc/os-release"
     compile k8s.io/kubernetes/test/images/agnhost "$root/agnhost"
     cp "$MODULE/test/images/$1/html"/* "$root"
     chmod u+w "$root"/*

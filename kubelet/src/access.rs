@@ -14,6 +14,7 @@ use crate::pod::admission;
 use crate::pod::paths;
 use crate::pod::phase;
 use crate::pod::record::{Instance, PodRecord};
+use crate::pod::restart::Role;
 use crate::pod::state::State;
 use crate::quantity::Quantity;
 use crate::server::access::{AccessError, ContainerQuery, ContainerRef, PodAccess, PodRef, Run};
@@ -97,10 +98,9 @@ impl Entry {
     }
 
     fn status(&self, name: &str) -> Option<&ContainerStatus> {
+        let roles = [Role::Init, Role::App, Role::Ephemeral];
         let status = self.pod.status.as_ref()?;
-        let lists = [&status.init_container_statuses, &status.container_statuses];
-        let mut all = lists.into_iter().flatten().flatten();
-        all.find(|status| status.name == name)
+        roles.into_iter().find_map(|role| role.status(status, name))
     }
 
     /// The reason for which the container waits.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 
 use hpk_shim_client::Bootstrap;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::runtime::reflector::Store;
@@ -15,10 +15,12 @@ use crate::api::Reader;
 use crate::config::Config;
 use crate::env::Facts;
 use crate::events::Recorder;
-use crate::images::Images;
+use crate::images::{Images, Witness};
 use crate::network::Network;
 use crate::spec::files::Resolver;
+use crate::spec::hostname::{Names, TooLong, names};
 use crate::spec::{Host, seccomp};
+use crate::volumes::apply::Sources;
 
 /// The node agent.
 pub struct Agent {
@@ -62,6 +64,25 @@ impl Agent {
             pod_ips: pod_ips.to_vec(),
             ..self.facts.clone()
         }
+    }
+
+    /// Where volumes come from; `witness` makes whoever is told of an image's pull.
+    pub fn volume_sources<'a>(
+        &'a self,
+        witness: &'a (dyn Fn(&str) -> Box<dyn Witness> + Sync),
+    ) -> Sources<'a> {
+        Sources {
+            reader: &self.reader,
+            images: &self.images,
+            recorder: &self.recorder,
+            witness,
+        }
+    }
+
+    /// What the pod is called.
+    pub fn names(&self, pod: &Pod) -> Result<Names, TooLong> {
+        let args = &self.config.args;
+        names(pod, &args.cluster_domain, &args.node_name)
     }
 
     pub fn note_oom(&self, id: String) {

@@ -1,28 +1,28 @@
-//! Reading from the API server what pods refer to: ConfigMaps, Secrets, tokens.
+//! Reading from the API server what pods refer to: ConfigMaps, Secrets, tokens, claims and what they
+//! are bound to.
 
 use std::collections::HashMap;
+use std::fmt::{self, Debug};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("can't read configmap {namespace}/{name}")]
-    ConfigMap {
-        namespace: String,
-        name: String,
-        #[source]
-        source: Box<kube::Error>,
-    },
-    #[error("can't read secret {namespace}/{name}")]
-    Secret {
-        namespace: String,
+    #[error("can't read {kind} {name}")]
+    Read {
+        kind: &'static str,
         name: String,
         #[source]
         source: Box<kube::Error>,
@@ -54,8 +54,8 @@ pub struct Reader {
     tokens: Mutex<HashMap<TokenKey, CachedToken>>,
 }
 
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Reader")
     }
 }
@@ -74,26 +74,51 @@ impl Reader {
         namespace: &str,
         name: &str,
     ) -> Result<Option<ConfigMap>, Error> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-        authorised(|| api.get_opt(name))
-            .await
-            .map_err(|source| Error::ConfigMap {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-                source: Box::new(source),
-            })
+        self.read("configmap", namespace, name).await
     }
 
     /// None if it doesn't exist.
     pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        authorised(|| api.get_opt(name))
-            .await
-            .map_err(|source| Error::Secret {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-                source: Box::new(source),
-            })
+        self.read("secret", namespace, name).await
+    }
+
+    /// None if it doesn't exist.
+    pub async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, Error> {
+        let kind = "persistentvolumeclaim";
+        self.read(kind, namespace, name).await
+    }
+
+    /// None if it doesn't exist.
+    pub async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, Error> {
+        let kind = "persistentvolume";
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        read(&api, kind, name, name).await
+    }
+
+    /// None if it doesn't exist.
+    pub async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, Error> {
+        let api: Api<RuntimeClass> = Api::all(self.client.clone());
+        read(&api, "runtimeclass", name, name).await
+    }
+
+    async fn read<K>(
+        &self,
+        kind: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<K>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        read(&api, kind, &format!("{namespace}/{name}"), name).await
     }
 
     /// A token of the pod's service account, bound to the pod.
@@ -165,6 +190,25 @@ impl Reader {
         let token = tokens.get(key)?;
         (token.renew_at > Timestamp::now()).then(|| token.value.clone())
     }
+}
+
+/// `full`: the name for messages.
+async fn read<K>(
+    api: &Api<K>,
+    kind: &'static str,
+    full: &str,
+    name: &str,
+) -> Result<Option<K>, Error>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    authorised(|| api.get_opt(name))
+        .await
+        .map_err(|source| Error::Read {
+            kind,
+            name: full.to_owned(),
+            source: Box::new(source),
+        })
 }
 
 /// The Node authorizer learns of a binding by its own watch, a moment after us: a 403 right after

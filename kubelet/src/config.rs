@@ -78,6 +78,9 @@ pub struct Args {
     /// Labels to set on the node: `k=v,…`.
     #[arg(long, value_delimiter = ',')]
     pub node_labels: Vec<String>,
+    /// Sysctls that pods may set beside the safe ones; a pattern may end in `*`.
+    #[arg(long, value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
     #[arg(long, default_value = "/var/log/pods")]
     pub pod_log_dir: PathBuf,
     /// The `binary://` logger that writes CRI logs.

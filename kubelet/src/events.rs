@@ -14,6 +14,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::pod::restart::Role;
+
 /// What kind of news it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -57,18 +59,16 @@ impl Recorder {
         self.send(pod_reference(pod, None), kind, reason, message);
     }
 
-    /// `init`: whether it is one of the init containers.
     pub fn container(
         &self,
         pod: &Pod,
         container: &str,
-        init: bool,
+        role: Role,
         kind: Kind,
         reason: &str,
         message: String,
     ) {
-        let list = if init { "initContainers" } else { "containers" };
-        let path = format!("spec.{list}{{{container}}}");
+        let path = format!("spec.{}{{{container}}}", role.field());
         self.send(pod_reference(pod, Some(path)), kind, reason, message);
     }
 

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::exec::{self, Target};
 use crate::probes::check::{self, Verdict};
+use crate::probes::http;
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -40,8 +41,8 @@ pub async fn run(
             });
         }
     } else if let Some(action) = &hook.http_get {
-        match check::http_get(container, pod_ip, action).await? {
-            Verdict::Success => {}
+        match http::get(container, pod_ip, action).await? {
+            Verdict::Success | Verdict::Warning(_) => {}
             Verdict::Failure(text) | Verdict::Error(text) => return Err(Error::Answer(text)),
         }
     } else if let Some(action) = &hook.sleep {

@@ -8,11 +8,13 @@ use hpk_images::{
     Credentials, Keyring, Mounter, PullPolicy, Quiet, Reference, Store, StoreConfig, overlay, store,
 };
 use hpk_shim_client::Mount;
-use k8s_openapi::api::core::v1::{Container, Secret};
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use oci_spec::image::ImageConfiguration;
 use thiserror::Error;
 
+use crate::api::Reader;
 use crate::config::Args;
+use crate::events::{Kind, Recorder};
 use crate::text;
 
 /// An image that a container can start from.
@@ -177,14 +179,14 @@ impl Images {
     }
 }
 
-/// The container's policy; `:latest` and no tag are always pulled where nothing is said.
-pub fn policy(container: &Container) -> PullPolicy {
-    match container.image_pull_policy.as_deref() {
+/// What is asked for, a pull policy by its name in the API, as it is for `image`; where nothing is
+/// asked for, `:latest` and no tag are always pulled.
+pub fn policy(asked: Option<&str>, image: &str) -> PullPolicy {
+    match asked {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
         Some(_) => PullPolicy::IfNotPresent,
         None => {
-            let image = container.image.as_deref().unwrap_or_default();
             let reference: Result<Reference, _> = image.parse();
             match reference {
                 Ok(reference) if reference.is_latest() => PullPolicy::Always,
@@ -194,8 +196,34 @@ pub fn policy(container: &Container) -> PullPolicy {
     }
 }
 
-/// The credentials in a pod's pull secrets; what can't be read is named.
-pub fn keyring(secrets: &[Secret]) -> (Keyring, Vec<String>) {
+/// The credentials of the pod's pull secrets. What can't be had of them is told: the image may be
+/// free to all.
+pub async fn keyring_of(pod: &Pod, reader: &Reader, recorder: &Recorder) -> Keyring {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let spec = pod.spec.as_ref();
+    let wanted = spec.and_then(|spec| spec.image_pull_secrets.as_deref());
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for secret in wanted.unwrap_or_default() {
+        match reader.secret(namespace, &secret.name).await {
+            Ok(Some(secret)) => found.push(secret),
+            Ok(None) | Err(_) => missing.push(secret.name.clone()),
+        }
+    }
+    let (keyring, unusable) = keyring(&found);
+    missing.extend(unusable);
+    if !missing.is_empty() {
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+            missing.join(", ")
+        );
+        let reason = "FailedToRetrieveImagePullSecret";
+        recorder.pod(pod, Kind::Warning, reason, message);
+    }
+    keyring
+}
+
+/// The credentials in these; what can't be read is named.
+fn keyring(secrets: &[Secret]) -> (Keyring, Vec<String>) {
     let mut keyring = Keyring::default();
     let mut unusable = Vec::new();
     for secret in secrets {
@@ -241,20 +269,11 @@ impl Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn latest_is_pulled_each_time_unless_told_otherwise() {
-        let of = |container: serde_json::Value| {
-            policy(&serde_json::from_value::<Container>(container).expect("container"))
-        };
-        assert_eq!(
-            of(json!({"name": "c", "image": "busybox"})),
-            PullPolicy::Always
-        );
-        let tagged = json!({"name": "c", "image": "busybox:1.36"});
-        assert_eq!(of(tagged), PullPolicy::IfNotPresent);
-        let never = json!({"name": "c", "image": "busybox", "imagePullPolicy": "Never"});
-        assert_eq!(of(never), PullPolicy::Never);
+        assert_eq!(policy(None, "busybox"), PullPolicy::Always);
+        assert_eq!(policy(None, "busybox:1.36"), PullPolicy::IfNotPresent);
+        assert_eq!(policy(Some("Never"), "busybox"), PullPolicy::Never);
     }
 }

@@ -1,7 +1,7 @@
 //! The table of cases. A case's name is a sentence about behaviour; it gets a context,
 //! and an error of it is the case's failure. A case whose cluster is missing is skipped.
 //!
-//! A file per subject: `network`, `pods`, `streams` (logs and exec), `connections` (attach and
+//! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
 //! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
 //! `overlay` (what it goes through), `limits` (cgroups), `faults` (killed processes), `jobs` (the
 //! job's life), `measuring` (the benchmarks, not their
@@ -20,6 +20,7 @@ mod parts;
 mod pods;
 mod refusals;
 mod streams;
+mod volumes;
 
 use std::time::{Duration, Instant};
 
@@ -185,7 +186,11 @@ pub const TABLE: &[Case] = table! {
         a_deployment_spreads_and_rolls
         a_failing_container_is_restarted_with_back_off
         a_pod_ends_within_its_grace_period
-        an_unready_pod_gets_no_traffic;
+        an_unready_pod_gets_no_traffic
+        an_ephemeral_container_sees_its_targets_processes;
+    volumes:
+        another_user_than_root_reads_what_its_pod_is_given
+        a_claim_gets_a_folder_of_the_home_which_goes_with_it;
     streams:
         logs_follow_tail_since_and_previous
         exec_passes_streams_and_exit_codes

@@ -408,3 +408,24 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
         Ok(())
     })
 }
+
+pub fn an_ephemeral_container_sees_its_targets_processes(context: &mut Context) -> Result<()> {
+    in_namespace(context, "debug", |cluster, namespace| {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
+            containers: [{name: main, image: \"busybox:1.37\", command: [sleep, \"4242\"]}]\n";
+        cluster.apply(namespace, pod)?;
+        cluster.wait(namespace, "--for=condition=Ready pod/p", 60)?;
+        cluster
+            .kubectl(&format!(
+                "-n {namespace} debug p -q --image=busybox:1.37 --target=main -c debugger -- ps -o args"
+            ))
+            .success()?;
+        let ended = "--for=jsonpath='{.status.ephemeralContainerStatuses[0].state.terminated.exitCode}'=0 pod/p";
+        cluster.wait(namespace, ended, 60)?;
+        let log = cluster
+            .kubectl(&format!("-n {namespace} logs p -c debugger"))
+            .success()?;
+        ensure!(log.contains("sleep 4242"), "the debugger saw {log:?}");
+        Ok(())
+    })
+}

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 use super::record::Verdict;
 use super::restart::{Role, init_role};
+use super::sysctls;
 use crate::quantity::Quantity;
 
 /// What a pod asks for, by resource: its containers and sidecars in sum, or an init container with
@@ -84,14 +85,29 @@ fn add(sum: &mut BTreeMap<String, Quantity>, more: BTreeMap<String, Quantity>) {
     }
 }
 
-/// Why the node refuses the pod; none if it takes it. `used`: what its other pods ask for.
+/// Why the node refuses the pod; none if it takes it. `used`: what its other pods ask for;
+/// `allowed_sysctls`: those beyond the safe ones.
 pub fn refuse(
     pod: &Pod,
+    allowed_sysctls: &[String],
     allocatable: &BTreeMap<String, Quantity>,
     used: &BTreeMap<String, Quantity>,
     pods: usize,
 ) -> Option<Verdict> {
     let spec = pod.spec.as_ref()?;
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        return Some(Verdict {
+            reason: "PodOSNotSupported".to_owned(),
+            message: "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS"
+                .to_owned(),
+        });
+    }
+    if let Some(why) = sysctls::forbidden(spec, allowed_sysctls) {
+        return Some(Verdict {
+            reason: "SysctlForbidden".to_owned(),
+            message: format!("Pod was rejected: forbidden sysctl: {why}"),
+        });
+    }
     if let Some(what) = unsupported(spec) {
         return Some(Verdict {
             reason: "UnsupportedByHPK".to_owned(),
@@ -172,20 +188,11 @@ fn out_of(resource: &str, requested: i128, used: i128, capacity: i128) -> Verdic
 
 /// The first part of the spec that can't be honoured here.
 fn unsupported(spec: &PodSpec) -> Option<String> {
-    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
-        return Some("an operating system other than linux".to_owned());
-    }
     if spec.host_users == Some(false) {
         return Some("hostUsers: false".to_owned());
     }
     if spec.resource_claims.iter().flatten().next().is_some() {
         return Some("resourceClaims".to_owned());
-    }
-    if let Some(class) = spec.runtime_class_name.as_deref().filter(|c| !c.is_empty()) {
-        return Some(format!("runtimeClassName {class:?}"));
-    }
-    if spec.set_hostname_as_fqdn == Some(true) {
-        return Some("setHostnameAsFQDN".to_owned());
     }
     let init = spec.init_containers.iter().flatten();
     for container in init.chain(&spec.containers) {
@@ -222,9 +229,9 @@ mod tests {
     fn a_pod_that_does_not_fit_is_refused_with_the_numbers() {
         let asks = json!({"requests": {"cpu": "1500m"}});
         let pod = pod(json!({"containers": [{"name": "c", "resources": asks}]}));
-        assert_eq!(refuse(&pod, &two_cpus(), &BTreeMap::new(), 0), None);
+        assert_eq!(refuse(&pod, &[], &two_cpus(), &BTreeMap::new(), 0), None);
         let used = BTreeMap::from([("cpu".to_owned(), Quantity::from_milli(600))]);
-        let verdict = refuse(&pod, &two_cpus(), &used, 1).expect("refused");
+        let verdict = refuse(&pod, &[], &two_cpus(), &used, 1).expect("refused");
         assert_eq!(verdict.reason, "OutOfcpu");
         assert!(
             verdict
@@ -263,10 +270,23 @@ mod tests {
     }
 
     #[test]
+    fn another_systems_pod_and_a_sysctl_of_the_node_are_refused_by_their_own_reasons() {
+        let reason = |spec| {
+            let verdict = refuse(&pod(spec), &[], &BTreeMap::new(), &BTreeMap::new(), 0);
+            verdict.expect("refused").reason
+        };
+        let windows = json!({"containers": [], "os": {"name": "windows"}});
+        assert_eq!(reason(windows), "PodOSNotSupported");
+        let context = json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]});
+        let unsafe_one = json!({"containers": [], "securityContext": context});
+        assert_eq!(reason(unsafe_one), "SysctlForbidden");
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         let devices = json!([{"name": "v", "devicePath": "/dev/v"}]);
         let pod = pod(json!({"containers": [{"name": "c", "volumeDevices": devices}]}));
-        let verdict = refuse(&pod, &BTreeMap::new(), &BTreeMap::new(), 0).expect("refused");
+        let verdict = refuse(&pod, &[], &BTreeMap::new(), &BTreeMap::new(), 0).expect("refused");
         assert!(verdict.message.contains("volumeDevices (container c)"));
     }
 }

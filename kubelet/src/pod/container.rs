@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hpk_shim_client::{CreateRequest, Mount, Shim, Stdio};
+use hpk_shim_client::{CreateRequest, Mount, Shim, Stdio, TaskStatus};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -53,6 +53,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "container {container:?} is to see the processes of container {target:?}, which doesn't run"
+    )]
+    Target { container: String, target: String },
     #[error("can't {action} {path}")]
     File {
         action: &'static str,
@@ -93,6 +97,7 @@ impl Error {
             | Error::User(_)
             | Error::Spec(_)
             | Error::Profile { .. }
+            | Error::Target { .. }
             | Error::SubPath { .. } => Blame::Config,
             Error::File { .. } | Error::Bundle(_) => Blame::Node,
             Error::Create { .. } | Error::Start { .. } => Blame::Runtime,
@@ -113,17 +118,28 @@ pub struct Start {
     pub image: Arc<Ready>,
     pub volumes: Arc<Mounted>,
     pub sandbox: SandboxRecord,
+    /// Whose processes it is to see, if it is an ephemeral container that says so.
+    pub target: Option<Target>,
     pub paths: Paths,
     pub id: String,
     pub attempt: u32,
     pub log: PathBuf,
 }
 
+/// A container of the same pod.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub name: String,
+    /// Of its run; none if it doesn't run.
+    pub id: Option<String>,
+}
+
 /// Creates and starts the container; its pid.
 pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Error> {
     let objects = fetch(agent, &wanted.pod, &wanted.container).await?;
     let bundle = wanted.paths.bundle(&wanted.id);
-    let (rootfs, sub_paths) = write_bundle(agent, wanted, &objects, &bundle)?;
+    let beside = target_pid(shim, wanted).await?;
+    let (rootfs, sub_paths) = write_bundle(agent, wanted, &objects, beside, &bundle)?;
     let started = match bind(&wanted.container, &sub_paths) {
         Ok(()) => create(agent, shim, wanted, bundle, rootfs).await,
         Err(error) => Err(error),
@@ -135,6 +151,27 @@ pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Er
         }
     }
     started
+}
+
+/// A process of the container whose processes this one is to see.
+async fn target_pid(shim: &Shim, wanted: &Start) -> Result<Option<u32>, Error> {
+    let Some(target) = &wanted.target else {
+        return Ok(None);
+    };
+    let missing = || Error::Target {
+        container: wanted.container.name.clone(),
+        target: target.name.clone(),
+    };
+    let id = target.id.as_ref().ok_or_else(missing)?;
+    match shim.state(id, "").await {
+        Ok(state) if state.status == TaskStatus::Running => Ok(Some(state.pid)),
+        Ok(_) => Err(missing()),
+        Err(error) if error.is_not_found() => Err(missing()),
+        Err(error) => Err(Error::Create {
+            container: wanted.container.name.clone(),
+            error: Box::new(error),
+        }),
+    }
 }
 
 fn bind(container: &Container, sub_paths: &[SubPath]) -> Result<(), Error> {
@@ -254,6 +291,7 @@ fn write_bundle(
     agent: &Agent,
     wanted: &Start,
     objects: &Objects,
+    beside: Option<u32>,
     bundle: &Path,
 ) -> Result<(Vec<Mount>, Vec<SubPath>), Error> {
     let Start {
@@ -299,6 +337,7 @@ fn write_bundle(
     };
     let binds = spec::mounts::of_container(container, &files, &wanted.volumes, &lookup)
         .map_err(spec::Error::from)?;
+    let names = agent.names(pod).map_err(spec::Error::from)?;
     let view = spec::Sandbox {
         id: sandbox.id.clone(),
         pid: sandbox.pid,
@@ -323,7 +362,9 @@ fn write_bundle(
         user: &user,
         env: &env,
         mounts: binds.mounts,
+        nodename: &names.nodename,
         sandbox: &view,
+        beside,
         host: &agent.host,
         seccomp,
         cgroup: group::of_container(pod.metadata.uid.as_deref().unwrap_or_default(), &wanted.id),

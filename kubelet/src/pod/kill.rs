@@ -9,6 +9,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use super::restart::Role;
 use crate::agent::Agent;
 use crate::events;
 use crate::exec::Target;
@@ -26,7 +27,7 @@ pub struct Kill {
     pub agent: Arc<Agent>,
     pub pod: Arc<Pod>,
     pub container: Container,
-    pub init: bool,
+    pub role: Role,
     pub target: Target,
     pub pod_ip: String,
     /// Signal the image or the pod asks to be stopped with.
@@ -103,7 +104,7 @@ async fn run_hook(kill: &Kill) {
         kill.agent.recorder.container(
             &kill.pod,
             &kill.container.name,
-            kill.init,
+            kill.role,
             events::Kind::Warning,
             "FailedPreStopHook",
             "PreStopHook failed".to_owned(),

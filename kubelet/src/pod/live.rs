@@ -140,6 +140,8 @@ impl Drop for Stopping {
 pub struct LiveContainer {
     /// Done: the image to start from, taken by the next start.
     pub image: Op<Arc<ReadyImage>>,
+    /// When the spec last named another image than before.
+    pub image_changed: Option<Timestamp>,
     /// Being created and started, with its postStart hook.
     pub starting: bool,
     /// Why it can't be created; none when it can.

@@ -2,9 +2,11 @@
 //!
 //! - `state`: a pod's life as a table of legal moves
 //! - `phase`: what is to be done next in each state (pure)
-//! - `restart`, `admission`, `allocation`: decisions about containers and about the pod (pure)
+//! - `restart`, `admission`, `allocation`, `sysctls`: decisions about containers and about the pod (pure)
+//! - `ephemeral`: containers that are added to a pod that runs
 //! - `record`: what survives the kubelet; `live`: what doesn't
 //! - `paths`: where a pod's files are
+//! - `runtime_class`: whether the node has the runtime asked for
 //! - `sandbox`, `container`, `group`, `kill`: doing it, through CNI and shim; `termination`: what an end leaves to be read
 //! - `worker`: one task per pod, which looks, acts, and hears what came of it
 //! - `set`: the watch on the API server, and all workers
@@ -12,6 +14,7 @@
 pub mod admission;
 pub mod allocation;
 pub mod container;
+pub mod ephemeral;
 pub mod group;
 pub mod kill;
 pub mod live;
@@ -19,8 +22,10 @@ pub mod paths;
 pub mod phase;
 pub mod record;
 pub mod restart;
+pub mod runtime_class;
 pub mod sandbox;
 pub mod set;
 pub mod state;
+pub mod sysctls;
 pub mod termination;
 pub mod worker;

@@ -121,6 +121,9 @@ pub struct Instance {
     /// CPU and memory that it was started with, or given since.
     #[serde(default)]
     pub resources: Option<ResourceRequirements>,
+    /// Stopped because the pod names another image by now: runs again whatever its policy.
+    #[serde(default)]
+    pub replaced: bool,
 }
 
 /// How a run ended.
@@ -162,11 +165,9 @@ impl PodRecord {
         let meta = &pod.metadata;
         let status = pod.status.as_ref();
         let mut containers = BTreeMap::new();
-        let statuses = status
-            .and_then(|s| s.container_statuses.as_ref())
-            .into_iter()
-            .flatten();
-        for status in statuses {
+        let lists = status.map(|s| [&s.container_statuses, &s.ephemeral_container_statuses]);
+        let statuses = lists.into_iter().flatten().flatten();
+        for status in statuses.flatten() {
             if let Some(current) = from_status(status, now) {
                 let record = ContainerRecord {
                     current: Some(current),
@@ -271,6 +272,7 @@ fn from_status(status: &ContainerStatus, now: Timestamp) -> Option<Instance> {
         exit: Some(exit),
         stop_signal: None,
         resources: None,
+        replaced: false,
     })
 }
 
@@ -306,6 +308,7 @@ impl Instance {
             }),
             stop_signal: None,
             resources: None,
+            replaced: false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether and when a container that ended runs again. Pure.
 //! Source: Kubernetes, "Pod Lifecycle, Container restarts"; pkg/kubelet/kuberuntime.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec, PodStatus};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::record::ContainerRecord;
@@ -27,6 +27,29 @@ pub enum Role {
     /// An init container with restartPolicy Always: runs beside the others.
     Sidecar,
     App,
+    /// Added to a pod that runs, for a look at it.
+    Ephemeral,
+}
+
+impl Role {
+    /// The field of the pod's spec that lists containers of this role.
+    pub fn field(self) -> &'static str {
+        match self {
+            Role::Init | Role::Sidecar => "initContainers",
+            Role::App => "containers",
+            Role::Ephemeral => "ephemeralContainers",
+        }
+    }
+
+    /// The container's status among the pod's.
+    pub fn status<'a>(self, pod: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {
+        let list = match self {
+            Role::Init | Role::Sidecar => &pod.init_container_statuses,
+            Role::App => &pod.container_statuses,
+            Role::Ephemeral => &pod.ephemeral_container_statuses,
+        };
+        list.iter().flatten().find(|status| status.name == name)
+    }
 }
 
 impl Policy {
@@ -56,6 +79,7 @@ pub fn init_role(container: &Container) -> Role {
 pub fn policy(spec: &PodSpec, container: &Container, role: Role) -> Policy {
     match role {
         Role::Sidecar => Policy::Always,
+        Role::Ephemeral => Policy::Never,
         Role::Init => match container.restart_policy.as_deref() {
             Some(own) => Policy::parse(Some(own)),
             // An init container that succeeded has done its work.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tracing::{debug, warn};
 use super::group;
 use super::paths::Paths;
 use super::record::{PodRecord, SandboxRecord};
+use super::runtime_class;
 use crate::agent::Agent;
 use crate::network::{self, Identity};
 use crate::spec;
@@ -32,6 +34,8 @@ pub enum Error {
     },
     #[error(transparent)]
     Spec(#[from] spec::Error),
+    #[error(transparent)]
+    Runtime(#[from] runtime_class::Error),
     #[error("failed to setup network for sandbox {sandbox:?}")]
     Network {
         sandbox: String,
@@ -90,6 +94,8 @@ pub async fn create(
     paths: Paths,
     record: SandboxRecord,
 ) -> Result<Created, Error> {
+    let runtime = &agent.config.args.runtime;
+    runtime_class::check(&agent.reader, &pod, runtime).await?;
     write_files(&agent, &pod, &paths)?;
     if let Some(netns) = &record.netns {
         agent
@@ -155,7 +161,6 @@ fn pause_rootfs(agent: &Agent) -> PathBuf {
 
 /// The folder every sandbox has as its root: pause and mount points. Made at the kubelet's start.
 pub fn ensure_pause_rootfs(agent: &Agent) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
     let root = pause_rootfs(agent);
     for dir in ["dev", "proc", "sys", "etc", "tmp", "run"] {
         let path = root.join(dir);
@@ -183,10 +188,10 @@ fn write_bundle(agent: &Agent, pod: &Pod, record: &SandboxRecord) -> Result<(), 
         pid: 0,
         netns: record.netns.clone(),
     };
-    let hostname = spec::process::hostname(pod);
+    let nodename = agent.names(pod).map_err(spec::Error::from)?.nodename;
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let cgroup = group::of_container(uid, &record.id);
-    let spec = spec::sandbox(pod, &view, &hostname, &agent.host, cgroup)?;
+    let spec = spec::sandbox(pod, &view, &nodename, &agent.host, cgroup)?;
     let path = record.bundle.join("config.json");
     write_json(&path, &spec)
 }
@@ -200,19 +205,13 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Erro
 fn write_files(agent: &Agent, pod: &Pod, paths: &Paths) -> Result<(), Error> {
     let etc = paths.run.join("etc");
     fs::create_dir_all(&etc).map_err(file("create", &etc))?;
-    let host_network = pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
-    let hostname = if host_network {
-        agent.config.args.node_name.clone()
-    } else {
-        spec::process::hostname(pod)
-    };
+    let hostname = agent.names(pod).map_err(spec::Error::from)?.nodename;
     let resolv_conf = spec::files::resolv_conf(pod, &agent.resolver);
     for (name, text) in [
         ("hostname", format!("{hostname}\n")),
         ("resolv.conf", resolv_conf),
     ] {
-        let path = paths.etc(name);
-        fs::write(&path, text).map_err(file("write", &path))?;
+        write_public(&paths.etc(name), &text)?;
     }
     let shm = paths.shm();
     fs::create_dir_all(&shm).map_err(file("create", &shm))?;
@@ -231,11 +230,16 @@ fn write_files(agent: &Agent, pod: &Pod, paths: &Paths) -> Result<(), Error> {
 }
 
 fn write_hosts(agent: &Agent, pod: &Pod, paths: &Paths, ips: &[String]) -> Result<(), Error> {
-    let hostname = spec::process::hostname(pod);
-    let domain = &agent.config.args.cluster_domain;
-    let text = spec::files::hosts(pod, ips, &hostname, domain, &agent.hosts_file);
-    let path = paths.etc("hosts");
-    fs::write(&path, text).map_err(file("write", &path))
+    let names = agent.names(pod).map_err(spec::Error::from)?;
+    let text = spec::files::hosts(pod, ips, &names, &agent.hosts_file);
+    write_public(&paths.etc("hosts"), &text)
+}
+
+/// A file that every user of the pod may read, whatever the kubelet's umask.
+fn write_public(path: &Path, text: &str) -> Result<(), Error> {
+    fs::write(path, text).map_err(file("write", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+        .map_err(file("set the mode of", path))
 }
 
 /// How long a shim may take to answer while it is taken down.

@@ -1,28 +1,21 @@
 //! One try of a probe or hook, by exec, HTTP, TCP or gRPC.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
-use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, Probe, TCPSocketAction};
+use k8s_openapi::api::core::v1::{Container, ExecAction, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::{Subject, grpc};
+use super::{Subject, grpc, http};
 use crate::{exec, text};
-
-/// Bytes of an answer that are read; the stock kubelet's limit.
-const MAX_BODY: usize = 10 * 1024;
 
 /// What one try found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Success,
+    /// Success, with something to be said about it.
+    Warning(String),
     /// The container's answer is no; what it said.
     Failure(String),
     /// It couldn't be asked.
@@ -55,6 +48,8 @@ pub enum Error {
     },
     #[error("the probe's URL or headers make no request")]
     Request(#[from] hyper::http::Error),
+    #[error("GET {url}: stopped after {redirects} redirects")]
+    Redirects { url: String, redirects: usize },
 }
 
 /// What probes call themselves.
@@ -71,7 +66,7 @@ pub async fn probe(subject: &Subject, probe: &Probe, limit: Duration) -> Verdict
     }
     let attempt = async {
         if let Some(action) = &probe.http_get {
-            return http_get(&subject.container, &subject.pod_ip, action).await;
+            return http::get(&subject.container, &subject.pod_ip, action).await;
         }
         if let Some(action) = &probe.tcp_socket {
             return tcp(&subject.container, &subject.pod_ip, action).await;
@@ -84,6 +79,12 @@ pub async fn probe(subject: &Subject, probe: &Probe, limit: Duration) -> Verdict
         Err(_) => Verdict::Failure(
             "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned(),
         ),
+    }
+}
+
+impl Verdict {
+    pub fn is_success(&self) -> bool {
+        matches!(self, Verdict::Success | Verdict::Warning(_))
     }
 }
 
@@ -125,13 +126,13 @@ async fn tcp(container: &Container, ip: &str, action: &TCPSocketAction) -> Resul
 }
 
 /// What the spec says, or the default where it says nothing.
-fn given<'a>(said: &'a Option<String>, default: &'a str) -> &'a str {
+pub fn given<'a>(said: &'a Option<String>, default: &'a str) -> &'a str {
     said.as_deref()
         .filter(|said| !said.is_empty())
         .unwrap_or(default)
 }
 
-async fn connect(host: &str, port: u16) -> Result<TcpStream, Error> {
+pub async fn connect(host: &str, port: u16) -> Result<TcpStream, Error> {
     TcpStream::connect((host, port))
         .await
         .map_err(|source| Error::Connect {
@@ -140,150 +141,10 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, Error> {
         })
 }
 
-/// GET; 200 to 399 is success. TLS certificates aren't checked, as in the stock kubelet.
-pub async fn http_get(
-    container: &Container,
-    ip: &str,
-    action: &HTTPGetAction,
-) -> Result<Verdict, Error> {
-    let port = port(container, &action.port)?;
-    let host = given(&action.host, ip);
-    let stream = connect(host, port).await?;
-    let secure = action.scheme.as_deref() == Some("HTTPS");
-    let scheme = if secure { "https" } else { "http" };
-    let path = given(&action.path, "/");
-    let path = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("/{path}")
-    };
-    let url = format!("{scheme}://{host}:{port}{path}");
-    let mut request = Request::get(&path).header("User-Agent", USER_AGENT);
-    let mut has_host = false;
-    let mut has_accept = false;
-    for header in action.http_headers.iter().flatten() {
-        has_host |= header.name.eq_ignore_ascii_case("host");
-        has_accept |= header.name.eq_ignore_ascii_case("accept");
-        request = request.header(&header.name, &header.value);
-    }
-    if !has_host {
-        request = request.header("Host", format!("{host}:{port}"));
-    }
-    if !has_accept {
-        request = request.header("Accept", "*/*");
-    }
-    let request = request.header("Connection", "close").body(Empty::new())?;
-    if secure {
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(trust_all()));
-        let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap_or(
-            rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
-        );
-        let stream = connector
-            .connect(name, stream)
-            .await
-            .map_err(|source| Error::Tls {
-                address: format!("{host}:{port}"),
-                source,
-            })?;
-        return exchange(stream, request, url).await;
-    }
-    exchange(stream, request, url).await
-}
-
-async fn exchange<S>(
-    stream: S,
-    request: Request<Empty<Bytes>>,
-    url: String,
-) -> Result<Verdict, Error>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let failed = |source| Error::Http {
-        url: url.clone(),
-        source,
-    };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(failed)?;
-    let connection = tokio::spawn(connection);
-    let answer = sender.send_request(request).await.map_err(failed);
-    let verdict = match answer {
-        Ok(answer) => {
-            let status = answer.status();
-            if status.is_success() || status.is_redirection() {
-                Verdict::Success
-            } else {
-                // Read, so that the server doesn't see its answer cut off; but no more than it may have to say.
-                let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
-                drop(body);
-                Verdict::Failure(format!(
-                    "HTTP probe failed with statuscode: {}",
-                    status.as_u16()
-                ))
-            }
-        }
-        Err(error) => {
-            connection.abort();
-            return Err(error);
-        }
-    };
-    connection.abort();
-    Ok(verdict)
-}
-
-fn trust_all() -> rustls::ClientConfig {
-    rustls::ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustAll))
-        .with_no_client_auth()
-}
-
-/// Probes ask whether a server answers, not who it is.
-#[derive(Debug)]
-struct TrustAll;
-
-impl rustls::client::danger::ServerCertVerifier for TrustAll {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &rustls::pki_types::CertificateDer<'_>,
-        _intermediates: &[rustls::pki_types::CertificateDer<'_>],
-        _server_name: &rustls::pki_types::ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &rustls::pki_types::CertificateDer<'_>,
-        _dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &rustls::pki_types::CertificateDer<'_>,
-        _dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::ring::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[test]
     fn a_port_may_be_named() {
@@ -294,39 +155,5 @@ mod tests {
         let named = port(&container, &IntOrString::String("http".to_owned()));
         assert_eq!(named.expect("found"), 8080);
         assert!(port(&container, &IntOrString::String("no".to_owned())).is_err());
-    }
-
-    /// What a GET makes of a server that answers `head`, and then writes for as long as it can.
-    async fn asked(head: &'static str, endless: bool) -> Verdict {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("listener");
-        let port = listener.local_addr().expect("address").port();
-        tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.expect("accept");
-            let mut request = [0u8; 1024];
-            let _ = stream.read(&mut request).await;
-            let mut sent = stream.write_all(head.as_bytes()).await;
-            while endless && sent.is_ok() {
-                sent = stream.write_all(&[b'x'; 4096]).await;
-            }
-        });
-        let action = HTTPGetAction {
-            port: IntOrString::Int(i32::from(port)),
-            ..HTTPGetAction::default()
-        };
-        let container = Container::default();
-        let verdict = http_get(&container, "127.0.0.1", &action);
-        let verdict = tokio::time::timeout(Duration::from_secs(10), verdict).await;
-        verdict.expect("an end").expect("asked")
-    }
-
-    #[tokio::test]
-    async fn a_500_is_a_failure_and_names_the_status_however_long_its_page() {
-        let failed = Verdict::Failure("HTTP probe failed with statuscode: 500".to_owned());
-        let empty = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
-        assert_eq!(asked(empty, false).await, failed);
-        let endless = "HTTP/1.1 500 Internal Server Error\r\n\r\n";
-        assert_eq!(asked(endless, true).await, failed);
     }
 }

@@ -1,11 +1,12 @@
 //! Probes: is a container started, ready, alive?
 //!
 //! - here: the loop of one probe, and when its answers become news
-//! - `check`: one try, by exec, HTTP or TCP (also used by hooks)
-//! - `grpc`: one try by gRPC
+//! - `check`: one try
+//! - `http` (hooks use it too), `grpc`: one by HTTP, by gRPC
 
 pub mod check;
 mod grpc;
+pub mod http;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::agent::Agent;
 use crate::events;
 use crate::exec::Target;
+use crate::pod::restart::Role;
 use check::Verdict;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +52,25 @@ pub struct News {
 /// The probes of one run; they end when this is dropped.
 #[derive(Debug)]
 pub struct Running {
-    tasks: Vec<JoinHandle<()>>,
+    tasks: Vec<(Kind, JoinHandle<()>)>,
+}
+
+impl Running {
+    /// For a container that ends: whether it's alive is no matter any more, whether it's ready is.
+    pub fn keep_readiness(&mut self) {
+        self.tasks.retain(|(kind, task)| {
+            let kept = *kind == Kind::Readiness;
+            if !kept {
+                task.abort();
+            }
+            kept
+        });
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for task in &self.tasks {
+        for (_, task) in &self.tasks {
             task.abort();
         }
     }
@@ -69,7 +84,7 @@ pub struct Subject {
     pub container: Container,
     pub target: Target,
     pub pod_ip: String,
-    pub init: bool,
+    pub role: Role,
     pub started_at: Timestamp,
 }
 
@@ -83,7 +98,7 @@ where
     let mut spawn = |kind: Kind, probe: &Option<Probe>| {
         if let Some(probe) = probe.clone() {
             let task = watch(subject.clone(), kind, probe, sender.clone());
-            tasks.push(tokio::spawn(task));
+            tasks.push((kind, tokio::spawn(task)));
         }
     };
     if container.startup_probe.is_some() && !started {
@@ -160,17 +175,21 @@ async fn watch<T: From<News>>(
     loop {
         ticker.tick().await;
         let verdict = check::probe(&subject, &probe, limit).await;
-        if let Some(message) = failure_message(kind, &verdict) {
+        if let Some((reason, message)) = told(kind, &verdict) {
             subject.agent.recorder.container(
                 &subject.pod,
                 &subject.container.name,
-                subject.init,
+                subject.role,
                 events::Kind::Warning,
-                "Unhealthy",
+                reason,
                 message,
             );
         }
-        if let Some(success) = counter.accept(verdict == Verdict::Success) {
+        // What couldn't be asked says nothing of the container.
+        if matches!(verdict, Verdict::Error(_)) {
+            continue;
+        }
+        if let Some(success) = counter.accept(verdict.is_success()) {
             let news = News {
                 container: subject.container.name.clone(),
                 id: subject.target.id.clone(),
@@ -184,13 +203,18 @@ async fn watch<T: From<News>>(
     }
 }
 
-fn failure_message(kind: Kind, verdict: &Verdict) -> Option<String> {
+/// Reason and message of the event that a try is worth.
+fn told(kind: Kind, verdict: &Verdict) -> Option<(&'static str, String)> {
     let kind = kind.as_str();
     match verdict {
         Verdict::Success => None,
-        Verdict::Failure(output) => Some(format!("{kind} probe failed: {output}")),
-        Verdict::Error(error) => Some(format!(
-            "{kind} probe errored and resulted in unknown state: {error}"
+        Verdict::Warning(output) => {
+            Some(("ProbeWarning", format!("{kind} probe warning: {output}")))
+        }
+        Verdict::Failure(output) => Some(("Unhealthy", format!("{kind} probe failed: {output}"))),
+        Verdict::Error(error) => Some((
+            "Unhealthy",
+            format!("{kind} probe errored and resulted in unknown state: {error}"),
         )),
     }
 }

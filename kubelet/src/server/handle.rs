@@ -333,12 +333,17 @@ where
             ("upgrade", "SPDY/3.1".to_owned()),
             ("x-stream-protocol-version", (*protocol).to_owned()),
         ],
-        Upgrade::WebSocket { protocol, accept } => vec![
-            ("connection", "Upgrade".to_owned()),
-            ("upgrade", "websocket".to_owned()),
-            ("sec-websocket-accept", accept.clone()),
-            ("sec-websocket-protocol", (*protocol).to_owned()),
-        ],
+        Upgrade::WebSocket { protocol, accept } => {
+            let mut headers = vec![
+                ("connection", "Upgrade".to_owned()),
+                ("upgrade", "websocket".to_owned()),
+                ("sec-websocket-accept", accept.clone()),
+            ];
+            if !protocol.name.is_empty() {
+                headers.push(("sec-websocket-protocol", protocol.name.to_owned()));
+            }
+            headers
+        }
     };
     tokio::spawn(async move {
         match upgraded.await {
@@ -368,7 +373,9 @@ where
                     return;
                 }
             },
-            Upgrade::WebSocket { .. } => websocket::open(connection, wanted).await,
+            Upgrade::WebSocket { protocol, .. } => {
+                websocket::open(connection, wanted, protocol).await
+            }
         };
         serve(channels).await;
     })

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
 
+use super::hostname::Names;
+
 /// What the node knows of name resolution.
 #[derive(Debug, Clone)]
 pub struct Resolver {
@@ -112,7 +114,7 @@ fn render(conf: Parsed) -> String {
 }
 
 /// The pod's /etc/hosts. `host`: the node's own, for pods on its network.
-pub fn hosts(pod: &Pod, ips: &[String], hostname: &str, domain: &str, host: &str) -> String {
+pub fn hosts(pod: &Pod, ips: &[String], names: &Names, host: &str) -> String {
     let spec = pod.spec.as_ref();
     let mut text = String::new();
     if spec.and_then(|s| s.host_network) == Some(true) {
@@ -131,15 +133,12 @@ pub fn hosts(pod: &Pod, ips: &[String], hostname: &str, domain: &str, host: &str
             "fe00::1\tip6-allnodes\n",
             "fe00::2\tip6-allrouters\n",
         ));
-        let subdomain = spec
-            .and_then(|s| s.subdomain.as_deref())
-            .filter(|s| !s.is_empty());
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let hostname = &names.hostname;
         for ip in ips {
-            match subdomain {
-                Some(sub) => text.push_str(&format!(
-                    "{ip}\t{hostname}.{sub}.{namespace}.svc.{domain}\t{hostname}\n"
-                )),
+            match &names.domain {
+                Some(domain) => {
+                    text.push_str(&format!("{ip}\t{hostname}.{domain}\t{hostname}\n"));
+                }
                 None => text.push_str(&format!("{ip}\t{hostname}\n")),
             }
         }
@@ -161,6 +160,7 @@ pub fn hosts(pod: &Pod, ips: &[String], hostname: &str, domain: &str, host: &str
 
 #[cfg(test)]
 mod tests {
+    use super::super::hostname::names;
     use super::*;
     use serde_json::json;
 
@@ -208,13 +208,9 @@ mod tests {
     fn hosts_names_the_pod_and_its_aliases() {
         let spec = json!({"containers": [], "subdomain": "sub",
             "hostAliases": [{"ip": "192.0.2.7", "hostnames": ["a", "b"]}]});
-        let text = hosts(
-            &pod(spec),
-            &["10.244.1.5".to_owned()],
-            "web",
-            "cluster.local",
-            "",
-        );
+        let pod = pod(spec);
+        let names = names(&pod, "cluster.local", "node1").expect("names");
+        let text = hosts(&pod, &["10.244.1.5".to_owned()], &names, "");
         assert!(text.contains("10.244.1.5\tweb.sub.ns1.svc.cluster.local\tweb\n"));
         assert!(text.ends_with("192.0.2.7\ta\tb\n"));
     }

@@ -8,6 +8,7 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
 
 use super::Sandbox;
+use crate::pod::sysctls;
 
 fn namespace(
     kind: LinuxNamespaceType,
@@ -44,16 +45,20 @@ pub fn sandbox_namespaces(
 }
 
 /// The sandbox's network, IPC and UTS namespace (PID on request), and a mount namespace of its own.
+/// `beside`: a process whose PID namespace is joined.
 pub fn container_namespaces(
     pod: &Pod,
     sandbox: &Sandbox,
+    beside: Option<u32>,
 ) -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    let of_sandbox = |kind: &str| Some(PathBuf::from(format!("/proc/{}/ns/{kind}", sandbox.pid)));
+    let of = |pid: u32, kind: &str| Some(PathBuf::from(format!("/proc/{pid}/ns/{kind}")));
+    let of_sandbox = |kind: &str| of(sandbox.pid, kind);
     let mut all = vec![namespace(LinuxNamespaceType::Mount, None)?];
     if flag(pod, |spec| spec.share_process_namespace) {
         all.push(namespace(LinuxNamespaceType::Pid, of_sandbox("pid"))?);
     } else if !flag(pod, |spec| spec.host_pid) {
-        all.push(namespace(LinuxNamespaceType::Pid, None)?);
+        let joined = beside.and_then(|pid| of(pid, "pid"));
+        all.push(namespace(LinuxNamespaceType::Pid, joined)?);
     }
     if !flag(pod, |spec| spec.host_ipc) {
         all.push(namespace(LinuxNamespaceType::Ipc, of_sandbox("ipc"))?);
@@ -89,7 +94,7 @@ pub fn sysctls(pod: &Pod, side: Side) -> HashMap<String, String> {
         .into_iter()
         .flatten()
     {
-        let name = sysctl.name.replace('/', ".");
+        let name = sysctls::normal(&sysctl.name);
         if name.starts_with("net.") == (side == Side::Network) {
             all.insert(name, sysctl.value.clone());
         }

@@ -5,10 +5,12 @@
 //! - `linux`: namespaces, hidden paths
 //! - `limits`: CPU and memory
 //! - `seccomp`: which system calls
+//! - `hostname`: what the pod is called
 //! - `files`: `/etc/hosts`, `/etc/resolv.conf`
 //! - here: a sandbox's and a container's whole spec
 
 pub mod files;
+pub mod hostname;
 pub mod limits;
 pub mod linux;
 pub mod mounts;
@@ -40,6 +42,8 @@ pub enum Error {
     Mounts(#[from] mounts::Error),
     #[error(transparent)]
     Seccomp(#[from] seccomp::Error),
+    #[error(transparent)]
+    Hostname(#[from] hostname::TooLong),
     #[error("can't put the OCI spec together")]
     Oci(#[from] OciSpecError),
 }
@@ -76,7 +80,11 @@ pub struct Inputs<'a> {
     /// `NAME=value`, from `env`.
     pub env: &'a [(String, String)],
     pub mounts: Vec<Mount>,
+    /// What the pod's `hostname` prints.
+    pub nodename: &'a str,
     pub sandbox: &'a Sandbox,
+    /// A process of the container whose processes this one is to see.
+    pub beside: Option<u32>,
     pub host: &'a Host,
     /// The cgroup that the container asks for.
     pub cgroup: PathBuf,
@@ -177,7 +185,7 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
             .map(|(_, value)| value.clone())
     };
     let defaults = process::defaults(container, image, &lookup)?;
-    let env = process::environment(&defaults, inputs.env, pod, inputs.user);
+    let env = process::environment(&defaults, inputs.env, inputs.nodename, inputs.user);
     let cwd = match container.working_dir.as_deref() {
         Some(dir) if !dir.is_empty() => dir.to_owned(),
         _ => defaults.cwd.clone(),
@@ -198,7 +206,7 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
         .oom_score_adj(score)
         .build()?;
     let mut linux = LinuxBuilder::default()
-        .namespaces(linux::container_namespaces(pod, sandbox)?)
+        .namespaces(linux::container_namespaces(pod, sandbox, inputs.beside)?)
         .cgroups_path(inputs.cgroup)
         .resources(limits::Limits::of_container(container).for_new()?)
         .masked_paths(Vec::new())

@@ -129,17 +129,17 @@ fn volume_bind(
     };
     let sub_path = (!sub_path.is_empty()).then(|| SubPath {
         name: volume.name.clone(),
-        volume: root.clone(),
+        volume: root.path.clone(),
         sub_path,
         target,
     });
-    let from = sub_path.as_ref().map_or(root, |part| &part.target);
+    let from = sub_path.as_ref().map_or(&root.path, |part| &part.target);
     let propagation = match volume.mount_propagation.as_deref() {
         Some("HostToContainer") => "rslave",
         Some("Bidirectional") => "rshared",
         _ => "rprivate",
     };
-    let access = if volume.read_only == Some(true) {
+    let access = if root.read_only || volume.read_only == Some(true) {
         "ro"
     } else {
         "rw"

@@ -142,28 +142,17 @@ pub fn defaults(
 pub fn environment(
     defaults: &ProcessDefaults,
     env: &[(String, String)],
-    pod: &Pod,
+    nodename: &str,
     user: &User,
 ) -> Vec<String> {
     let mut all = defaults.env.clone();
-    let mut over = vec![format!("HOSTNAME={}", hostname(pod))];
+    let mut over = vec![format!("HOSTNAME={nodename}")];
     over.extend(env.iter().map(|(name, value)| format!("{name}={value}")));
     process_defaults::merge_env(&mut all, &over);
     if !all.iter().any(|entry| entry.starts_with("HOME=")) {
         all.push(format!("HOME={}", user.home));
     }
     all
-}
-
-/// The pod's host name: at most 63 characters (RFC 1123), not ending in a dash or dot.
-pub fn hostname(pod: &Pod) -> String {
-    let spec = pod.spec.as_ref();
-    let given = spec
-        .and_then(|s| s.hostname_override.as_deref().or(s.hostname.as_deref()))
-        .filter(|name| !name.is_empty());
-    let name = given.or(pod.metadata.name.as_deref()).unwrap_or_default();
-    let cut: String = name.chars().take(63).collect();
-    cut.trim_end_matches(['-', '.']).to_owned()
 }
 
 /// All, in the order of their numbers (capabilities(7), linux/capability.h).

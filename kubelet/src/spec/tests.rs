@@ -45,7 +45,9 @@ fn planned(spec: serde_json::Value, env: &[(String, String)]) -> Spec {
         user: &user,
         env,
         mounts: Vec::new(),
+        nodename: "web",
         sandbox: &view(),
+        beside: None,
         host: &host(),
         cgroup: PathBuf::from("/hpk/x"),
         seccomp: None,
@@ -113,6 +115,22 @@ fn containers_join_the_sandboxs_network_and_ipc_but_not_its_pids() {
         Some("/proc/42/ns/ipc".into())
     );
     assert_eq!(path(LinuxNamespaceType::Pid), None);
+}
+
+#[test]
+fn a_debugger_sees_its_targets_processes_unless_the_pod_shares_them_anyway() {
+    let pid = |spec: serde_json::Value| {
+        let pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).expect("pod");
+        let all = linux::container_namespaces(&pod, &view(), Some(77)).expect("namespaces");
+        let found = all.iter().find(|ns| ns.typ() == LinuxNamespaceType::Pid);
+        found.expect("a PID namespace").path().clone()
+    };
+    assert_eq!(
+        pid(json!({"containers": []})),
+        Some("/proc/77/ns/pid".into())
+    );
+    let shared = json!({"containers": [], "shareProcessNamespace": true});
+    assert_eq!(pid(shared), Some("/proc/42/ns/pid".into()));
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn drafts(
         }
     };
     let initialized = initialized(inputs, phase, init, apps);
-    let containers = containers_ready(phase, apps);
+    let containers = containers_ready(inputs, phase, init, apps);
     let mut ready = Draft {
         kind: "Ready",
         ..containers.clone()
@@ -152,15 +152,27 @@ fn initialized(
     }
 }
 
-fn containers_ready(phase: Phase, apps: &[ContainerStatus]) -> Draft {
+/// Sidecars count as the pod's own containers do.
+fn containers_ready(
+    inputs: &Inputs<'_>,
+    phase: Phase,
+    init: &[ContainerStatus],
+    apps: &[ContainerStatus],
+) -> Draft {
     let kind = "ContainersReady";
     match phase {
         Phase::Succeeded => return bad(kind, "PodCompleted", None),
         Phase::Failed => return bad(kind, "PodFailed", None),
         Phase::Pending | Phase::Running => {}
     }
-    let unready: Vec<&str> = apps
+    let specs = inputs.spec.init_containers.as_deref().unwrap_or_default();
+    let sidecars = specs
         .iter()
+        .zip(init)
+        .filter(|(container, _)| init_role(container) == Role::Sidecar)
+        .map(|(_, status)| status);
+    let unready: Vec<&str> = sidecars
+        .chain(apps)
         .filter(|status| !status.ready)
         .map(|status| status.name.as_str())
         .collect();

@@ -39,6 +39,7 @@ pub fn status(inputs: &Inputs<'_>, container: &Container, role: Role) -> Contain
     let ready = match role {
         Role::Init => succeeded,
         Role::Sidecar | Role::App => running && live.ready,
+        Role::Ephemeral => false,
     };
     let attempts = shown.or(record.previous.as_ref());
     ContainerStatus {
@@ -59,7 +60,7 @@ pub fn status(inputs: &Inputs<'_>, container: &Container, role: Role) -> Contain
         ready,
         allocated_resources: container.resources.clone().and_then(|r| r.requests),
         resources: Some(resources(container, current)),
-        started: Some(running && live.started),
+        started: (role != Role::Ephemeral).then_some(running && live.started),
         state: Some(state),
         last_state: last,
         ..ContainerStatus::default()
@@ -89,7 +90,7 @@ fn states(
         .as_ref()
         .and_then(|instance| Some(ended(instance, instance.exit.as_ref()?)));
     let Some(current) = &record.current else {
-        let waiting = waiting(inputs, role, live, None);
+        let waiting = waiting(inputs, live, None);
         return (waiting, previous);
     };
     match &current.exit {
@@ -103,7 +104,7 @@ fn states(
             (state, previous)
         }
         // Being created: what ran before is the last state.
-        None => (waiting(inputs, role, live, None), previous),
+        None => (waiting(inputs, live, None), previous),
         Some(exit) => {
             let policy = restart::policy(inputs.spec, container, role);
             let next = restart::next(record, policy, inputs.now);
@@ -111,7 +112,7 @@ fn states(
             if stays {
                 (ended(current, exit), previous)
             } else {
-                let waiting = waiting(inputs, role, live, Some((container, exit, next)));
+                let waiting = waiting(inputs, live, Some((container, exit, next)));
                 (waiting, Some(ended(current, exit)))
             }
         }
@@ -136,11 +137,10 @@ fn ended(instance: &Instance, exit: &Exit) -> ContainerState {
 /// Why the container doesn't run: what failed last, else what it waits for.
 fn waiting(
     inputs: &Inputs<'_>,
-    role: Role,
     live: &LiveContainer,
     ended: Option<(&Container, &Exit, Next)>,
 ) -> ContainerState {
-    let (reason, message) = waiting_reason(inputs, role, live, ended);
+    let (reason, message) = waiting_reason(inputs, live, ended);
     ContainerState {
         waiting: Some(ContainerStateWaiting {
             reason: Some(reason),
@@ -152,7 +152,6 @@ fn waiting(
 
 fn waiting_reason(
     inputs: &Inputs<'_>,
-    role: Role,
     live: &LiveContainer,
     ended: Option<(&Container, &Exit, Next)>,
 ) -> (String, Option<String>) {
@@ -194,9 +193,7 @@ fn waiting_reason(
         .flatten()
         .next()
         .is_some();
-    let initialising =
-        role == Role::App && has_init && inputs.record.state != crate::pod::state::State::Running;
-    let reason = if initialising {
+    let reason = if has_init {
         "PodInitializing"
     } else {
         "ContainerCreating"

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::pod::live::Live;
+use crate::pod::phase::roles;
 use crate::pod::record::PodRecord;
 use crate::pod::restart::{Policy, Role, init_role};
 use crate::pod::state::State;
@@ -47,6 +48,10 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
         .containers
         .iter()
         .map(|container| containers::status(inputs, container, Role::App))
+        .collect();
+    let ephemeral: Vec<ContainerStatus> = roles(spec)
+        .filter(|(_, role)| *role == Role::Ephemeral)
+        .map(|(container, role)| containers::status(inputs, &container, role))
         .collect();
     let phase = match record.state {
         State::Rejected => Phase::Failed,
@@ -85,6 +90,7 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
                 .unwrap_or_else(|| qos::class(spec).as_str().to_owned()),
         ),
         init_container_statuses: (!init.is_empty()).then_some(init),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         container_statuses: (record.state != State::Rejected).then_some(apps),
         reason: record
             .verdict

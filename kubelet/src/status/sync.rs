@@ -139,6 +139,7 @@ const OURS: &[&str] = &[
     "message",
     "initContainerStatuses",
     "containerStatuses",
+    "ephemeralContainerStatuses",
 ];
 
 fn object(value: Value) -> Map<String, Value> {

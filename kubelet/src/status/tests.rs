@@ -74,6 +74,31 @@ fn a_running_pod_is_ready_and_has_its_address() {
 }
 
 #[test]
+fn a_sidecar_that_is_not_ready_keeps_the_pod_from_being_so() {
+    let spec = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]});
+    let mut scene = Scene::new(spec, State::Running);
+    scene.ran("s", None);
+    scene.ran("c", None);
+    assert_eq!(condition(&scene.status(), "Ready"), "True");
+    scene.live.container("s").ready = false;
+    assert_eq!(condition(&scene.status(), "ContainersReady"), "False");
+    assert_eq!(condition(&scene.status(), "Ready"), "False");
+}
+
+#[test]
+fn an_ephemeral_container_is_told_of_and_counts_for_nothing() {
+    let spec = json!({"containers": [{"name": "c"}], "ephemeralContainers": [{"name": "e"}]});
+    let mut scene = Scene::new(spec, State::Running);
+    scene.ran("c", None);
+    scene.ran("e", Some(3));
+    let status = scene.status();
+    assert_eq!(condition(&status, "Ready"), "True");
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let debuggers = status.ephemeral_container_statuses.expect("statuses");
+    assert_eq!(terminated(&debuggers[0]), Some(3));
+}
+
+#[test]
 fn a_job_that_succeeded_says_so() {
     let spec = json!({"restartPolicy": "Never", "containers": [{"name": "c"}]});
     let mut scene = Scene::new(spec, State::Finishing);
@@ -120,6 +145,11 @@ fn a_pod_is_pending_while_it_initializes() {
     assert_eq!(status.phase.as_deref(), Some("Pending"));
     assert_eq!(condition(&status, "Initialized"), "False");
     assert_eq!(waits_for(&status), "PodInitializing");
+    scene.record.containers.clear();
+    let init = scene.status().init_container_statuses.expect("statuses");
+    let waiting = init[0].state.as_ref().and_then(|s| s.waiting.as_ref());
+    let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
+    assert_eq!(reason, Some("PodInitializing"));
 }
 
 #[test]

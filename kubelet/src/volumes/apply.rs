@@ -9,12 +9,32 @@ use thiserror::Error;
 
 use super::payload::{self, Fetched, Need};
 use super::plan::{self, Kind, Planned};
-use super::{atomic, empty_dir, host_path, ownership};
+use super::{atomic, claim, empty_dir, host_path, ownership};
 use crate::api::{self, Reader};
 use crate::env::Facts;
+use crate::events::Recorder;
+use crate::images::{self, Images, Witness};
 
-/// Volume name → folder or file on the node.
-pub type Mounted = BTreeMap<String, PathBuf>;
+/// Volume name → where it is on the node.
+pub type Mounted = BTreeMap<String, Source>;
+
+/// Where a volume's content is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// A folder or a file.
+    pub path: PathBuf,
+    /// Whatever its mounts say.
+    pub read_only: bool,
+}
+
+impl From<PathBuf> for Source {
+    fn from(path: PathBuf) -> Self {
+        Self {
+            path,
+            read_only: false,
+        }
+    }
+}
 
 /// Where one pod's volumes live.
 #[derive(Debug, Clone)]
@@ -24,6 +44,16 @@ pub struct Dirs {
     /// In memory, and in a folder that only the kubelet's user can enter: all that comes from the
     /// API, secrets among it.
     pub memory: PathBuf,
+}
+
+/// Where volumes come from that are not of the node.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    pub reader: &'a Reader,
+    pub images: &'a Images,
+    pub recorder: &'a Recorder,
+    /// Told of the images that are pulled.
+    pub witness: &'a (dyn Fn(&str) -> Box<dyn Witness> + Sync),
 }
 
 /// Why a volume can't be had; the worker says so in a FailedMount event and tries again.
@@ -53,6 +83,10 @@ pub enum Cause {
     HostPath(#[from] host_path::Error),
     #[error(transparent)]
     EmptyDir(#[from] empty_dir::Error),
+    #[error(transparent)]
+    Claim(#[from] claim::Error),
+    #[error(transparent)]
+    Image(#[from] images::Error),
     #[error("can't give {path} to group {group}")]
     Ownership {
         path: PathBuf,
@@ -64,7 +98,7 @@ pub enum Cause {
 
 /// All volumes of the pod, or the first that can't be had. Idempotent.
 pub async fn mount_all(
-    reader: &Reader,
+    sources: &Sources<'_>,
     pod: &Pod,
     facts: &Facts,
     dirs: &Dirs,
@@ -72,7 +106,7 @@ pub async fn mount_all(
     let planned = pod.spec.as_ref().map(plan::plan).unwrap_or_default();
     let mut mounted = Mounted::new();
     for volume in &planned {
-        let path = mount_one(reader, pod, facts, dirs, volume).await?;
+        let path = mount_one(sources, pod, facts, dirs, volume).await?;
         mounted.insert(volume.name.clone(), path);
     }
     Ok(mounted)
@@ -80,14 +114,14 @@ pub async fn mount_all(
 
 /// Fetches what comes from the API again and writes what changed.
 pub async fn refresh(
-    reader: &Reader,
+    sources: &Sources<'_>,
     pod: &Pod,
     facts: &Facts,
     dirs: &Dirs,
 ) -> Result<(), MountError> {
     let planned = pod.spec.as_ref().map(plan::plan).unwrap_or_default();
     for volume in planned.iter().filter(|volume| volume.is_payload()) {
-        mount_one(reader, pod, facts, dirs, volume).await?;
+        mount_one(sources, pod, facts, dirs, volume).await?;
     }
     Ok(())
 }
@@ -99,13 +133,13 @@ pub fn has_payload(pod: &Pod) -> bool {
 }
 
 async fn mount_one(
-    reader: &Reader,
+    sources: &Sources<'_>,
     pod: &Pod,
     facts: &Facts,
     dirs: &Dirs,
     volume: &Planned,
-) -> Result<PathBuf, MountError> {
-    provide(reader, pod, facts, dirs, volume)
+) -> Result<Source, MountError> {
+    provide(sources, pod, facts, dirs, volume)
         .await
         .map_err(|source| MountError {
             volume: volume.name.clone(),
@@ -114,19 +148,19 @@ async fn mount_one(
 }
 
 async fn provide(
-    reader: &Reader,
+    sources: &Sources<'_>,
     pod: &Pod,
     facts: &Facts,
     dirs: &Dirs,
     volume: &Planned,
-) -> Result<PathBuf, Cause> {
+) -> Result<Source, Cause> {
     let group = fs_group(pod);
     match &volume.kind {
         Kind::Unsupported(kind) => Err(Cause::Unsupported(kind)),
         Kind::HostPath(source) => {
             let path = PathBuf::from(&source.path);
             host_path::ensure(&path, source.type_.as_deref().unwrap_or_default())?;
-            Ok(path)
+            Ok(path.into())
         }
         Kind::EmptyDir(source) => {
             let path = dirs.disk.join(&volume.name);
@@ -134,19 +168,66 @@ async fn provide(
             if let Some(group) = group {
                 give(&path, group, false)?;
             }
-            Ok(path)
+            Ok(path.into())
+        }
+        Kind::Claim(source) => {
+            let path = claimed(sources, pod, &source.claim_name, None).await?;
+            Ok(Source {
+                path,
+                read_only: source.read_only == Some(true),
+            })
+        }
+        Kind::Ephemeral => {
+            let owner = pod.metadata.name.as_deref().unwrap_or_default();
+            let name = format!("{owner}-{}", volume.name);
+            Ok(claimed(sources, pod, &name, Some(pod)).await?.into())
+        }
+        Kind::Image(source) => {
+            let name = source.reference.as_deref().unwrap_or_default();
+            let policy = images::policy(source.pull_policy.as_deref(), name);
+            let keyring = images::keyring_of(pod, sources.reader, sources.recorder).await;
+            let witness = (sources.witness)(name);
+            let image = sources
+                .images
+                .ensure(name, policy, &keyring, witness.as_ref())
+                .await?;
+            Ok(Source {
+                path: image.lower,
+                read_only: true,
+            })
         }
         Kind::ConfigMap(_) | Kind::Secret(_) | Kind::DownwardApi(_) | Kind::Projected(_) => {
-            let fetched = fetch(reader, pod, payload::needs(&volume.kind)).await?;
+            let fetched = fetch(sources.reader, pod, payload::needs(&volume.kind)).await?;
             let files = payload::files(&volume.kind, pod, &fetched, facts)?;
             let path = dirs.memory.join(&volume.name);
             atomic::write(&path, &files, &|folder| match group {
                 Some(group) => ownership::give_to_group(folder, group, true),
                 None => Ok(()),
             })?;
-            Ok(path)
+            Ok(path.into())
         }
     }
+}
+
+/// Where the volume is that the claim `name` is bound to; a local one is the pod's group's, as the
+/// stock kubelet has it.
+async fn claimed(
+    sources: &Sources<'_>,
+    pod: &Pod,
+    name: &str,
+    owner: Option<&Pod>,
+) -> Result<PathBuf, Cause> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let claim = sources.reader.claim(namespace, name).await?;
+    let bound = claim::bound_to(name, claim, owner)?;
+    let volume = sources.reader.persistent_volume(&bound.volume).await?;
+    let place = claim::place(volume, &bound)?;
+    let is_local = matches!(place, claim::Place::Local(_));
+    let path = place.ensure()?;
+    if let Some(group) = fs_group(pod).filter(|_| is_local) {
+        give(&path, group, false)?;
+    }
+    Ok(path)
 }
 
 async fn fetch(reader: &Reader, pod: &Pod, needs: BTreeSet<Need>) -> Result<Fetched, api::Error> {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
@@ -49,7 +49,10 @@ pub fn write(
     for path in files.keys() {
         validate(path)?;
     }
-    fs::create_dir_all(target).map_err(io_error("create", target))?;
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+    }
+    ensure_folder(target)?;
     let data = target.join(DATA);
     let old = fs::read_link(&data).ok();
     if let Some(old) = &old
@@ -94,16 +97,25 @@ fn fresh_dir(target: &Path) -> Result<String, Error> {
     let now = k8s_openapi::jiff::Timestamp::now();
     let name = format!("..{}", now.as_nanosecond());
     let path = target.join(&name);
-    fs::create_dir(&path).map_err(io_error("create", &path))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-        .map_err(io_error("set the mode of", &path))?;
+    ensure_folder(&path)?;
     Ok(name)
 }
 
+/// A folder that the pod's users may enter, whatever the kubelet's umask.
+fn ensure_folder(path: &Path) -> Result<(), Error> {
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+            .map_err(io_error("set the mode of", path)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(io_error("create", path)(error)),
+    }
+}
+
 fn write_file(folder: &Path, relative: &str, file: &File) -> Result<(), Error> {
-    let path = folder.join(relative);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+    let mut path = folder.to_owned();
+    for part in Path::new(relative).components() {
+        ensure_folder(&path)?;
+        path.push(part);
     }
     // 0600 from birth: the final mode is set once the content is in.
     let mut out = fs::OpenOptions::new()
@@ -114,6 +126,9 @@ fn write_file(folder: &Path, relative: &str, file: &File) -> Result<(), Error> {
         .map_err(io_error("create", &path))?;
     out.write_all(&file.data)
         .map_err(io_error("write", &path))?;
+    if let Some(owner) = file.owner {
+        fchown(&out, Some(owner), None).map_err(io_error("set the owner of", &path))?;
+    }
     out.set_permissions(fs::Permissions::from_mode(file.mode))
         .map_err(io_error("set the mode of", &path))
 }
@@ -187,6 +202,7 @@ mod tests {
                 let file = File {
                     data: data.as_bytes().to_vec(),
                     mode: 0o644,
+                    owner: None,
                 };
                 ((*path).to_owned(), file)
             })
@@ -207,6 +223,23 @@ mod tests {
         assert_eq!(fs::read_to_string(target.join("a")).expect("a"), "3");
         assert_eq!(fs::read_to_string(target.join("c")).expect("c"), "4");
         assert!(fs::symlink_metadata(target.join("d")).is_err());
+    }
+
+    #[test]
+    fn every_folder_can_be_entered_by_all_and_files_have_their_modes() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let target = dir.path().join("v");
+        // The job's (slurm/hpk.slurm); tests beside this one must bear it as well.
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        write(&target, &files(&[("d/e/f", "1")]), &nothing).expect("written");
+        let mode = |path: &str| {
+            let meta = fs::metadata(target.join(path)).expect(path);
+            meta.permissions().mode() & 0o7777
+        };
+        for folder in ["", "..data", "d", "d/e"] {
+            assert_eq!(mode(folder), 0o755, "{folder:?}");
+        }
+        assert_eq!(mode("d/e/f"), 0o644);
     }
 
     #[test]

@@ -44,22 +44,17 @@ pub fn ensure(path: &Path, source: &EmptyDirVolumeSource) -> Result<(), Error> {
         fs::create_dir_all(path).map_err(create)?;
     }
     match source.medium.as_deref().unwrap_or_default() {
-        "" => {}
-        "Memory" => {
-            if !mounts::is_mount_point(path).map_err(create)? {
-                mount_tmpfs(path, source)?;
-            }
-        }
-        other => return Err(Error::Medium(other.to_owned())),
+        "" if fresh => fs::set_permissions(path, fs::Permissions::from_mode(0o777)).map_err(create),
+        "" => Ok(()),
+        "Memory" if mounts::is_mount_point(path).map_err(create)? => Ok(()),
+        "Memory" => mount_tmpfs(path, source),
+        other => Err(Error::Medium(other.to_owned())),
     }
-    if fresh {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).map_err(create)?;
-    }
-    Ok(())
 }
 
 fn mount_tmpfs(path: &Path, source: &EmptyDirVolumeSource) -> Result<(), Error> {
-    let mut options = "mode=0777".to_owned();
+    // With the sticky bit, as the kernel's own default and so the stock kubelet's.
+    let mut options = "mode=1777".to_owned();
     if let Some(limit) = &source.size_limit {
         let bytes = Quantity::parse(&limit.0).map_err(Error::Size)?.value();
         if bytes > 0 {

@@ -10,12 +10,15 @@ use thiserror::Error;
 
 use super::plan::Kind;
 use crate::env::{Facts, FieldError, fields};
+use crate::pod::phase::roles;
 
 /// One file of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Whom it is given to; else it is the kubelet's.
+    pub owner: Option<u32>,
 }
 
 pub type Files = BTreeMap<String, File>;
@@ -82,7 +85,13 @@ pub fn needs(kind: &Kind) -> BTreeSet<Need> {
                 }
             }
         }
-        Kind::EmptyDir(_) | Kind::HostPath(_) | Kind::DownwardApi(_) | Kind::Unsupported(_) => {}
+        Kind::EmptyDir(_)
+        | Kind::HostPath(_)
+        | Kind::DownwardApi(_)
+        | Kind::Image(_)
+        | Kind::Claim(_)
+        | Kind::Ephemeral
+        | Kind::Unsupported(_) => {}
     }
     needs
 }
@@ -116,7 +125,12 @@ pub fn files(kind: &Kind, pod: &Pod, fetched: &Fetched, facts: &Facts) -> Result
                 maker.projection(source)?;
             }
         }
-        Kind::EmptyDir(_) | Kind::HostPath(_) | Kind::Unsupported(_) => {}
+        Kind::EmptyDir(_)
+        | Kind::HostPath(_)
+        | Kind::Image(_)
+        | Kind::Claim(_)
+        | Kind::Ephemeral
+        | Kind::Unsupported(_) => {}
     }
     Ok(maker.files)
 }
@@ -195,7 +209,7 @@ impl Maker<'_> {
         } else if let Some(token) = &source.service_account_token {
             let value = self.fetched.tokens.get(&token_need(token));
             let value = value.ok_or_else(|| Error::NoToken(token.audience.clone()))?;
-            self.add(&token.path, value.as_bytes(), None);
+            self.token(&token.path, value);
             Ok(())
         } else if source.cluster_trust_bundle.is_some() {
             Err(Error::Unsupported("clusterTrustBundle"))
@@ -243,13 +257,42 @@ impl Maker<'_> {
         Ok(())
     }
 
+    /// Where all run as one user, or the files have a group, nobody else may read the token.
+    fn token(&mut self, path: &str, value: &str) {
+        let context = self.pod.spec.as_ref();
+        let context = context.and_then(|spec| spec.security_context.as_ref());
+        let owner = only_user(self.pod);
+        let is_private = owner.is_some() || context.is_some_and(|c| c.fs_group.is_some());
+        let file = File {
+            data: value.as_bytes().to_vec(),
+            mode: if is_private { 0o600 } else { self.mode },
+            owner,
+        };
+        self.files.insert(path.to_owned(), file);
+    }
+
     fn add(&mut self, path: &str, data: &[u8], own: Option<i32>) {
         let file = File {
             data: data.to_vec(),
             mode: own.map_or(self.mode, |own| mode(Some(own))),
+            owner: None,
         };
         self.files.insert(path.to_owned(), file);
     }
+}
+
+/// The user that every container of the pod says it runs as, if it is one. Source:
+/// pkg/volume/util (FsUserFrom).
+fn only_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
+    let mut users = roles(spec).map(|(container, _)| {
+        let own = container.security_context.as_ref();
+        own.and_then(|c| c.run_as_user).or(of_pod)
+    });
+    let first = users.next()??;
+    let is_one = users.all(|user| user == Some(first));
+    u32::try_from(first).ok().filter(|_| is_one)
 }
 
 fn absent(optional: bool, error: Error) -> Result<(), Error> {
@@ -320,5 +363,18 @@ mod tests {
         let files = files(&kind, &pod, &fetched, &Facts::default()).expect("files");
         assert_eq!(files["namespace"].data, b"ns1");
         assert_eq!(files["token"].data, b"jwt");
+        assert_eq!((files["token"].mode, files["token"].owner), (0o644, None));
+        let own = |pod: serde_json::Value| {
+            let pod = serde_json::from_value(pod).expect("pod");
+            let files = super::files(&kind, &pod, &fetched, &Facts::default()).expect("files");
+            (files["token"].mode, files["token"].owner)
+        };
+        let runs_as = |user: i64| json!({"name": "c", "securityContext": {"runAsUser": user}});
+        let one = json!({"spec": {"containers": [runs_as(7), runs_as(7)]}});
+        assert_eq!(own(one), (0o600, Some(7)));
+        let two = json!({"spec": {"containers": [runs_as(7), runs_as(8)]}});
+        assert_eq!(own(two), (0o644, None));
+        let grouped = json!({"spec": {"containers": [], "securityContext": {"fsGroup": 9}}});
+        assert_eq!(own(grouped), (0o600, None));
     }
 }

@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource,
-    PodSpec, ProjectedVolumeSource, SecretVolumeSource, Volume,
+    ImageVolumeSource, PersistentVolumeClaimVolumeSource, PodSpec, ProjectedVolumeSource,
+    SecretVolumeSource, Volume,
 };
 
 /// A volume that this kubelet can provide.
@@ -14,6 +15,10 @@ pub enum Kind {
     Secret(SecretVolumeSource),
     DownwardApi(DownwardAPIVolumeSource),
     Projected(ProjectedVolumeSource),
+    Image(ImageVolumeSource),
+    Claim(PersistentVolumeClaimVolumeSource),
+    /// A claim that the control plane made for this volume of this pod.
+    Ephemeral,
     /// A kind that can't be had here, by its field name in the API.
     Unsupported(&'static str),
 }
@@ -65,19 +70,22 @@ fn kind(volume: &Volume) -> Kind {
     if let Some(source) = &volume.projected {
         return Kind::Projected(source.clone());
     }
+    if let Some(source) = &volume.image {
+        return Kind::Image(source.clone());
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        return Kind::Claim(source.clone());
+    }
+    if volume.ephemeral.is_some() {
+        return Kind::Ephemeral;
+    }
     Kind::Unsupported(unsupported_name(volume))
 }
 
 fn unsupported_name(volume: &Volume) -> &'static str {
     let set = [
-        (
-            volume.persistent_volume_claim.is_some(),
-            "persistentVolumeClaim",
-        ),
-        (volume.ephemeral.is_some(), "ephemeral"),
         (volume.csi.is_some(), "csi"),
         (volume.nfs.is_some(), "nfs"),
-        (volume.image.is_some(), "image"),
         (volume.iscsi.is_some(), "iscsi"),
         (volume.rbd.is_some(), "rbd"),
         (volume.cephfs.is_some(), "cephfs"),

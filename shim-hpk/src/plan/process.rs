@@ -91,7 +91,8 @@ pub fn plan(process: &Process, terminal: bool) -> Result<wire::Process, Error> {
         uid: user.uid(),
         gid: user.gid(),
         groups: user.additional_gids().clone().unwrap_or_default(),
-        umask: user.umask(),
+        // runc's, too, whatever the shim's own is.
+        umask: Some(user.umask().unwrap_or(0o022)),
         capabilities: Some(capabilities(process.capabilities().as_ref())),
         rlimits: process
             .rlimits()

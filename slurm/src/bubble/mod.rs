@@ -4,6 +4,7 @@
 //! - `spec`: what the host says
 //! - `daemons`: command lines
 //! - `order`: what starts after what, with `etcd` and `api`
+//! - `volumes`: the default StorageClass
 //! - `process`, `reaper`: keeping daemons running
 //! - `uplink`: what a new uplink asks for
 //! - `end`: ending
@@ -17,6 +18,7 @@ mod process;
 mod reaper;
 pub mod spec;
 mod uplink;
+mod volumes;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::daemons::{self, OVERLAY_FILE, SUBNET_FILE};
 use super::process::Supervisor;
 use super::spec::{BubbleSpec, OverlayMode};
-use super::{api, etcd, uplink};
+use super::{api, etcd, uplink, volumes};
 use crate::files;
 use crate::link::Report;
 use crate::settings::BUBBLE_ROOT;
@@ -78,6 +78,11 @@ impl Order<'_> {
             .keep(daemons::kube_proxy(self.spec, &kernel));
         if self.spec.controller {
             self.start_dns(&client).await?;
+            until("the default StorageClass", || async {
+                Ok(volumes::apply_class(&client).await?)
+            })
+            .await?;
+            tokio::spawn(volumes::run(client.clone(), self.spec.volumes.clone()));
             until("pods to be admitted", || api::admits_pods(&client)).await?;
             until("all nodes to be Ready", || self.all_ready(&client)).await?;
             self.send(Report::Ready {

@@ -41,8 +41,10 @@ pub struct BubbleSpec {
     pub link_mtu: u32,
     pub grant: Grant,
     pub labels: Vec<(String, String)>,
-    /// Folders as the bubble sees them: the image store, and where the logs go at the end.
+    /// Folders as the bubble sees them: the image store, that of claims' volumes, and where the
+    /// logs go at the end.
     pub store: PathBuf,
+    pub volumes: PathBuf,
     pub registries: PathBuf,
     pub logs: PathBuf,
     /// Proxy settings of the host, for what reaches the internet.

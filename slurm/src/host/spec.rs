@@ -48,6 +48,7 @@ impl Bubble<'_> {
             grant: Grant::parse(&variables())?,
             labels: labels(self.controller, &self.cluster.id, controller_name),
             store: std::env::var_os("HPK_STORE").map_or_else(|| home.join("store"), PathBuf::from),
+            volumes: home.join("volumes").join(&self.cluster.id),
             registries: home.join("registries.yaml"),
             logs: self.folder.logs(&self.node.name),
             proxies: proxies(self.cluster),

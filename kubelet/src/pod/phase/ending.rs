@@ -1,8 +1,6 @@
 //! Finishing and Terminating: containers stop, sidecars last and in reverse order; then the sandbox
 //! goes, and for a pod that was deleted its files and its API object.
 
-use k8s_openapi::api::core::v1::Container;
-
 use super::{Deletion, Plan, Step, View, roles};
 use crate::pod::live::Op;
 use crate::pod::restart::Role;
@@ -46,18 +44,18 @@ fn once(op: &Op<()>, step: Step, view: &View<'_>, plan: &mut Plan) {
 
 /// True when no container runs or is being made.
 fn stop_all(view: &View<'_>, grace: i64, plan: &mut Plan) -> bool {
-    let of_role = |sidecar: bool| -> Vec<&Container> {
+    let of_role = |sidecar: bool| -> Vec<String> {
         roles(view.spec)
             .filter(|(container, role)| {
                 (*role == Role::Sidecar) == sidecar && view.is_running(container)
             })
-            .map(|(container, _)| container)
+            .map(|(container, _)| container.name.clone())
             .collect()
     };
     let others = of_role(false);
     let last_sidecar = of_role(true).pop();
     let others_are_done = others.is_empty();
-    let now_due: Vec<&Container> = if others_are_done {
+    let now_due: Vec<String> = if others_are_done {
         last_sidecar.into_iter().collect()
     } else {
         others
@@ -69,10 +67,10 @@ fn stop_all(view: &View<'_>, grace: i64, plan: &mut Plan) -> bool {
     };
     let grace = (grace - spent).max(1);
     for container in &now_due {
-        let live = view.live.containers.get(&container.name);
+        let live = view.live.containers.get(container);
         if live.is_none_or(|live| live.stopping.is_none()) {
             plan.step(Step::StopContainer {
-                container: container.name.clone(),
+                container: container.clone(),
                 grace,
                 message: None,
             });

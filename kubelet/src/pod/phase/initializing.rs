@@ -1,6 +1,6 @@
 //! Initializing: init containers one after the other; sidecars stay running beside them.
 
-use super::{Plan, Progress, Step, View, drive, lost_sandbox};
+use super::{Plan, Progress, Step, View, drive, drive_ephemeral, lost_sandbox};
 use crate::pod::restart::{self, Role};
 use crate::pod::state::State;
 
@@ -9,6 +9,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
         lost_sandbox(view, plan);
         return;
     }
+    drive_ephemeral(view, plan);
     for container in view.spec.init_containers.iter().flatten() {
         let role = restart::init_role(container);
         match drive(view, container, role, plan) {

@@ -14,9 +14,12 @@ mod running;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
+use super::ephemeral;
 use super::live::Live;
 use super::record::{ContainerRecord, PodRecord, Verdict};
 use super::restart::{self, Next, Policy, Role};
@@ -56,6 +59,11 @@ pub enum Step {
     },
     /// All containers have it.
     CompleteResize,
+    /// Its image was changed in the spec: it ends within `grace` seconds and runs again.
+    ReplaceContainer {
+        container: String,
+        grace: i64,
+    },
     RemoveSandbox,
     RemoveFiles,
     DeleteFromApi,
@@ -176,15 +184,19 @@ fn is_past_deadline(view: &View<'_>, plan: &mut Plan) -> bool {
     false
 }
 
-/// The containers of the pod with their roles: init containers first.
-pub fn roles(spec: &PodSpec) -> impl Iterator<Item = (&Container, Role)> {
+/// The containers of the pod with their roles: init containers first, ephemeral ones last.
+pub fn roles(spec: &PodSpec) -> impl Iterator<Item = (Cow<'_, Container>, Role)> {
     let init = spec.init_containers.iter().flatten();
-    init.map(|container| (container, restart::init_role(container)))
-        .chain(
-            spec.containers
-                .iter()
-                .map(|container| (container, Role::App)),
-        )
+    let init = init.map(|container| (Cow::Borrowed(container), restart::init_role(container)));
+    let apps = spec.containers.iter();
+    let apps = apps.map(|container| (Cow::Borrowed(container), Role::App));
+    init.chain(apps)
+        .chain(ephemeral_containers(spec).map(|container| (Cow::Owned(container), Role::Ephemeral)))
+}
+
+fn ephemeral_containers(spec: &PodSpec) -> impl Iterator<Item = Container> {
+    let all = spec.ephemeral_containers.iter().flatten();
+    all.map(ephemeral::as_container)
 }
 
 impl View<'_> {
@@ -200,6 +212,18 @@ impl View<'_> {
     fn is_starting(&self, container: &Container) -> bool {
         let live = self.live.containers.get(&container.name);
         live.is_some_and(|live| live.starting)
+    }
+
+    /// The last run is of another image than the spec names now.
+    fn is_outdated(&self, container: &Container) -> bool {
+        let current = self.record_of(container).and_then(|r| r.current.as_ref());
+        let runs = current.map(|run| &run.image);
+        runs.is_some() && container.image.is_some() && runs != container.image.as_ref()
+    }
+
+    fn is_replaced(&self, container: &Container) -> bool {
+        let current = self.record_of(container).and_then(|r| r.current.as_ref());
+        current.is_some_and(|run| run.replaced)
     }
 
     fn policy(&self, container: &Container, role: Role) -> Policy {
@@ -232,7 +256,11 @@ enum Progress {
 
 /// Takes a container one step towards running: pull, start, or wait for the back-off.
 fn drive(view: &View<'_>, container: &Container, role: Role, plan: &mut Plan) -> Progress {
+    let outdated = matches!(role, Role::App | Role::Sidecar) && view.is_outdated(container);
     if view.is_running(container) {
+        if outdated && !view.is_replaced(container) {
+            replace(view, container, plan);
+        }
         return Progress::Running;
     }
     if view.is_starting(container) {
@@ -241,6 +269,9 @@ fn drive(view: &View<'_>, container: &Container, role: Role, plan: &mut Plan) ->
     if let Some(record) = view.record_of(container) {
         match restart::next(record, view.policy(container, role), view.now) {
             Next::Start => {}
+            _ if view.is_replaced(container) => {}
+            // The wait was for the other image.
+            Next::Wait { .. } if outdated => {}
             Next::Wait { until, .. } => {
                 plan.wake_at(until);
                 return Progress::Pending;
@@ -253,6 +284,34 @@ fn drive(view: &View<'_>, container: &Container, role: Role, plan: &mut Plan) ->
     start(view, container, plan);
     Progress::Pending
 }
+
+/// Takes every ephemeral container on its way; no other container waits for one.
+fn drive_ephemeral(view: &View<'_>, plan: &mut Plan) {
+    for container in ephemeral_containers(view.spec) {
+        drive(view, &container, Role::Ephemeral, plan);
+    }
+}
+
+/// Ends a container whose spec names another image, once the spec has settled.
+fn replace(view: &View<'_>, container: &Container, plan: &mut Plan) {
+    let live = view.live.containers.get(&container.name);
+    let settled = live
+        .and_then(|live| live.image_changed)
+        .map(|changed| changed + SETTLE)
+        .filter(|settled| *settled > view.now);
+    match settled {
+        Some(settled) => plan.wake_at(settled),
+        None => plan.step(Step::ReplaceContainer {
+            container: container.name.clone(),
+            grace: view.spec.termination_grace_period_seconds.unwrap_or(30),
+        }),
+    }
+}
+
+/// How long a changed image stands before its container is replaced: changes that follow each other
+/// cost one restart, and who writes a status right after isn't met by ours. The stock kubelet, too,
+/// shows a replaced container's end only a second later (its PLEG looks once a second).
+const SETTLE: SignedDuration = SignedDuration::from_secs(1);
 
 /// Pulls the image, then starts the container if nothing else of the pod is being started.
 fn start(view: &View<'_>, container: &Container, plan: &mut Plan) {

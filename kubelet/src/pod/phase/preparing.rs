@@ -40,14 +40,14 @@ fn prefetch(view: &View<'_>, plan: &mut Plan) {
     let has_init = view.spec.init_containers.iter().flatten().next().is_some();
     let first = if has_init { 1 } else { usize::MAX };
     for (container, role) in roles(view.spec).take(first) {
-        let fresh = view.record_of(container).is_none() || role == Role::Init;
+        let fresh = view.record_of(&container).is_none() || role == Role::Init;
         let pulled = view
             .live
             .containers
             .get(&container.name)
             .is_some_and(|live| live.image.done().is_some() || live.image.is_busy());
         if fresh && !pulled {
-            pull(view, container, plan);
+            pull(view, &container, plan);
         }
     }
 }

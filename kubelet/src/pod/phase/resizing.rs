@@ -28,7 +28,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     }
     let mut complete = true;
     for (container, _) in roles(view.spec) {
-        complete &= resize(view, container, plan);
+        complete &= resize(view, &container, plan);
     }
     if complete && plan.steps.is_empty() {
         plan.step(Step::CompleteResize);

@@ -1,6 +1,6 @@
 //! Running: every container runs, or is on its way to run again, or has ended for good.
 
-use super::{Plan, Progress, Step, View, drive, lost_sandbox};
+use super::{Plan, Progress, Step, View, drive, drive_ephemeral, lost_sandbox};
 use crate::pod::restart::{self, Role};
 use crate::pod::state::State;
 
@@ -18,6 +18,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     for container in &view.spec.containers {
         over &= drive(view, container, Role::App, plan) == Progress::Done;
     }
+    drive_ephemeral(view, plan);
     if over {
         plan.step(Step::Move(State::Finishing));
     }

@@ -89,6 +89,26 @@ fn init_containers_run_one_after_the_other() {
 }
 
 #[test]
+fn an_ephemeral_container_starts_once_whenever_it_comes_and_holds_nothing_up() {
+    let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "c"}],
+        "ephemeralContainers": [{"name": "e"}]});
+    let mut scene = Scene::new(spec).at(State::Initializing);
+    scene.ran("i", None);
+    assert_eq!(scene.plan().steps, [start("e")]);
+    let mut scene = scene.at(State::Running);
+    scene.ran("c", None);
+    assert_eq!(scene.plan().steps, [start("e")]);
+    scene.ran("e", Some(1));
+    assert!(scene.plan().steps.is_empty());
+    let mut scene = scene.at(State::Terminating);
+    scene.deletion = Some(Deletion::Asked { grace: 5 });
+    scene.ran("e", None);
+    let stops =
+        |step: &Step| matches!(step, Step::StopContainer { container, .. } if container == "e");
+    assert!(scene.plan().steps.iter().any(stops));
+}
+
+#[test]
 fn a_failed_init_container_fails_a_pod_that_never_restarts() {
     let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "c"}]});
     let mut scene = Scene::new(spec).at(State::Initializing);
@@ -116,6 +136,42 @@ fn a_crash_loop_waits_and_says_until_when() {
     let plan = scene.plan();
     assert!(plan.steps.is_empty());
     assert_eq!(plan.wake, Some(second(22)));
+}
+
+#[test]
+fn a_new_image_ends_the_running_container_and_starts_it_again_without_a_wait() {
+    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "new"}]});
+    let mut scene = Scene::new(spec).at(State::Running);
+    scene.ran("c", None);
+    scene.live.container("c").image_changed = Some(second(10));
+    let settling = scene.plan();
+    assert!(settling.steps.is_empty());
+    assert_eq!(settling.wake, Some(second(11)));
+    scene.live.container("c").image_changed = Some(second(9));
+    let replace = Step::ReplaceContainer {
+        container: "c".to_owned(),
+        grace: 30,
+    };
+    assert_eq!(scene.plan().steps, [replace]);
+    let record = scene.record.container("c");
+    record.current.as_mut().expect("a run").replaced = true;
+    assert!(scene.plan().steps.is_empty());
+    scene.ran("c", Some(0));
+    assert_eq!(scene.plan().steps, [Step::Move(State::Finishing)]);
+    let record = scene.record.container("c");
+    record.current.as_mut().expect("a run").replaced = true;
+    assert_eq!(scene.plan().steps, [start("c")]);
+}
+
+#[test]
+fn a_new_image_does_not_wait_for_the_old_ones_back_off() {
+    let spec = json!({"containers": [{"name": "c", "image": "new"}]});
+    let mut scene = Scene::new(spec).at(State::Running);
+    scene.ran("c", Some(1));
+    let record = scene.record.container("c");
+    record.backoff_seconds = 300;
+    record.backoff_set = Some(second(0));
+    assert_eq!(scene.plan().steps, [start("c")]);
 }
 
 #[test]

@@ -10,8 +10,11 @@ use kube::api::{DeleteParams, Preconditions};
 use tracing::debug;
 
 use super::Worker;
+use super::events::PullWitness;
 use super::signal::{Existence, Signal};
+use crate::agent::Agent;
 use crate::events::Kind;
+use crate::images::Witness;
 use crate::pod::allocation;
 use crate::pod::live::Op;
 use crate::pod::paths::Paths;
@@ -59,6 +62,13 @@ impl Worker {
             Step::DropResize => self.record.resize.held = None,
             Step::ResizeContainer { container } => self.resize_container(&container),
             Step::CompleteResize => self.complete_resize(),
+            Step::ReplaceContainer { container, grace } => {
+                if let Some(current) = &mut self.record.container(&container).current {
+                    current.replaced = true;
+                }
+                let message = format!("Container {container} definition changed");
+                self.stop_container(&container, grace, Some(message));
+            }
             Step::RemoveSandbox => self.remove_sandbox(),
             Step::RemoveFiles => self.remove_files(),
             Step::DeleteFromApi => self.delete_from_api(),
@@ -82,7 +92,9 @@ impl Worker {
         let dirs = self.paths.volumes();
         let facts = agent.facts_for(&[]);
         self.spawn(async move {
-            let outcome = volumes::mount_all(&agent.reader, &pod, &facts, &dirs).await;
+            let witness = witness_of(&agent, &pod);
+            let sources = agent.volume_sources(&witness);
+            let outcome = volumes::mount_all(&sources, &pod, &facts, &dirs).await;
             Signal::Mounted(Box::new(outcome))
         });
     }
@@ -92,7 +104,9 @@ impl Worker {
         let dirs = self.paths.volumes();
         let facts = agent.facts_for(&[]);
         tokio::spawn(async move {
-            if let Err(error) = volumes::refresh(&agent.reader, &pod, &facts, &dirs).await {
+            let witness = witness_of(&agent, &pod);
+            let sources = agent.volume_sources(&witness);
+            if let Err(error) = volumes::refresh(&sources, &pod, &facts, &dirs).await {
                 debug!(error = text::chain(&error), "can't refresh a volume");
             }
         });
@@ -177,6 +191,19 @@ impl Worker {
         self.spawn(async move {
             Signal::Deleted(delete(&client, &address, &last).await.map_err(Box::new))
         });
+    }
+}
+
+/// Who tells of the images pulled for the pod's volumes.
+fn witness_of(agent: &Arc<Agent>, pod: &Arc<Pod>) -> impl Fn(&str) -> Box<dyn Witness> + Sync {
+    let (recorder, pod) = (agent.recorder.clone(), Arc::clone(pod));
+    move |image| {
+        Box::new(PullWitness {
+            recorder: recorder.clone(),
+            pod: Arc::clone(&pod),
+            container: None,
+            image: image.to_owned(),
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use super::signal::Signal;
 use crate::events::Kind;
 use crate::exec::Target;
 use crate::pod::container::{self, Start};
+use crate::pod::ephemeral;
 use crate::pod::kill::{self, Kill};
 use crate::pod::live::{Failure, Op, Stopping};
 use crate::pod::record::Instance;
@@ -27,43 +28,20 @@ impl Worker {
         self.live.container(name).image.begin();
         let agent = Arc::clone(&self.agent);
         let image = spec.image.clone().unwrap_or_default();
+        let policy = images::policy(spec.image_pull_policy.as_deref(), &image);
         let witness = PullWitness {
             recorder: agent.recorder.clone(),
             pod: Arc::clone(&self.pod),
-            container: name.to_owned(),
-            init: self.is_init(name),
+            container: Some((name.to_owned(), self.role(name))),
             image: image.clone(),
         };
-        let policy = images::policy(&spec);
-        let secrets: Vec<String> = self
-            .spec
-            .image_pull_secrets
-            .iter()
-            .flatten()
-            .map(|secret| secret.name.clone())
-            .collect();
-        let namespace = self.record.namespace.clone();
         let container = name.to_owned();
         self.spawn(async move {
-            let mut found = Vec::new();
-            let mut missing = Vec::new();
-            for name in secrets {
-                match agent.reader.secret(&namespace, &name).await {
-                    Ok(Some(secret)) => found.push(secret),
-                    Ok(None) | Err(_) => missing.push(name),
-                }
-            }
-            let (keyring, unusable) = images::keyring(&found);
-            missing.extend(unusable);
-            if !missing.is_empty() {
-                let message = format!(
-                    "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                    missing.join(", ")
-                );
-                let reason = "FailedToRetrieveImagePullSecret";
-                agent.recorder.pod(&witness.pod, Kind::Warning, reason, message);
-            }
-            let image = agent.images.ensure(&image, policy, &keyring, &witness).await;
+            let keyring = images::keyring_of(&witness.pod, &agent.reader, &agent.recorder).await;
+            let image = agent
+                .images
+                .ensure(&image, policy, &keyring, &witness)
+                .await;
             Signal::Pulled {
                 container,
                 image: Box::new(image),
@@ -112,8 +90,12 @@ impl Worker {
                 .as_ref()
                 .and_then(|c| c.stop_signal().clone()),
             resources: spec.resources.clone(),
+            replaced: false,
         };
-        if record.current.is_some() {
+        if let Some(current) = &record.current {
+            if current.image != image.reference {
+                record.backoff_seconds = 0;
+            }
             restart::raise_backoff(record, now);
             record.previous = record.current.take();
         }
@@ -136,6 +118,10 @@ impl Worker {
             image,
             volumes,
             sandbox,
+            target: ephemeral::target(&self.spec, name).map(|target| container::Target {
+                id: self.running_id(target),
+                name: target.to_owned(),
+            }),
             paths: self.paths.clone(),
             id: id.clone(),
             attempt,
@@ -151,6 +137,11 @@ impl Worker {
                 outcome,
             }
         });
+    }
+
+    fn running_id(&self, name: &str) -> Option<String> {
+        let current = self.record.containers.get(name)?.current.as_ref()?;
+        current.is_running().then(|| current.id.clone())
     }
 
     fn cannot_create(&mut self, name: &str, message: String) {
@@ -191,7 +182,7 @@ impl Worker {
         let task = tokio::spawn(kill::stop(Kill {
             agent: Arc::clone(&self.agent),
             pod: Arc::clone(&self.pod),
-            init: self.is_init(name),
+            role: self.role(name),
             container: spec,
             target,
             pod_ip: self.pod_ip(),
@@ -199,7 +190,9 @@ impl Worker {
             deadline: receiver,
         }));
         let live = self.live.container(name);
-        live.probes = None;
+        if let Some(probes) = &mut live.probes {
+            probes.keep_readiness();
+        }
         live.stopping = Some(Stopping::new(sender, task));
     }
 
@@ -230,7 +223,7 @@ impl Worker {
             container: spec,
             target,
             pod_ip: self.pod_ip(),
-            init: role != restart::Role::App,
+            role,
             started_at: current
                 .and_then(|instance| instance.started_at)
                 .unwrap_or_else(Timestamp::now),

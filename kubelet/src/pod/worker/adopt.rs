@@ -6,7 +6,6 @@ use tracing::{debug, info};
 
 use super::Worker;
 use crate::pod::record::{Instance, lost};
-use crate::pod::restart::Role;
 use crate::pod::sandbox;
 use crate::pod::state::State;
 use crate::text;
@@ -97,14 +96,8 @@ impl Worker {
         let Some((spec, role)) = self.find(name) else {
             return;
         };
-        let statuses = self.pod.status.as_ref().and_then(|status| match role {
-            Role::App => status.container_statuses.as_ref(),
-            _ => status.init_container_statuses.as_ref(),
-        });
-        let known = statuses
-            .into_iter()
-            .flatten()
-            .find(|status| status.name == name);
+        let status = self.pod.status.as_ref();
+        let known = status.and_then(|status| role.status(status, name));
         let was_started = known.and_then(|status| status.started) == Some(true);
         let was_ready = known.is_some_and(|status| status.ready);
         let live = self.live.container(name);

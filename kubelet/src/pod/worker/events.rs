@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::Worker;
 use crate::events::{Kind, Recorder};
 use crate::images::Witness;
+use crate::pod::restart::Role;
 use crate::text;
 
 impl Worker {
@@ -16,10 +17,10 @@ impl Worker {
     }
 
     pub(super) fn tell_of(&self, container: &str, kind: Kind, reason: &str, message: String) {
-        let init = self.is_init(container);
+        let role = self.role(container);
         self.agent
             .recorder
-            .container(&self.pod, container, init, kind, reason, message);
+            .container(&self.pod, container, role, kind, reason, message);
     }
 }
 
@@ -28,21 +29,20 @@ impl Worker {
 pub(super) struct PullWitness {
     pub recorder: Recorder,
     pub pod: Arc<Pod>,
-    pub container: String,
-    pub init: bool,
+    /// None for a volume's.
+    pub container: Option<(String, Role)>,
     pub image: String,
 }
 
 impl PullWitness {
     fn tell(&self, reason: &str, message: String) {
-        self.recorder.container(
-            &self.pod,
-            &self.container,
-            self.init,
-            Kind::Normal,
-            reason,
-            message,
-        );
+        let (pod, kind) = (&self.pod, Kind::Normal);
+        match &self.container {
+            Some((name, role)) => self
+                .recorder
+                .container(pod, name, *role, kind, reason, message),
+            None => self.recorder.pod(pod, kind, reason, message),
+        }
     }
 }
 

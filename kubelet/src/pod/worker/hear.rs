@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
@@ -10,7 +10,7 @@ use super::signal::{Existence, Signal};
 use super::{Worker, deletion};
 use crate::events::Kind;
 use crate::pod::live::Op;
-use crate::pod::phase::Deletion;
+use crate::pod::phase::{self, Deletion};
 use crate::pod::record::lost;
 use crate::pod::sandbox;
 use crate::status::conditions::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
@@ -89,8 +89,10 @@ impl Worker {
         if changed {
             self.refresh_at = Timestamp::now();
         }
-        self.desired = pod.spec.clone().unwrap_or_default();
-        self.spec = self.desired.clone();
+        let spec = pod.spec.clone().unwrap_or_default();
+        self.forget_images(&spec);
+        self.desired = spec.clone();
+        self.spec = spec;
         if let Some(asked) = deletion(&pod)
             && !matches!(self.deletion, Some(Deletion::Gone { .. }))
         {
@@ -119,6 +121,23 @@ impl Worker {
         }
         self.pod = Arc::new(pod);
         self.apply_allocation();
+    }
+
+    /// What was pulled, or couldn't be, for containers that `spec` gives another image.
+    fn forget_images(&mut self, spec: &PodSpec) {
+        for (container, _) in phase::roles(spec) {
+            let known = self.find(&container.name);
+            let changed = known.is_some_and(|(known, _)| known.image != container.image);
+            if !changed {
+                continue;
+            }
+            let live = self.live.container(&container.name);
+            live.image_changed = Some(Timestamp::now());
+            // A pull under way is looked at when it ends.
+            if !live.image.is_busy() {
+                live.image = Op::Idle;
+            }
+        }
     }
 
     /// A shorter grace than before hurries what is already ending.

@@ -20,7 +20,17 @@ use crate::{hooks, images, mounts, text};
 impl Worker {
     pub(super) fn hear_pulled(&mut self, name: &str, image: Result<images::Ready, images::Error>) {
         match image {
-            Ok(ready) => self.live.container(name).image = Op::Done(Arc::new(ready)),
+            Ok(ready) => {
+                let wanted = self.find(name).and_then(|(container, _)| container.image);
+                // The pod may name another by now.
+                let is_wanted = wanted.as_ref() == Some(&ready.reference);
+                let image = if is_wanted {
+                    Op::Done(Arc::new(ready))
+                } else {
+                    Op::Idle
+                };
+                self.live.container(name).image = image;
+            }
             Err(error) => {
                 let reason = error.reason();
                 let message = error.to_string();

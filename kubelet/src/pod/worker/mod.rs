@@ -230,7 +230,9 @@ impl Worker {
             return None;
         }
         let (used, pods) = self.agent.registry.used(&self.record.uid);
-        admission::refuse(&self.pod, &self.agent.facts.allocatable, &used, pods)
+        let allowed = &self.agent.config.args.allowed_unsafe_sysctls;
+        let allocatable = &self.agent.facts.allocatable;
+        admission::refuse(&self.pod, allowed, allocatable, &used, pods)
     }
 
     fn go(&mut self, to: State) {
@@ -304,11 +306,11 @@ impl Worker {
     fn find(&self, name: &str) -> Option<(Container, Role)> {
         phase::roles(&self.spec)
             .find(|(container, _)| container.name == name)
-            .map(|(container, role)| (container.clone(), role))
+            .map(|(container, role)| (container.into_owned(), role))
     }
 
-    fn is_init(&self, name: &str) -> bool {
-        self.find(name).is_some_and(|(_, role)| role != Role::App)
+    fn role(&self, name: &str) -> Role {
+        self.find(name).map_or(Role::App, |(_, role)| role)
     }
 
     fn pod_ip(&self) -> String {

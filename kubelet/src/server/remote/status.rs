@@ -12,13 +12,21 @@ pub enum Status {
 }
 
 impl Status {
+    /// For people.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Exited(code) => format!("command terminated with non-zero exit code: {code}"),
+            Self::Failed(message) => message.clone(),
+        }
+    }
+
     pub fn to_json(&self) -> Vec<u8> {
         let value: Value = match self {
             Self::Exited(0) => json!({"metadata": {}, "status": "Success"}),
             Self::Exited(code) => json!({
                 "metadata": {},
                 "status": "Failure",
-                "message": format!("command terminated with non-zero exit code: {code}"),
+                "message": self.message(),
                 "reason": "NonZeroExitCode",
                 "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
             }),

@@ -4,6 +4,8 @@ use base64::Engine as _;
 use hyper::HeaderMap;
 use hyper::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 
+use super::subprotocol::{self, Subprotocol, UNNAMED};
+
 /// How the streams are carried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upgrade {
@@ -11,7 +13,7 @@ pub enum Upgrade {
     Spdy { protocol: &'static str },
     /// WebSocket with this subprotocol, and the value of `Sec-WebSocket-Accept`.
     WebSocket {
-        protocol: &'static str,
+        protocol: Subprotocol,
         accept: String,
     },
 }
@@ -29,14 +31,14 @@ pub enum Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spoken {
     pub spdy: &'static str,
-    /// Best first.
-    pub websocket: &'static [&'static str],
+    /// Best first; none at all where WebSocket isn't spoken.
+    pub websocket: &'static [Subprotocol],
 }
 
 /// exec and attach.
 pub const REMOTE_COMMAND: Spoken = Spoken {
     spdy: "v4.channel.k8s.io",
-    websocket: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
+    websocket: subprotocol::ALL,
 };
 
 /// port-forward. Over WebSocket it would be SPDY's frames again: the API server unwraps those for
@@ -80,10 +82,14 @@ fn websocket(headers: &HeaderMap, spoken: Spoken) -> Result<Upgrade, Refusal> {
         return Err(Refusal::NotAsked);
     }
     let offered = list(headers, SEC_WEBSOCKET_PROTOCOL.as_str());
-    spoken
-        .websocket
-        .iter()
-        .find(|known| offered.iter().any(|name| name == *known))
+    let chosen = match spoken.websocket {
+        [_, ..] if offered.is_empty() => Some(UNNAMED),
+        all => all
+            .iter()
+            .copied()
+            .find(|known| offered.iter().any(|name| name == known.name)),
+    };
+    chosen
         .map(|protocol| Upgrade::WebSocket {
             protocol,
             accept: tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes()),
@@ -157,10 +163,30 @@ mod tests {
         assert_eq!(
             plan(&asked, REMOTE_COMMAND),
             Ok(Upgrade::WebSocket {
-                protocol: "v5.channel.k8s.io",
+                protocol: subprotocol::ALL[0],
                 accept: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned()
             })
         );
+    }
+
+    #[test]
+    fn a_websocket_caller_may_offer_an_old_protocol_or_none_but_not_a_strange_one() {
+        let chosen = |offered: &[&'static str]| {
+            let mut pairs = vec![
+                ("connection", "Upgrade"),
+                ("upgrade", "websocket"),
+                ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ];
+            pairs.extend(offered.iter().map(|name| ("sec-websocket-protocol", *name)));
+            match plan(&headers(&pairs), REMOTE_COMMAND)? {
+                Upgrade::WebSocket { protocol, .. } => Ok(protocol.name),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(chosen(&["channel.k8s.io"]), Ok("channel.k8s.io"));
+        assert_eq!(chosen(&[]), Ok(""));
+        let refused = Refusal::Protocol(vec!["chat".to_owned()]);
+        assert_eq!(chosen(&["chat"]), Err(refused));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The streams over WebSocket: a message's first byte is the channel (0 stdin, 1 stdout, 2 stderr,
-//! 3 error, 4 resize); in protocol v5, channel 255 closes the one that its second byte names.
+//! The streams over WebSocket: a message belongs to a channel (0 stdin, 1 stdout, 2 stderr, 3 error,
+//! 4 resize); in protocol v5, channel 255 closes the one that its second byte names.
 
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::channels::{Channels, Ends, Output, channels};
+use super::subprotocol::Subprotocol;
 use super::wanted::Wanted;
 
 const STDIN: u8 = 0;
@@ -32,7 +33,7 @@ const MAX_MESSAGE: usize = 1 << 20;
 type Socket<C> = WebSocketStream<C>;
 
 /// Starts on a connection that was just upgraded.
-pub async fn open<C>(connection: C, wanted: Wanted) -> Channels
+pub async fn open<C>(connection: C, wanted: Wanted, protocol: Subprotocol) -> Channels
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -49,14 +50,14 @@ where
     let (stdin, resize) = (ends.stdin.take(), ends.resize.clone());
     let gone = ends.gone.clone();
     tokio::spawn(async move {
-        if let Err(error) = read(stream, stdin, resize, pong_in).await {
+        if let Err(error) = read(stream, protocol, stdin, resize, pong_in).await {
             tracing::debug!(%error, "a WebSocket broke");
         }
         gone.cancel();
     });
     tokio::spawn(async move {
         let gone = ends.gone.clone();
-        if let Err(error) = write(sink, ends, wanted, pong).await {
+        if let Err(error) = write(sink, protocol, ends, wanted, pong).await {
             tracing::debug!(%error, "can't write to a WebSocket");
         }
         gone.cancel();
@@ -66,6 +67,7 @@ where
 
 async fn read<C>(
     mut stream: SplitStream<Socket<C>>,
+    protocol: Subprotocol,
     mut stdin: Option<mpsc::Sender<Bytes>>,
     resize: tokio::sync::watch::Sender<Option<super::channels::Size>>,
     pong: mpsc::Sender<()>,
@@ -74,7 +76,7 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     while let Some(message) = stream.next().await {
-        let mut bytes = match message? {
+        let bytes = match message? {
             Message::Binary(bytes) => bytes,
             Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
             Message::Close(_) => return Ok(()),
@@ -85,11 +87,10 @@ where
             }
             _ => continue,
         };
-        if bytes.is_empty() {
+        let Some((channel, content)) = protocol.decode(bytes) else {
             continue;
-        }
-        let content = bytes.split_off(1);
-        match bytes[0] {
+        };
+        match channel {
             STDIN if !content.is_empty() => {
                 if let Some(sender) = &stdin
                     && sender.send(content).await.is_err()
@@ -111,6 +112,7 @@ where
 
 async fn write<C>(
     mut sink: SplitSink<Socket<C>, Message>,
+    protocol: Subprotocol,
     mut ends: Ends,
     wanted: Wanted,
     mut pong: mpsc::Receiver<()>,
@@ -124,15 +126,17 @@ where
         Wanted { stderr: true, .. } => STDERR,
         _ => ERROR,
     };
-    sink.send(message(first, &[])).await?;
+    sink.send(protocol.encode(first, &[])).await?;
     let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     loop {
         tokio::select! {
             output = ends.output.recv() => match output {
-                Some(Output::Stdout(bytes)) => sink.send(message(STDOUT, &bytes)).await?,
-                Some(Output::Stderr(bytes)) => sink.send(message(STDERR, &bytes)).await?,
+                Some(Output::Stdout(bytes)) => sink.send(protocol.encode(STDOUT, &bytes)).await?,
+                Some(Output::Stderr(bytes)) => sink.send(protocol.encode(STDERR, &bytes)).await?,
                 Some(Output::End(status)) => {
-                    sink.send(message(ERROR, &status.to_json())).await?;
+                    if let Some(word) = protocol.last_word(&status) {
+                        sink.send(protocol.encode(ERROR, &word)).await?;
+                    }
                     break;
                 }
                 None => break,
@@ -149,13 +153,6 @@ where
     sink.send(Message::Close(Some(close))).await?;
     let _ = timeout(CLOSE_LIMIT, ends.gone.cancelled()).await;
     Ok(())
-}
-
-fn message(channel: u8, content: &[u8]) -> Message {
-    let mut bytes = Vec::with_capacity(1 + content.len());
-    bytes.push(channel);
-    bytes.extend_from_slice(content);
-    Message::Binary(bytes.into())
 }
 
 #[cfg(test)]

@@ -5,10 +5,11 @@ use tokio::io::DuplexStream;
 use super::*;
 use crate::server::remote::channels::Size;
 use crate::server::remote::status::Status;
+use crate::server::remote::subprotocol::ALL;
 
 async fn connect(wanted: Wanted) -> (Socket<DuplexStream>, Channels) {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let channels = open(ours, wanted).await;
+    let channels = open(ours, wanted, ALL[0]).await;
     (
         Socket::from_raw_socket(theirs, Role::Client, None).await,
         channels,

@@ -266,6 +266,7 @@ mod tests {
             },
             labels: vec![("a".into(), "b".into())],
             store: "/home/hpc/.hpk/store".into(),
+            volumes: "/home/hpc/.hpk/volumes/7".into(),
             registries: "/home/hpc/.hpk/registries.yaml".into(),
             logs: "/home/hpc/.hpk/clusters/7/logs/n1".into(),
             proxies: vec![("https_proxy".into(), "http://p:3128".into())],
