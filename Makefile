@@ -76,11 +76,13 @@ system: testbed test-programs ## the whole system on the testbed, case by case
 test-containerd: testbed ## the suites of others (docs/containerd-suite.md) on the runc shim, then on ours
 	@$(STEP) "build containerd's client suite" shim-hpk/tests/containerd/build.sh
 	@$(STEP) "build critest, containerd's CRI suite and a kubelet" shim-hpk/tests/cri/build.sh
+	@$(STEP) "build nerdctl" shim-hpk/tests/nerdctl/build.sh
 	@$(STEP) "build containerd 1.7" shim-hpk/tests/containerd-1.7/build.sh
 	@on() { conformance/testbed exec -u root node1 -- /hpk/shim-hpk/tests/"$$@"; }; \
 	for runtime in runc hpk; do \
 	    on containerd/run.sh io.containerd.$$runtime.v2 && on cri/suites.sh critest $$runtime && \
-	    on cri/suites.sh integration $$runtime && on cri/kubelet.sh $$runtime || exit 1; \
+	    on cri/suites.sh integration $$runtime && on cri/kubelet.sh $$runtime && \
+	    on nerdctl/run.sh $$runtime || exit 1; \
 	done; \
 	on containerd-1.7/run.sh hpk
 

@@ -1,5 +1,5 @@
 # A stock containerd with its CRI plugin in namespaces of its own, on a testbed host, as root; sourced
-# by cri/suites.sh and cri/kubelet.sh. Handlers runc and hpk, pods on the reference plugin bridge, images from a
+# by cri/suites.sh, cri/kubelet.sh and nerdctl/run.sh. Handlers runc and hpk, pods on the reference plugin bridge, images from a
 # registry on loopback. Nothing is left but what is in $work, which goes at the end.
 #
 #   enter_scene "$0" "$@"     runs the script again in there, with $work set; first fetches the images
