@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
+use crate::group::remove_children;
 use crate::{Cgroup, Error, Hierarchy, Version, is_denied};
 
 /// Whoever is in this child makes cgroups beside it, not below it.
@@ -149,14 +150,9 @@ fn has_processes(directory: &Path) -> bool {
     std::fs::read_to_string(directory.join("cgroup.procs")).is_ok_and(|pids| !pids.is_empty())
 }
 
-/// Best effort, the innermost first: what is in use refuses to go.
+/// Best effort: what is in use refuses to go.
 fn remove_empty(directory: &Path) {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_empty(&entry.path());
-        }
-    }
+    remove_children(directory);
     match std::fs::remove_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             log::debug!("{} stays: {error}", directory.display());
