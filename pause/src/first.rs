@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Seek},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, IntoRawFd as _, OwnedFd},
     process::ExitCode,
 };
 
@@ -105,9 +105,11 @@ fn run_with(mode: Mode, shim: &Shim) -> Result<std::convert::Infallible, Error> 
         shim.send(channel::HELLO, &[])?;
     }
     let (config, fds) = receive_config(shim)?;
-    // Before there are limits. Its writing end is this program's alone, and goes with the exec.
-    let (until_exec, _held) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+    // Before there are limits. Its writing end is this program's alone, and goes with the exec, or
+    // with the process, which tells what failed before: dropped here it would end too early.
+    let (until_exec, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .context(|| "make a pipe".into())?;
+    let _ = held.into_raw_fd();
 
     if let Some(adjustment) = config.process.oom_score_adj {
         // Before the process stops being dumpable: after that /proc/self isn't ours in a user namespace.
