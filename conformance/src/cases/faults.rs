@@ -41,6 +41,9 @@ fn pids(testbed: &Testbed, host: &str, pattern: &str) -> Result<Vec<String>> {
     Ok(output.lines().map(str::to_owned).collect())
 }
 
+/// The kubelet's command line, for pgrep.
+pub const KUBELET: &str = "^(/usr/local/bin/)?hpk-kubelet ";
+
 /// Kills the one process that matches, and waits until another has taken its place.
 pub fn kill_and_await_return(testbed: &Testbed, host: &str, pattern: &str) -> Result<()> {
     let before = pids(testbed, host, pattern)?;
@@ -107,7 +110,7 @@ pub fn twenty_pods_outlive_a_killed_kubelet(context: &mut Context) -> Result<()>
         cluster.apply(namespace, &COUNTERS.replace("NODE", node))?;
         cluster.roll_out(namespace, "deployment/counters", 120)?;
         let before = container_ids(cluster, namespace)?;
-        kill_and_await_return(&testbed, node, "^(/usr/local/bin/)?hpk-kubelet ")?;
+        kill_and_await_return(&testbed, node, KUBELET)?;
         wait::until(
             "the node's lease to be renewed",
             Duration::from_secs(60),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+use super::faults::{KUBELET, kill_and_await_return};
 use super::{Context, SIZE, Unavailable, in_namespace};
 use crate::cluster::{Cluster, in_cgroup};
 use crate::testbed::Testbed;
@@ -140,6 +141,15 @@ fn show(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
         seen == "102 30000 100663296",
         "after the resize the container has {seen}"
     );
+    // A kubelet that is killed in a resize finishes it when it is back, and restarts nothing.
+    ask(cluster, &namespace, "250m", "80Mi")?;
+    kill_and_await_return(testbed, "node1", KUBELET)?;
+    await_resize(cluster, &namespace, "250m", "80Mi")?;
+    let seen = limits()?;
+    ensure!(
+        seen == "102 25000 83886080",
+        "after the kubelet's death in a resize the container has {seen}"
+    );
     let uid = cluster.value(&namespace, "pod/limited", "{.metadata.uid}")?;
     let whole = testbed
         .on(
@@ -148,10 +158,7 @@ fn show(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
             format!("cat $(find /sys/fs/cgroup/memory/hpc -name pod{uid})/memory.limit_in_bytes"),
         )
         .success()?;
-    ensure!(
-        whole.trim() == "100663296",
-        "the pod as a whole has {whole}"
-    );
+    ensure!(whole.trim() == "83886080", "the pod as a whole has {whole}");
     let ended = "{.status.containerStatuses[0].state.terminated.reason}";
     let reason = wait::until("the greedy pod's end", Duration::from_secs(60), || {
         let reason = cluster.value(&namespace, "pod/greedy", ended)?;
@@ -175,6 +182,11 @@ fn condition(cluster: &Cluster) -> Result<String> {
 
 /// Gives pod `limited` other limits, and waits until it has them, without a restart.
 fn resize(cluster: &Cluster, namespace: &str, cpu: &str, memory: &str) -> Result<()> {
+    ask(cluster, namespace, cpu, memory)?;
+    await_resize(cluster, namespace, cpu, memory)
+}
+
+fn ask(cluster: &Cluster, namespace: &str, cpu: &str, memory: &str) -> Result<()> {
     let patch = format!(
         r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"limits":{{"cpu":"{cpu}","memory":"{memory}"}}}}}}]}}}}"#
     );
@@ -182,7 +194,11 @@ fn resize(cluster: &Cluster, namespace: &str, cpu: &str, memory: &str) -> Result
         .kubectl(&format!(
             "-n {namespace} patch pod limited --subresource resize -p '{patch}'"
         ))
-        .success()?;
+        .success()
+        .map(drop)
+}
+
+fn await_resize(cluster: &Cluster, namespace: &str, cpu: &str, memory: &str) -> Result<()> {
     let status = "{.status.containerStatuses[0].resources.limits.cpu} \
                   {.status.containerStatuses[0].resources.limits.memory} \
                   {.status.containerStatuses[0].restartCount} \

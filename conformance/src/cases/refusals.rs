@@ -193,6 +193,16 @@ pub fn a_missing_apptainer_is_named(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
+pub fn a_cgroup_that_nobody_gave_is_named(context: &mut Context) -> Result<()> {
+    let log = refused(context, "hpc", "--export=ALL,HPK_CGROUP=nosuch", "")?;
+    let last = log.lines().last().unwrap_or_default();
+    ensure!(
+        last.contains("HPK_CGROUP") && last.contains("nosuch"),
+        "the job's last line is {last:?} of:\n{log}"
+    );
+    Ok(())
+}
+
 pub fn a_user_without_subuids_is_told_so(context: &mut Context) -> Result<()> {
     let log = refused(context, "nosub", "", "")?;
     let last = log.lines().last().unwrap_or_default();

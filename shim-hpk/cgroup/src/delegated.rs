@@ -119,10 +119,20 @@ fn base(hierarchy: &Hierarchy, name: Option<&Path>) -> Option<PathBuf> {
     (hierarchy.version == Version::V2 && is_ours).then(|| own.to_owned())
 }
 
+/// Another of the user's jobs may sweep what has no process yet: then it is made again.
 fn move_into(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
-    let directory = Cgroup::default().make_below(hierarchy, path)?;
-    // The number 0 stands for the writer.
-    std::fs::write(directory.join("cgroup.procs"), "0")
+    let mut tries = 5;
+    loop {
+        let moved = Cgroup::default()
+            .make_below(hierarchy, path)
+            // The number 0 stands for the writer.
+            .and_then(|directory| std::fs::write(directory.join("cgroup.procs"), "0"));
+        tries -= 1;
+        match moved {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries > 0 => {}
+            other => return other,
+        }
+    }
 }
 
 /// Removes what jobs that have ended left in the subtree `name`: those without a process.
