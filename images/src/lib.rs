@@ -76,4 +76,4 @@ pub use oci_spec::image::ImageConfiguration;
 pub use overlay::Mount;
 pub use progress::{Event, Progress, Quiet};
 pub use reference::Reference;
-pub use store::{Error, ErrorKind, Image, PullPolicy, Store, StoreConfig};
+pub use store::{Claims, Error, ErrorKind, Image, PullPolicy, Store, StoreConfig, Stored};

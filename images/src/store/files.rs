@@ -3,6 +3,7 @@
 //! - `sha256-HEX.sqfs`, `sha256-HEX.json`: an image (complete once the json is there)
 //! - `refs/HASH.json`: what a reference was last resolved to, named by the reference's sha256
 //! - `leases/sha256-HEX.lease`: who pulls it
+//! - `claims/HOLDER`: what a node or process has mounted (`claims`)
 //! - `tmp/HEX.NONCE`: half-made, whoever holds the lease of HEX owns it
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -69,6 +70,10 @@ impl Files {
 
     pub fn lease(&self, hex: &str) -> PathBuf {
         self.root.join("leases").join(format!("sha256-{hex}.lease"))
+    }
+
+    pub fn claims(&self) -> PathBuf {
+        self.root.join("claims")
     }
 
     pub fn reference(&self, reference: &str) -> PathBuf {

@@ -5,9 +5,11 @@
 //! - [`pull`]: download, list, merge, pack
 //! - [`import`]: images from local tars
 //! - [`files`]: names and atomic writing
+//! - [`claims`]: who uses what; [`unused`]: removing what nobody does
 //! - [`scratch`]: node-local folders
 //! - [`error`]
 
+pub mod claims;
 mod config;
 mod error;
 mod files;
@@ -15,6 +17,7 @@ mod import;
 mod pull;
 mod resolve;
 mod scratch;
+mod unused;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,11 +26,13 @@ use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
 
+pub use claims::Claims;
 pub use config::StoreConfig;
 pub use error::{Error, ErrorKind};
 use files::{Files, ImageRecord, RefRecord, read_json};
 use pull::Pull;
 use resolve::Resolved;
+pub use unused::Stored;
 
 use crate::lease::{Lease, Watch};
 use crate::limits::Budget;
