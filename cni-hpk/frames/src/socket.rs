@@ -110,14 +110,20 @@ const TO_X: u16 = 0x07;
 const LOAD_MEMORY_X: u16 = 0x61;
 const XOR_X: u16 = 0xac;
 const SHIFT_RIGHT: u16 = 0x74;
+const MULTIPLY: u16 = 0x24;
 const MODULO: u16 = 0x94;
 const JUMP: u16 = 0x05;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x16;
 
-/// Addresses and ports of the packet inside, folded, modulo the number of
-/// sockets. It sees the datagram's payload; where that is too short the
-/// program ends with the first socket.
+/// 2^32 over the golden ratio: neighbours end far apart (Knuth, The Art of
+/// Computer Programming, volume 3, section 6.4).
+const GOLDEN: u32 = 0x9e37_79b1;
+
+/// A hash of addresses and ports of the packet inside, modulo the number of
+/// sockets. It is mixed well: Linux gives connections made one after another
+/// ports that are all even. It sees the datagram's payload; where that is too
+/// short the program ends with the first socket.
 fn program(count: u32) -> Vec<libc::sock_filter> {
     let step = |code, k| libc::sock_filter {
         code,
@@ -157,12 +163,79 @@ fn program(count: u32) -> Vec<libc::sock_filter> {
         step(SHIFT_RIGHT, 16),
         step(LOAD_MEMORY_X, 0),
         step(XOR_X, 0),
-        step(STORE, 0),
-        step(SHIFT_RIGHT, 8),
-        step(LOAD_MEMORY_X, 0),
-        step(XOR_X, 0),
+        step(MULTIPLY, GOLDEN),
+        // The product's upper bits depend on all of the factor's.
+        step(SHIFT_RIGHT, 24),
         step(MODULO, count),
         step(RETURN, 0),
     ]);
     program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A VXLAN datagram's payload as far as the program looks: VXLAN and
+    /// Ethernet headers, an IPv4 or IPv6 header, ports.
+    fn datagram(ethertype: u16, source: u16) -> Vec<u8> {
+        let mut bytes = vec![0; 8 + 12];
+        bytes.extend(ethertype.to_be_bytes());
+        let (header, addresses) = match ethertype {
+            0x0800 => (20, 12),
+            _ => (40, 8),
+        };
+        bytes.extend((0..header).map(|at| if at < addresses { 0 } else { at }));
+        bytes.extend(source.to_be_bytes());
+        bytes.extend(5201_u16.to_be_bytes());
+        bytes
+    }
+
+    /// How many of these datagrams each of `count` sockets gets.
+    fn shares(count: usize, datagrams: &[Vec<u8>]) -> Vec<usize> {
+        // A port that is free now; another process may take it before we do.
+        let sockets = (0..20).find_map(|_| {
+            let port = UdpSocket::bind("127.0.0.1:0")
+                .ok()?
+                .local_addr()
+                .ok()?
+                .port();
+            open(Ipv4Addr::LOCALHOST, port, count, 1 << 20).ok()
+        });
+        let sockets = sockets.unwrap();
+        let to = sockets[0].local_addr().unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for datagram in datagrams {
+            sender.send_to(datagram, to).unwrap();
+        }
+        // Over loopback they have arrived when they are sent.
+        let received = |socket: &UdpSocket| {
+            socket.set_nonblocking(true).unwrap();
+            let mut bytes = [0; 128];
+            std::iter::from_fn(|| socket.recv(&mut bytes).ok()).count()
+        };
+        sockets.iter().map(received).collect()
+    }
+
+    #[test]
+    fn connections_made_one_after_another_use_all_sockets() {
+        for ethertype in [0x0800, 0x86dd] {
+            for count in 2..=4 {
+                let ports = (0..64).map(|index| 40_000 + 2 * index);
+                let datagrams: Vec<_> = ports.map(|port| datagram(ethertype, port)).collect();
+                let shares = shares(count, &datagrams);
+                assert_eq!(shares.iter().sum::<usize>(), 64, "{shares:?}");
+                let fair = 64 / count;
+                let even = shares.iter().all(|it| (fair / 2..=fair * 2).contains(it));
+                assert!(even, "ethertype {ethertype:#x}: {shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flow_stays_with_its_socket_and_what_is_too_short_goes_to_the_first() {
+        let flow = vec![datagram(0x0800, 40_001); 8];
+        assert!(shares(4, &flow).contains(&8));
+        assert_eq!(shares(4, &[vec![0; 9]]), [1, 0, 0, 0]);
+    }
 }
