@@ -91,7 +91,7 @@ test: ## everything: unit, kernel and whole-system tests
 	@$(MAKE) --no-print-directory lint unit kernel system
 
 .PHONY: bench
-bench: bench-net bench-shim ## both benchmarks, into docs/bench/ (half an hour; a quiet machine)
+bench: bench-net bench-shim bench-pods ## all benchmarks, into docs/bench/ (an hour; a quiet machine)
 
 # BENCH="--only WORD --repeats N …" picks; NOTE is said with the figures.
 .PHONY: bench-net
@@ -101,6 +101,11 @@ bench-net: testbed ## the pod network beside stock plugins and a kernel VXLAN
 .PHONY: bench-shim
 bench-shim: testbed ## the shim beside containerd-shim-runc-v2
 	@bin/hpk-conformance bench shim --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
+
+.PHONY: bench-pods
+bench-pods: testbed ## a node's pods beside a stock kubelet, containerd and runc
+	@$(STEP) "build a stock kubelet" shim-hpk/tests/cri/build.sh kubelet
+	@bin/hpk-conformance bench pods --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
 
 .PHONY: fuzz
 fuzz: deps ## feed rubbish to the network plugin's parsers, FUZZ_SECONDS (20) each

@@ -58,6 +58,19 @@ pub fn state(testbed: &Testbed, job: &str) -> Result<String> {
     Ok(state.trim().to_owned())
 }
 
+/// Waits until Slurm has the job off the hosts.
+pub fn await_end(testbed: &Testbed, job: &str) -> Result<()> {
+    let limit = Duration::from_secs(2 * GONE);
+    wait::until(&format!("job {job} to end"), limit, || {
+        let state = state(testbed, job)?;
+        let runs = matches!(
+            state.as_str(),
+            "PENDING" | "CONFIGURING" | "RUNNING" | "COMPLETING"
+        );
+        Ok(if runs { Err(state) } else { Ok(()) })
+    })
+}
+
 /// sbatch's option for a job in the cgroup that the testbed gives to hpc; None on a machine without
 /// cgroup v1.
 pub fn in_cgroup(testbed: &Testbed) -> Result<Option<&'static str>> {
@@ -137,6 +150,12 @@ impl Cluster {
             .on("hpc", "login", format!("scancel {}", self.job))
             .success()
             .map(drop)
+    }
+
+    /// Cancels the job and waits until Slurm has it off the hosts.
+    pub fn end(&self) -> Result<()> {
+        self.cancel()?;
+        await_end(&self.testbed, &self.job)
     }
 
     /// `kubectl ARGUMENTS` on this cluster's context.

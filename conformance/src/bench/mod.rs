@@ -1,4 +1,4 @@
-//! The benchmarks of issues 4 and 5: `bench net` and `bench shim`.
+//! The benchmarks: `bench net`, `bench shim` and `bench pods`.
 //!
 //! Expected flow: a scenario sets its contenders up on the testbed, all at the same time;
 //! rounds of measuring visit them in turn, who begins rotating; the scenario tears down. What
@@ -11,16 +11,19 @@
 //! - `drive` – runs one,
 //! - `statistics`, `results`, `table`, `plot` – from values to ratios, JSON, text and SVG,
 //! - `machine`, `limits`, `interrupt` – what is measured on, its settings, Ctrl-C,
-//! - `net` – the pod network's scenarios; `shim` – the runtime shim's,
+//! - `net` – the pod network's scenarios; `shim` – the runtime shim's; `pods` – the node's,
+//! - `memory` – what the machine has left,
 //! - `on_host` – the parts of this program that run on the testbed's hosts.
 
 mod drive;
 mod interrupt;
 mod limits;
 mod machine;
+mod memory;
 mod net;
 pub mod on_host;
 mod plot;
+mod pods;
 mod results;
 mod scenario;
 mod shim;
@@ -49,6 +52,8 @@ pub enum Suite {
     Net(Options),
     /// The runtime shim against containerd-shim-runc-v2 (issue 5)
     Shim(Options),
+    /// A node's pods against a stock kubelet, containerd and runc (issue 6)
+    Pods(Options),
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +107,7 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
     let (name, options, scenarios) = match suite {
         Suite::Net(options) => ("net", options, net::scenarios(testbed)),
         Suite::Shim(options) => ("shim", options, shim::scenarios(testbed)),
+        Suite::Pods(options) => ("pods", options, pods::scenarios(testbed)),
     };
     if options.list {
         list(&scenarios);
@@ -126,7 +132,8 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
     Ok(results.failures.is_empty())
 }
 
-/// Everything once and short: what could not be measured.
+/// Net and shim once and short: what could not be measured. (Pods want a stock kubelet, which takes
+/// minutes to build.)
 pub fn quick(testbed: &Testbed) -> Result<Vec<String>> {
     let selection = Selection {
         only: Vec::new(),

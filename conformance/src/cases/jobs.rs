@@ -92,13 +92,7 @@ spec:
     cluster.roll_out("default", "deployment/left", 60)?;
     let start = Instant::now();
     context.finish();
-    wait::until("the job to end", Duration::from_secs(60), || {
-        let state = cluster::state(&context.testbed, &cluster.job)?;
-        Ok(match state.as_str() {
-            "RUNNING" | "COMPLETING" => Err(state),
-            _ => Ok(()),
-        })
-    })?;
+    cluster::await_end(&context.testbed, &cluster.job)?;
     gone(&context.testbed, &cluster.job)?;
     let any = context
         .testbed
@@ -162,13 +156,7 @@ pub fn what_a_kill_9_of_all_leaves_goes_with_the_next_job(context: &mut Context)
     let host = host.trim();
     // The kill ends its own shell too, so it has no exit code to look at.
     testbed.on("hpc", host, "kill -9 -1").output()?;
-    wait::until("the job to end", Duration::from_secs(60), || {
-        let state = cluster::state(&testbed, &killed.job)?;
-        Ok(match state.as_str() {
-            "RUNNING" | "COMPLETING" => Err(state),
-            _ => Ok(()),
-        })
-    })?;
+    cluster::await_end(&testbed, &killed.job)?;
     let remains = left(&testbed, &killed.job)?;
     ensure!(
         remains.contains("file /tmp/hpk-1000-"),

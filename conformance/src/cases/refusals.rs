@@ -164,17 +164,7 @@ fn refused(context: &Context, user: &str, options: &str, before: &str) -> Result
         )
         .success()?;
     let job = submit.trim();
-    wait::until(
-        &format!("job {job} to end"),
-        Duration::from_secs(60),
-        || {
-            let state = cluster::state(&context.testbed, job)?;
-            Ok(match state.as_str() {
-                "PENDING" | "CONFIGURING" | "RUNNING" | "COMPLETING" => Err(state),
-                _ => Ok(()),
-            })
-        },
-    )?;
+    cluster::await_end(&context.testbed, job)?;
     cluster::log(&context.testbed, user, job)
 }
 

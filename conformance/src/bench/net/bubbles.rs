@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::HOSTS;
 use super::traffic::{End, Path};
-use crate::cluster::{Cluster, GONE, state};
+use crate::cluster::Cluster;
 use crate::testbed::Testbed;
 use crate::wait;
 
@@ -199,17 +199,7 @@ impl Bubbles {
             Some(path) if self.stopped => self.rest(path, false),
             _ => Ok(()),
         };
-        self.cluster.cancel()?;
-        let job = &self.cluster.job;
-        wait::until(
-            &format!("job {job} to end"),
-            Duration::from_secs(2 * GONE),
-            || {
-                let state = state(&self.testbed, job)?;
-                let ended = !matches!(state.as_str(), "PENDING" | "RUNNING" | "COMPLETING");
-                Ok(if ended { Ok(()) } else { Err(state) })
-            },
-        )?;
+        self.cluster.end()?;
         resumed
     }
 }

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use serde_json::{Value, json};
+
+use super::Times;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -22,9 +23,8 @@ pub struct Options {
     command: Vec<String>,
 }
 
-/// `{"runs": [seconds of each], "all": seconds from the first start to the last end}`.
 /// A run that fails ends all with its output.
-pub fn run(options: &Options) -> Result<Value> {
+pub fn run(options: &Options) -> Result<Times> {
     let next = AtomicUsize::new(0);
     let runs = Mutex::new(Vec::with_capacity(options.count));
     let start = Instant::now();
@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> Result<Value> {
     let runs = runs
         .into_inner()
         .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
-    Ok(json!({"runs": runs, "all": all}))
+    Ok(Times { runs, all })
 }
 
 fn work(options: &Options, next: &AtomicUsize, runs: &Mutex<Vec<f64>>) -> Result<()> {
@@ -97,8 +97,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("{}").display().to_string();
         let answer = run(&options(5, 2, &["touch", &file])).unwrap();
-        assert_eq!(answer["runs"].as_array().unwrap().len(), 5);
-        assert!(answer["all"].as_f64().unwrap() > 0.0);
+        assert_eq!(answer.runs.len(), 5);
+        assert!(answer.all > 0.0);
         assert!(folder.path().join("4").exists() && !folder.path().join("5").exists());
     }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 
 use crate::bench::net::HOSTS;
+use crate::bench::on_host::Times;
 use crate::testbed::{Exec, Testbed};
 use crate::wait;
 
@@ -25,15 +25,6 @@ pub struct Containerd {
 /// A contender's runtime, by the name that containerd knows it under.
 pub fn runtime(contender: &str) -> String {
     format!("io.containerd.{contender}.v2")
-}
-
-/// What `hpk-conformance on-host stopwatch` says.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Times {
-    /// Seconds of each run.
-    pub runs: Vec<f64>,
-    /// Seconds from the first start to the last end.
-    pub all: f64,
 }
 
 impl Containerd {
@@ -123,7 +114,7 @@ impl Containerd {
             ))
             .limit(600)
             .success()?;
-        times(&text)
+        serde_json::from_str(&text).with_context(|| format!("the stopwatch said {text:?}"))
     }
 }
 
@@ -131,33 +122,3 @@ impl Containerd {
 const REMOVE_ALL: &str = "ctr task ls -q | xargs -r -n 1 -P 4 ctr task kill -s SIGKILL
      ctr task ls -q | xargs -r -n 1 -P 4 ctr task rm -f > /dev/null
      ctr container ls -q | xargs -r ctr container rm";
-
-fn times(text: &str) -> Result<Times> {
-    let answer: Value =
-        serde_json::from_str(text).with_context(|| format!("the stopwatch said {text:?}"))?;
-    let runs = serde_json::from_value(answer["runs"].clone())
-        .with_context(|| format!("the stopwatch said {text:?}"))?;
-    let all = answer["all"]
-        .as_f64()
-        .with_context(|| format!("the stopwatch said {text:?}"))?;
-    Ok(Times { runs, all })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_stopwatchs_answer_is_read_whole() {
-        let expected = Times {
-            runs: vec![0.1, 0.2],
-            all: 0.3,
-        };
-        assert_eq!(
-            times(r#"{"runs": [0.1, 0.2], "all": 0.3}"#).unwrap(),
-            expected
-        );
-        assert!(times(r#"{"runs": [0.1]}"#).is_err());
-        assert!(times("no").is_err());
-    }
-}
