@@ -8,14 +8,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
 
 use crate::agent::Agent;
+use crate::node::configz;
 use crate::pod::admission;
 use crate::pod::paths;
 use crate::pod::phase;
-use crate::pod::record::{Instance, PodRecord};
+use crate::pod::record::{Instance, Order, PodRecord};
 use crate::pod::restart::Role;
 use crate::pod::state::State;
+use crate::pod::worker::{Handle, Signal};
 use crate::quantity::Quantity;
 use crate::server::access::{AccessError, ContainerQuery, ContainerRef, PodAccess, PodRef, Run};
 use crate::usage::Usage;
@@ -31,11 +34,14 @@ pub struct Entry {
     /// The sandbox is up.
     pub ready: bool,
     containers: BTreeMap<String, (Option<Run>, Option<Run>)>,
+    /// Digests of the images of all its containers' last runs.
+    images: Vec<String>,
+    worker: Handle,
 }
 
 impl Entry {
     /// `address`: how to reach the pod's shim.
-    pub fn new(pod: &Arc<Pod>, record: &PodRecord, address: Option<&str>) -> Self {
+    pub fn new(pod: &Arc<Pod>, record: &PodRecord, address: Option<&str>, worker: Handle) -> Self {
         let run = |instance: &Instance| Run {
             id: instance.id.clone(),
             bundle: instance.bundle.clone(),
@@ -53,6 +59,11 @@ impl Entry {
                 (name.clone(), (current, previous))
             })
             .collect();
+        let runs = record.containers.values();
+        let images = runs
+            .filter_map(|container| container.current.as_ref()?.image_id.split_once('@'))
+            .map(|(_, digest)| digest.to_owned())
+            .collect();
         let sandbox = record.sandbox.as_ref();
         Self {
             pod: Arc::clone(pod),
@@ -60,7 +71,44 @@ impl Entry {
             netns: sandbox.and_then(|sandbox| sandbox.netns.clone()),
             ready: sandbox.is_some_and(|sandbox| sandbox.ready),
             containers,
+            images,
+            worker,
         }
+    }
+
+    /// A container of it runs, or may yet be started.
+    pub fn is_up(&self) -> bool {
+        self.running().next().is_some() || !self.state.is_over()
+    }
+
+    pub fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// The pod is to end, and fails. One whose worker has ended already needs no telling.
+    pub fn end(&self, order: Order) {
+        self.worker.send(Signal::End(order));
+    }
+
+    /// Its containers may still run, or run again.
+    pub fn holds_files(&self) -> bool {
+        !matches!(
+            self.state,
+            State::Finished | State::Rejected | State::Removed
+        )
+    }
+
+    /// Digests of the images that its containers run, or ran last.
+    pub fn image_digests(&self) -> impl Iterator<Item = &str> {
+        self.images.iter().map(String::as_str)
+    }
+
+    /// References of the images that are its volumes.
+    pub fn image_volumes(&self) -> impl Iterator<Item = &str> {
+        let spec = self.pod.spec.as_ref();
+        let volumes = spec.and_then(|spec| spec.volumes.as_deref());
+        let images = volumes.unwrap_or_default().iter();
+        images.filter_map(|volume| volume.image.as_ref()?.reference.as_deref())
     }
 
     fn container(&self, name: &str) -> Option<ContainerRef> {
@@ -116,6 +164,8 @@ pub struct Registry {
     pods: RwLock<HashMap<String, Entry>>,
     /// The first list of pods is complete.
     ready: AtomicBool,
+    /// Counts changes, for whoever waits for one.
+    changes: watch::Sender<u64>,
 }
 
 impl Registry {
@@ -130,11 +180,18 @@ impl Registry {
     pub fn publish(&self, uid: &str, entry: Entry) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.insert(uid.to_owned(), entry);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Tells of each change from now on.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     pub fn remove(&self, uid: &str) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.remove(uid);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     pub fn all(&self) -> Vec<Entry> {
@@ -188,6 +245,14 @@ impl PodAccess for Agent {
 
     async fn usage(&self) -> std::io::Result<Usage> {
         collect(self).await
+    }
+
+    async fn probes(&self) -> String {
+        self.probes.page()
+    }
+
+    async fn configz(&self) -> serde_json::Value {
+        configz::configz(&self.config)
     }
 
     async fn container(&self, query: &ContainerQuery) -> Result<ContainerRef, AccessError> {

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::runtime::reflector::Store;
+use tokio::sync::watch;
 
 use crate::access::Registry;
 use crate::api::Reader;
@@ -17,6 +18,8 @@ use crate::env::Facts;
 use crate::events::Recorder;
 use crate::images::{Images, Witness};
 use crate::network::Network;
+use crate::node::standing::Standing;
+use crate::probes::tally::Tally;
 use crate::spec::files::Resolver;
 use crate::spec::hostname::{Names, TooLong, names};
 use crate::spec::{Host, seccomp};
@@ -45,6 +48,10 @@ pub struct Agent {
     pub started_at: Timestamp,
     /// Where cgroups of pods can be made, if anywhere.
     pub cgroups: Vec<hpk_cgroup::Hierarchy>,
+    /// How probes have ended.
+    pub probes: Tally,
+    /// What the node can't give at present.
+    pub standing: watch::Sender<Standing>,
     /// Containers that the kernel killed for memory, until their end is heard of.
     pub ooms: Mutex<HashSet<String>>,
 }

@@ -3,18 +3,23 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
+use k8s_openapi::jiff::SignedDuration;
 use thiserror::Error;
 
+use crate::eviction::threshold::{self, Threshold};
+use crate::images::plan::Limits;
 use crate::quantity::{self, Quantity};
+use crate::text;
 
 /// The kubelet version a node reports: the Kubernetes it speaks, then HPK's own (semver 2, pre-release part).
 pub const KUBELET_VERSION: &str = concat!("v1.36.3-hpk.", env!("CARGO_PKG_VERSION"));
 
 /// `hpk-kubelet`: a Kubernetes node agent that needs nothing but CNI plugins and a runtime v2 shim.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "hpk-kubelet", version)]
+#[command(name = "hpk-kubelet", version, args_override_self = true)]
 pub struct Args {
     /// Credentials and address of the API server.
     #[arg(long)]
@@ -92,6 +97,34 @@ pub struct Args {
     /// Seccomp profiles of type Localhost.
     #[arg(long, default_value = "/var/lib/kubelet/seccomp")]
     pub seccomp_dir: PathBuf,
+    /// Percent of the image store's disk in use, from which on images that nobody uses go; 100: never.
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub image_gc_high_threshold: u8,
+    /// Percent down to which they go.
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub image_gc_low_threshold: u8,
+    /// An image goes no sooner after its last use.
+    #[arg(long, default_value = "2m", value_parser = text::parse_duration)]
+    pub minimum_image_ttl_duration: Duration,
+    /// An image that nobody has used for so long goes in any case; 0s: never.
+    #[arg(long, default_value = "0s", value_parser = text::parse_duration)]
+    pub image_maximum_gc_age: Duration,
+    /// Of what less must never be left: memory.available, nodefs.available, nodefs.inodesFree, pid.available.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "memory.available<100Mi,nodefs.available<5%,nodefs.inodesFree<5%"
+    )]
+    pub eviction_hard: Vec<String>,
+    /// How long a condition of pressure outlasts the pressure.
+    #[arg(long, default_value = "5m", value_parser = text::parse_duration)]
+    pub eviction_pressure_transition_period: Duration,
+    /// A folder of manifests, whose pods run here without an API server.
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Between two looks at that folder.
+    #[arg(long, default_value = "20s", value_parser = text::parse_duration)]
+    pub file_check_frequency: Duration,
     /// Bytes after which a container's log is rotated.
     #[arg(long, default_value_t = 10 * 1024 * 1024)]
     pub container_log_max_size: u64,
@@ -121,6 +154,14 @@ pub enum Error {
     Unreservable { resource: String },
     #[error("--node-labels: {label:?} is in a namespace that NodeRestriction keeps from nodes")]
     RestrictedLabel { label: String },
+    #[error("--eviction-hard")]
+    Eviction(#[from] threshold::Error),
+    #[error("--image-gc-low-threshold={low} is not below --image-gc-high-threshold={high}")]
+    ImageThresholds { low: u8, high: u8 },
+    #[error("--file-check-frequency=0s is no time to wait")]
+    FileCheck,
+    #[error("--eviction-pressure-transition-period={0:?} is too long")]
+    Transition(Duration),
     #[error("--tls-cert-file, --tls-private-key-file and --client-ca-file go together")]
     IncompleteTls,
 }
@@ -133,6 +174,9 @@ pub struct Config {
     /// Of the capacity, kept from pods.
     pub reserved: BTreeMap<String, Quantity>,
     pub labels: BTreeMap<String, String>,
+    pub eviction_hard: Vec<Threshold>,
+    /// How long a condition outlasts its threshold.
+    pub pressure_transition: SignedDuration,
 }
 
 impl Config {
@@ -163,12 +207,35 @@ impl Config {
         if given != 0 && given != tls.len() {
             return Err(Error::IncompleteTls);
         }
+        let (low, high) = (args.image_gc_low_threshold, args.image_gc_high_threshold);
+        if low >= high {
+            return Err(Error::ImageThresholds { low, high });
+        }
+        if args.file_check_frequency.is_zero() {
+            return Err(Error::FileCheck);
+        }
+        let given = args.eviction_hard.iter().filter(|text| !text.is_empty());
+        let eviction_hard: Result<_, _> = given.map(|text| Threshold::parse(text)).collect();
+        let transition = args.eviction_pressure_transition_period;
         Ok(Self {
-            args,
             capacity,
             reserved,
             labels,
+            eviction_hard: eviction_hard?,
+            pressure_transition: SignedDuration::try_from(transition)
+                .map_err(|_| Error::Transition(transition))?,
+            args,
         })
+    }
+
+    /// When images go.
+    pub fn image_limits(&self) -> Limits {
+        Limits {
+            high: self.args.image_gc_high_threshold,
+            low: self.args.image_gc_low_threshold,
+            min_age: self.args.minimum_image_ttl_duration,
+            max_age: self.args.image_maximum_gc_age,
+        }
     }
 }
 

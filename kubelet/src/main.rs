@@ -3,8 +3,10 @@
 //!
 //! - `config`: the command line
 //! - `node`: the node's object, lease and conditions
-//! - `pod`: pods, a worker each
+//! - `pod`: pods, a worker each; `manifests`: static pods
 //! - `spec`, `env`, `volumes`, `images`, `qos`, `quantity`: from a pod's spec to what a shim is given
+//! - `eviction`: pods that the node can't keep
+//! - `shutdown`: the end of all pods before the node's
 //! - `network`, `exec`, `hooks`, `probes`, `mounts`: acting on the node
 //! - `status`, `events`, `api`: talking with the API server
 //! - `server`: the HTTPS API on port 10250 (logs, exec); `access`: what it is told of the pods
@@ -18,10 +20,12 @@ mod api;
 mod config;
 mod env;
 mod events;
+mod eviction;
 mod exec;
 mod hooks;
 mod ids;
 mod images;
+mod manifests;
 mod mounts;
 mod network;
 mod node;
@@ -30,6 +34,7 @@ mod probes;
 mod qos;
 mod quantity;
 mod server;
+mod shutdown;
 mod spec;
 mod start;
 mod status;

@@ -18,6 +18,7 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
@@ -25,11 +26,14 @@ use crate::api::Reader;
 use crate::config::{Args, Config, KUBELET_VERSION};
 use crate::env::Facts;
 use crate::events::{Kind, Recorder};
-use crate::images::Images;
+use crate::eviction;
+use crate::images::{Images, collect};
 use crate::network::Network;
 use crate::node::{heartbeat, object, observe, register};
 use crate::pod::{paths, sandbox, set};
+use crate::probes::tally::Tally;
 use crate::server::{PodAccess, Server, ServerConfig};
+use crate::shutdown;
 use crate::spec::files::Resolver;
 use crate::spec::{Host, seccomp};
 use crate::text;
@@ -68,17 +72,20 @@ async fn serve(config: Config) -> Result<()> {
             "Starting",
             "Starting kubelet.".to_owned(),
         );
-        tokio::spawn(heartbeat::run(Arc::clone(&agent), node));
+        tokio::spawn(heartbeat::run(Arc::clone(&agent), node.clone()));
+        tokio::spawn(collect::run(Arc::clone(&agent), node.clone()));
+        tokio::spawn(eviction::run(Arc::clone(&agent), node.clone()));
         if let Err(error) = agent.services.wait_until_ready().await {
             warn!(%error, "services aren't known");
         }
         let runs = paths::runs(&agent.config);
-        set::run(Arc::clone(&agent))
+        set::run(Arc::clone(&agent), node)
             .await
             .with_context(|| format!("read {}", runs.display()))
     };
     tokio::select! {
         done = work => done?,
+        () = shutdown::on_order(&agent) => info!("the node ends: its pods have ended"),
         _ = terminate.recv() => info!("told to end; pods go on"),
         _ = interrupt.recv() => info!("told to end; pods go on"),
     }
@@ -116,6 +123,8 @@ async fn assemble(config: Config) -> Result<Agent> {
         registry: crate::access::Registry::default(),
         hosts_file: fs::read_to_string("/etc/hosts").context("read /etc/hosts")?,
         ooms: Mutex::default(),
+        standing: watch::Sender::default(),
+        probes: Tally::default(),
         seccomp: profile(&args.seccomp_default_profile).map_err(|error| format!("{error:#}")),
         started_at: Timestamp::now(),
         cgroups: hpk_cgroup::hierarchies::probe().context("look for cgroups")?,
@@ -125,7 +134,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         bootstrap,
         resolver,
     };
-    agent.facts.allocatable = object::allocatable(&agent.config, &observe::observe(&agent));
+    agent.facts.allocatable = object::allocatable(&agent.config, &observe::observe(&agent).await);
     Ok(agent)
 }
 

@@ -42,6 +42,40 @@ pub fn go_duration(duration: Duration) -> String {
     }
 }
 
+/// A duration as Go writes it: `300ms`, `1.5h`, `2m40s`.
+///
+/// # Errors
+/// The text that is none.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration such as 90s, 2m or 1h30m");
+    let mut sum = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let number_end = rest
+            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+            .ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(number_end);
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        sum += Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+        rest = tail;
+    }
+    match text.is_empty() {
+        true => Err(wrong()),
+        false => Ok(sum),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +84,28 @@ mod tests {
     #[derive(Debug, Error)]
     #[error("can't open the door")]
     struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn durations_are_read_as_they_are_written() {
+        for (text, millis) in [
+            ("90s", 90_000),
+            ("1h30m", 5_400_000),
+            ("250ms", 250),
+            ("1.5m", 90_000),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(millis)),
+                "{text}"
+            );
+        }
+        for text in ["", "90", "s", "5x", "-1s"] {
+            assert!(
+                parse_duration(text).is_err_and(|e| e.contains(text)),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn causes_follow_after_a_colon() {

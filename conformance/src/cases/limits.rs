@@ -71,6 +71,12 @@ pub fn what_pods_use_is_served_as_metrics_server_reads_it(context: &mut Context)
                 "{figure} is {value:?} in\n{page}"
             );
         }
+        let config = cluster
+            .kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/configz"))
+            .success()?;
+        let config: Value = serde_json::from_str(&config)?;
+        let threshold = &config["kubeletconfig"]["evictionHard"]["memory.available"];
+        ensure!(threshold == "100Mi", "the configuration told is {config}");
         ensure!(
             figures(&page, "node_memory_working_set_bytes").is_some_and(|bytes| bytes > 1e6),
             "the node uses nothing:\n{page}"

@@ -3,7 +3,7 @@
 //!
 //! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
 //! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
-//! `overlay` (what it goes through), `limits` (cgroups), `faults` (killed processes), `jobs` (the
+//! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `faults` (killed processes), `jobs` (the
 //! job's life), `measuring` (the benchmarks, not their
 //! figures).
 
@@ -15,6 +15,7 @@ mod jobs;
 mod limits;
 mod measuring;
 mod network;
+mod node;
 mod overlay;
 mod parts;
 mod pods;
@@ -50,6 +51,8 @@ pub enum Outcome {
 pub struct Context {
     pub testbed: Testbed,
     cluster: Option<Cluster>,
+    /// The cluster of the cases in `node`.
+    own_node: Option<Cluster>,
     broken: bool,
 }
 
@@ -96,6 +99,7 @@ impl Context {
         Self {
             testbed,
             cluster: None,
+            own_node: None,
             broken: false,
         }
     }
@@ -117,8 +121,27 @@ impl Context {
         }
     }
 
-    /// Ends the shared cluster, if there is one.
+    /// The cluster of one node that the cases in `node` share.
+    fn own_node(&mut self) -> Result<Cluster> {
+        if let Some(cluster) = &self.own_node {
+            return Ok(cluster.clone());
+        }
+        let cluster = Cluster::start(&self.testbed, 1, &node::options())?;
+        Ok(self.own_node.insert(cluster).clone())
+    }
+
+    fn end_own_node(&mut self) -> Result<()> {
+        match self.own_node.take() {
+            Some(cluster) => cluster.cancel(),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the shared clusters, if there are any.
     pub fn finish(&mut self) {
+        if let Err(error) = self.end_own_node() {
+            eprintln!("ending the cluster of one node: {error:#}");
+        }
         if let Some(cluster) = self.cluster.take()
             && let Err(error) = cluster.cancel()
         {
@@ -185,6 +208,7 @@ pub const TABLE: &[Case] = table! {
         the_default_seccomp_profile_and_one_of_the_users_confine_a_pod
         a_deployment_spreads_and_rolls
         a_failing_container_is_restarted_with_back_off
+        a_rule_restarts_a_container_by_its_exit_code
         a_pod_ends_within_its_grace_period
         an_unready_pod_gets_no_traffic
         an_ephemeral_container_sees_its_targets_processes;
@@ -226,6 +250,12 @@ pub const TABLE: &[Case] = table! {
         a_node_without_cgroups_says_so_and_a_resize_is_counted
         what_pods_use_is_served_as_metrics_server_reads_it
         limits_are_enforced_in_a_cgroup_that_the_site_gives;
+    node:
+        a_pod_that_writes_more_than_it_may_is_evicted
+        a_node_short_of_memory_evicts_the_pod_that_took_it_and_says_so
+        a_static_pod_runs_on_when_its_mirror_is_deleted_and_ends_with_its_file
+        an_image_that_nobody_uses_leaves_the_store_and_the_nodes_list
+        before_the_jobs_end_pods_have_their_hooks_and_their_grace;
     isolation:
         another_user_reads_nothing_of_the_cluster
         another_user_sees_no_secret_in_the_process_list

@@ -316,6 +316,38 @@ spec:
     })
 }
 
+/// 42 the first time, and 3 then: only the first is to be tried again.
+const RULED: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: ruled}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "test -e /data/f && exit 3; touch /data/f; exit 42"]
+    restartPolicy: Never
+    restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, emptyDir: {}}]
+"#;
+
+pub fn a_rule_restarts_a_container_by_its_exit_code(context: &mut Context) -> Result<()> {
+    in_namespace(context, "rules", |cluster, namespace| {
+        cluster.apply(namespace, RULED)?;
+        let failed = "--for=jsonpath='{.status.phase}'=Failed pod/ruled";
+        cluster.wait(namespace, failed, 60)?;
+        let status = &cluster.json(&format!("-n {namespace} get pod ruled"))?["status"];
+        let container = &status["containerStatuses"][0];
+        ensure!(
+            container["restartCount"] == 1 && container["state"]["terminated"]["exitCode"] == 3,
+            "{container}"
+        );
+        Ok(())
+    })
+}
+
 pub fn a_pod_ends_within_its_grace_period(context: &mut Context) -> Result<()> {
     in_namespace(context, "grace", |cluster, namespace| {
         let pod = |name: &str, trap: &str, grace: u32| {

@@ -31,22 +31,30 @@ pub async fn run(agent: Arc<Agent>, node: Node) {
     let mut reported = Timestamp::now();
     let mut ticker = tokio::time::interval(RENEW);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut standing = agent.standing.subscribe();
+    let mut listed = node.status.as_ref().and_then(|s| s.images.clone());
     loop {
-        ticker.tick().await;
+        tokio::select! {
+            _ = ticker.tick() => {}
+            // The agent, which holds the sender, lives as long as this.
+            _ = standing.changed() => {}
+        }
         if let Err(error) = renew(&agent, &node).await {
             warn!(error = text::chain(&error), "can't renew the node's lease");
         }
         let now = Timestamp::now();
-        let observed = observe(&agent);
+        let observed = observe(&agent).await;
         let status = object::status(&agent.config, &observed, &conditions, now);
         let changed = differs(
             &conditions,
             status.conditions.as_deref().unwrap_or_default(),
         );
+        let changed = changed || status.images != listed;
         if changed || now.duration_since(reported) >= REPORT {
             match register::patch_status(&agent, &status).await {
                 Ok(node) => {
                     conditions = self::conditions(&node);
+                    listed = status.images;
                     reported = now;
                 }
                 Err(kube::Error::Api(answer)) if answer.is_not_found() => {

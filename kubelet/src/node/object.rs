@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+    NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 
+use super::standing::Standing;
 use crate::config::{Config, KUBELET_VERSION};
 use crate::quantity::Quantity;
 
@@ -28,13 +29,13 @@ pub struct Observed {
     pub architecture: String,
     /// Why pods can't run; ready if none.
     pub not_ready: Option<String>,
-    /// The disk under the pods' files is nearly full.
-    pub disk_pressure: bool,
-    pub memory_pressure: bool,
+    pub standing: Standing,
     /// Controllers, of `cpu` and `memory`, of which pods' cgroups can't be made.
     pub unenforced: Vec<&'static str>,
     /// Bytes of the disk under the pods' files.
     pub disk: u64,
+    /// Of the image store, as many as a node lists.
+    pub images: Vec<ContainerImage>,
 }
 
 /// The labels a node sets on itself.
@@ -115,6 +116,7 @@ pub fn status(
         allocatable: Some(to_api(allocatable(config, observed))),
         capacity: Some(to_api(capacity(config, observed))),
         conditions: Some(conditions(observed, old, now)),
+        images: Some(observed.images.clone()),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
                 port: i32::from(config.args.port),
@@ -169,7 +171,8 @@ fn conditions(observed: &Observed, old: &[NodeCondition], now: Timestamp) -> Vec
                 .or(Some(Time(now))),
         }
     };
-    let memory = if observed.memory_pressure {
+    let standing = &observed.standing;
+    let memory = if standing.memory_pressure {
         (
             "KubeletHasInsufficientMemory",
             "kubelet has insufficient memory available",
@@ -180,25 +183,31 @@ fn conditions(observed: &Observed, old: &[NodeCondition], now: Timestamp) -> Vec
             "kubelet has sufficient memory available",
         )
     };
-    let disk = if observed.disk_pressure {
+    let disk = if standing.disk_pressure {
         ("KubeletHasDiskPressure", "kubelet has disk pressure")
     } else {
         ("KubeletHasNoDiskPressure", "kubelet has no disk pressure")
     };
+    let pids = if standing.pid_pressure {
+        (
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available",
+        )
+    } else {
+        (
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        )
+    };
     vec![
         condition(
             "MemoryPressure",
-            observed.memory_pressure,
+            standing.memory_pressure,
             memory.0,
             memory.1,
         ),
-        condition("DiskPressure", observed.disk_pressure, disk.0, disk.1),
-        condition(
-            "PIDPressure",
-            false,
-            "KubeletHasSufficientPID",
-            "kubelet has sufficient PID available",
-        ),
+        condition("DiskPressure", standing.disk_pressure, disk.0, disk.1),
+        condition("PIDPressure", standing.pid_pressure, pids.0, pids.1),
         match observed.unenforced.as_slice() {
             [] => condition(
                 LIMITS_NOT_ENFORCED,
@@ -215,6 +224,9 @@ fn conditions(observed: &Observed, old: &[NodeCondition], now: Timestamp) -> Vec
             }
         },
         match &observed.not_ready {
+            _ if standing.shutting_down => {
+                condition("Ready", false, "KubeletNotReady", "node is shutting down")
+            }
             None => condition(
                 "Ready",
                 true,

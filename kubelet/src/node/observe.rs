@@ -6,26 +6,30 @@ use std::path::Path;
 use hpk_cgroup::Hierarchy;
 use hpk_images::manifest::machine_architecture;
 use nix::sys::statvfs::statvfs;
+use tracing::warn;
 
 use super::object::Observed;
 use crate::agent::Agent;
 use crate::text;
 
-/// Share of the disk, in percent, that must be free.
-const MIN_FREE_PERCENT: u64 = 5;
-/// Memory that must be available, bytes (the stock kubelet's eviction threshold).
-const MIN_MEMORY: u64 = 100 << 20;
-
 /// Looks at the machine now.
-pub fn observe(agent: &Agent) -> Observed {
+pub async fn observe(agent: &Agent) -> Observed {
     let args = &agent.config.args;
-    let (disk, free) = disk(&args.root_dir);
+    let (disk, _) = disk(&args.root_dir);
     let not_ready = agent.network.is_configured().err().map(|error| {
         format!(
             "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{}",
             text::chain(&error)
         )
     });
+    // A store that can't be read is told of by the pulls; the node stands all the same.
+    let images = match agent.images.listed().await {
+        Ok(images) => images,
+        Err(error) => {
+            warn!(error = text::chain(&error), "can't list the images");
+            Vec::new()
+        }
+    };
     Observed {
         machine_id: read("/etc/machine-id"),
         boot_id: read("/proc/sys/kernel/random/boot_id"),
@@ -33,9 +37,9 @@ pub fn observe(agent: &Agent) -> Observed {
         os_image: os_image(),
         architecture: machine_architecture().to_owned(),
         not_ready,
-        disk_pressure: disk > 0 && free < disk / 100 * MIN_FREE_PERCENT,
-        memory_pressure: available_memory().is_some_and(|bytes| bytes < MIN_MEMORY),
+        standing: *agent.standing.borrow(),
         disk,
+        images,
         unenforced: unenforced(&agent.cgroups),
     }
 }
@@ -72,7 +76,8 @@ pub fn disk(path: &Path) -> (u64, u64) {
     }
 }
 
-fn available_memory() -> Option<u64> {
+/// Bytes that the machine has left; nothing where it doesn't say.
+pub fn available_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()

@@ -196,14 +196,12 @@ fn unsupported(spec: &PodSpec) -> Option<String> {
     }
     let init = spec.init_containers.iter().flatten();
     for container in init.chain(&spec.containers) {
-        if container
-            .restart_policy_rules
-            .iter()
-            .flatten()
-            .next()
-            .is_some()
-        {
-            return Some(format!("restartPolicyRules (container {})", container.name));
+        let rules = container.restart_policy_rules.iter().flatten();
+        if let Some(rule) = rules.into_iter().find(|rule| rule.action != "Restart") {
+            return Some(format!(
+                "action {} of restartPolicyRules (container {})",
+                rule.action, container.name
+            ));
         }
         if container.volume_devices.iter().flatten().next().is_some() {
             return Some(format!("volumeDevices (container {})", container.name));

@@ -9,6 +9,7 @@
 //! - `runtime_class`: whether the node has the runtime asked for
 //! - `sandbox`, `container`, `group`, `kill`: doing it, through CNI and shim; `termination`: what an end leaves to be read
 //! - `worker`: one task per pod, which looks, acts, and hears what came of it
+//! - `statics`: those among them that come from a folder of this node
 //! - `set`: the watch on the API server, and all workers
 
 pub mod admission;
@@ -26,6 +27,7 @@ pub mod runtime_class;
 pub mod sandbox;
 pub mod set;
 pub mod state;
+pub mod statics;
 pub mod sysctls;
 pub mod termination;
 pub mod worker;

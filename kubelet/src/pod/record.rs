@@ -54,6 +54,9 @@ pub struct PodRecord {
     pub containers: BTreeMap<String, ContainerRecord>,
     /// Why the pod as a whole failed (rejected, deadline).
     pub verdict: Option<Verdict>,
+    /// The node has told it to end.
+    #[serde(default)]
+    pub order: Option<Order>,
     /// CPU and memory as admitted, or as resized since.
     #[serde(default)]
     pub allocation: Allocation,
@@ -74,6 +77,14 @@ pub struct ResizeRecord {
 pub struct Verdict {
     pub reason: String,
     pub message: String,
+}
+
+/// The node's word that the pod is to end, and as what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    pub verdict: Verdict,
+    /// Seconds for its containers, at most.
+    pub grace: i64,
 }
 
 /// The sandbox, from before it is made until it is gone.
@@ -194,6 +205,7 @@ impl PodRecord {
             sandbox: None,
             containers,
             verdict: None,
+            order: None,
             allocation: Allocation::new(),
             resize: ResizeRecord::default(),
         }

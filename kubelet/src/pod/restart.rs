@@ -1,7 +1,9 @@
 //! Whether and when a container that ended runs again. Pure.
 //! Source: Kubernetes, "Pod Lifecycle, Container restarts"; pkg/kubelet/kuberuntime.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, ContainerStatus, PodSpec, PodStatus,
+};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::record::ContainerRecord;
@@ -75,8 +77,20 @@ pub fn init_role(container: &Container) -> Role {
     }
 }
 
-/// What holds for one container: its own restartPolicy, else what its role makes of the pod's.
-pub fn policy(spec: &PodSpec, container: &Container, role: Role) -> Policy {
+/// What holds for one container after it ended so: the first of its rules that names the exit code, else its own
+/// restartPolicy, else what its role makes of the pod's. Source: KEP-5307.
+pub fn policy(
+    spec: &PodSpec,
+    container: &Container,
+    role: Role,
+    record: Option<&ContainerRecord>,
+) -> Policy {
+    let code = record.and_then(ContainerRecord::exit).map(|exit| exit.code);
+    let rules = container.restart_policy_rules.iter().flatten();
+    // Restart is the only action that admission lets through.
+    if code.is_some_and(|code| rules.into_iter().any(|rule| names(rule, code))) {
+        return Policy::Always;
+    }
     match role {
         Role::Sidecar => Policy::Always,
         Role::Ephemeral => Policy::Never,
@@ -93,6 +107,17 @@ pub fn policy(spec: &PodSpec, container: &Container, role: Role) -> Policy {
             None => Policy::of_pod(spec),
         },
     }
+}
+
+fn names(rule: &ContainerRestartRule, code: i32) -> bool {
+    rule.exit_codes.as_ref().is_some_and(|codes| {
+        let listed = codes.values.iter().flatten().any(|value| *value == code);
+        match codes.operator.as_str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        }
+    })
 }
 
 /// What to do about a container that doesn't run.
@@ -202,6 +227,23 @@ mod tests {
         assert_eq!(next(&record, Policy::Always, second(1000)), Next::Start);
         raise_backoff(&mut record, second(1000));
         assert_eq!(record.backoff_seconds, 10);
+    }
+
+    #[test]
+    fn a_rule_that_names_the_exit_code_restarts_a_container_that_never_would_be() {
+        let rules = serde_json::json!([
+            {"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}},
+            {"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0, 1, 42]}}]);
+        let container =
+            serde_json::json!({"name": "c", "restartPolicy": "Never", "restartPolicyRules": rules});
+        let container: Container = serde_json::from_value(container).expect("a container");
+        let spec = PodSpec::default();
+        let after = |code| policy(&spec, &container, Role::App, Some(&ended(code, 1)));
+        assert_eq!(
+            [42, 7, 1, 0].map(after),
+            [Policy::Always, Policy::Always, Policy::Never, Policy::Never]
+        );
+        assert_eq!(policy(&spec, &container, Role::App, None), Policy::Never);
     }
 
     #[test]

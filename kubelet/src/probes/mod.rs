@@ -2,11 +2,13 @@
 //!
 //! - here: the loop of one probe, and when its answers become news
 //! - `check`: one try
+//! - `tally`: how they ended, for Prometheus
 //! - `http` (hooks use it too), `grpc`: one by HTTP, by gRPC
 
 pub mod check;
 mod grpc;
 pub mod http;
+pub mod tally;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,6 +177,8 @@ async fn watch<T: From<News>>(
     loop {
         ticker.tick().await;
         let verdict = check::probe(&subject, &probe, limit).await;
+        let (agent, container) = (&subject.agent, &subject.container.name);
+        agent.probes.count(&subject.pod, container, kind, &verdict);
         if let Some((reason, message)) = told(kind, &verdict) {
             subject.agent.recorder.container(
                 &subject.pod,

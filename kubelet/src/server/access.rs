@@ -19,6 +19,12 @@ pub trait PodAccess: Send + Sync + 'static {
     /// What node, pods and containers use now.
     async fn usage(&self) -> std::io::Result<Usage>;
 
+    /// How probes have ended, in Prometheus' text format.
+    async fn probes(&self) -> String;
+
+    /// How the kubelet is configured.
+    async fn configz(&self) -> serde_json::Value;
+
     /// One container (also an init or ephemeral one) of one pod.
     async fn container(&self, query: &ContainerQuery) -> Result<ContainerRef, AccessError>;
 

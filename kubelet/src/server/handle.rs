@@ -88,6 +88,11 @@ impl Handler {
                 let page = exposition::page(&self.usage().await?, Timestamp::now());
                 Ok(respond::metrics(page))
             }
+            Route::ProbeMetrics => Ok(respond::metrics(self.access.probes().await)),
+            Route::Configz => {
+                let all = self.access.configz().await;
+                Ok(respond::json(all.to_string().into_bytes()))
+            }
             Route::Summary => {
                 let all = summary::summary(&self.usage().await?, Timestamp::now());
                 Ok(respond::json(all.to_string().into_bytes()))

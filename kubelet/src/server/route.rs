@@ -10,6 +10,8 @@ pub enum Route {
     Pods,
     Metrics,
     ResourceMetrics,
+    ProbeMetrics,
+    Configz,
     Summary,
     Logs(ContainerQuery),
     Exec(ContainerQuery),
@@ -40,6 +42,8 @@ pub fn parse(method: &Method, path: &str) -> Route {
         ["pods"] => (Route::Pods, is_get),
         ["metrics"] => (Route::Metrics, is_get),
         ["metrics", "resource"] => (Route::ResourceMetrics, is_get),
+        ["metrics", "probes"] => (Route::ProbeMetrics, is_get),
+        ["configz"] => (Route::Configz, is_get),
         ["stats", "summary"] => (Route::Summary, is_get),
         ["containerLogs", namespace, pod, container] => (
             Route::Logs(query(None, [namespace, pod, container])),
@@ -114,7 +118,7 @@ mod tests {
             "/exec/default/web-0",
             "/containerLogs/a/b/c/d",
             "/run/a/b/c",
-            "/configz",
+            "/configz/x",
         ] {
             assert_eq!(parse(&Method::GET, path), Route::Unknown, "{path}");
         }

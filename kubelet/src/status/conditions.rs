@@ -60,6 +60,7 @@ pub fn compute(
         drafts.push(good("PodScheduled"));
     }
     drafts.extend(resize(inputs));
+    drafts.extend(disruption(inputs));
     let mut conditions: Vec<PodCondition> = drafts
         .into_iter()
         .map(|draft| with_times(inputs, draft, &old))
@@ -182,6 +183,16 @@ fn containers_ready(
         let message = format!("containers with unready status: [{}]", unready.join(" "));
         bad(kind, "ContainersNotReady", Some(message))
     }
+}
+
+/// Source: KEP-3329; the pod isn't to blame, so that a Job may overlook its failure.
+fn disruption(inputs: &Inputs<'_>) -> Option<Draft> {
+    let order = inputs.record.order.as_ref()?;
+    Some(Draft {
+        reason: Some("TerminationByKubelet".to_owned()),
+        message: Some(order.verdict.message.clone()),
+        ..good("DisruptionTarget")
+    })
 }
 
 /// Source: KEP-1287, "Resize Status".

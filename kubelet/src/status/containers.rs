@@ -106,7 +106,7 @@ fn states(
         // Being created: what ran before is the last state.
         None => (waiting(inputs, live, None), previous),
         Some(exit) => {
-            let policy = restart::policy(inputs.spec, container, role);
+            let policy = restart::policy(inputs.spec, container, role, Some(record));
             let next = restart::next(record, policy, inputs.now);
             let stays = inputs.record.state.is_over() || next == Next::Done;
             if stays {

@@ -163,6 +163,7 @@ fn phase(
     let mut stopped = 0;
     let mut succeeded = 0;
     let mut waiting = 0;
+    let mut restarting = 0;
     for status in apps {
         let state = status.state.as_ref();
         if state.is_some_and(|s| s.running.is_some()) {
@@ -176,6 +177,7 @@ fn phase(
             .is_some_and(|last| last.terminated.is_some())
         {
             stopped += 1;
+            restarting += 1;
         } else {
             waiting += 1;
         }
@@ -187,7 +189,7 @@ fn phase(
         () if over && running == 0 && succeeded == stopped && waiting == 0 => Phase::Succeeded,
         () if over && running == 0 && record.sandbox_attempt > 0 => Phase::Failed,
         () if waiting > 0 => Phase::Pending,
-        () if running > 0 => Phase::Running,
+        () if running + restarting > 0 => Phase::Running,
         () if stopped > 0 && policy == Policy::Always => Phase::Running,
         () if stopped > 0 && stopped == succeeded => Phase::Succeeded,
         () if stopped > 0 && policy == Policy::Never => Phase::Failed,

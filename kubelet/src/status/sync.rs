@@ -33,6 +33,12 @@ impl Sender {
         Self { latest }
     }
 
+    /// For a static pod, whose mirror is told instead.
+    pub fn unsent() -> (Self, watch::Receiver<Option<PodStatus>>) {
+        let (latest, receiver) = watch::channel(None);
+        (Self { latest }, receiver)
+    }
+
     pub fn send(&self, status: PodStatus) {
         self.latest.send_replace(Some(status));
     }

@@ -16,15 +16,28 @@ use crate::{files, procfs};
 
 /// How long a daemon may take after SIGTERM.
 const DAEMON: Duration = Duration::from_millis(1500);
+/// What the kubelet may take beyond the pods' grace to see that they have ended.
+const OVERTIME: Duration = Duration::from_secs(2);
+/// What pods' sandboxes get to end, whose containers have.
+const LEFTOVER: Duration = Duration::from_secs(1);
+/// Where the kubelet looks for how long its pods have; it removes the file when they have ended.
+const SHUTDOWN: &str = "/run/hpk/shutdown";
 /// How much of each log is kept, in bytes.
 const KEPT: u64 = 2 << 20;
 
 /// Ends everything but this process. Goes on at errors, and returns all.
 pub async fn end_processes(supervisor: &Supervisor, grace: Duration) {
     supervisor.begin_stop();
-    // First the one that would start pods again.
+    // First the one that would start pods again: it ends them in their order, with their hooks.
+    // At scancel Slurm itself signals every process, the kubelet too: then pods have what is left.
+    let began = Instant::now();
+    shut_down_kubelet(supervisor, grace).await;
     supervisor.stop("hpk-kubelet", DAEMON).await;
-    end_pods(supervisor, grace).await;
+    let left = match Path::new(SHUTDOWN).exists() {
+        true => grace.saturating_sub(began.elapsed()),
+        false => LEFTOVER,
+    };
+    end_pods(supervisor, left.max(LEFTOVER)).await;
     let rest = [
         "kube-proxy",
         "coredns",
@@ -38,6 +51,21 @@ pub async fn end_processes(supervisor: &Supervisor, grace: Duration) {
     for group in rest.chunks(4) {
         let stops = group.iter().map(|name| supervisor.stop(name, DAEMON));
         join(stops).await;
+    }
+}
+
+/// Lets the kubelet end its pods, and itself. How it is told: kubelet/src/shutdown.rs.
+async fn shut_down_kubelet(supervisor: &Supervisor, grace: Duration) {
+    let seconds = grace.as_secs().to_string();
+    match files::write_private(Path::new(SHUTDOWN), seconds.as_bytes()) {
+        Ok(()) => {
+            let limit = grace + OVERTIME;
+            supervisor
+                .signal_to_end("hpk-kubelet", Signal::SIGUSR1, limit)
+                .await;
+        }
+        // Without the file the kubelet doesn't know how long: pods are ended by signals alone.
+        Err(error) => eprintln!("hpk-bubble: pods end without their hooks: {error:#}"),
     }
 }
 

@@ -183,6 +183,22 @@ impl Supervisor {
         self.lock().stopping = true;
     }
 
+    /// Signals one daemon, if it runs, and waits until it has ended, at most for `limit`.
+    pub async fn signal_to_end(&self, name: &str, signal: Signal, limit: Duration) {
+        let Some(pid) = self.lock().running.get(name).copied() else {
+            return;
+        };
+        // One that has ended meanwhile is seen as such below.
+        let _ = killpg(Pid::from_raw(pid), signal);
+        let end = Instant::now() + limit;
+        while self.lock().running.contains_key(name) {
+            if Instant::now() > end {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Ends one daemon: SIGTERM, and after `limit` SIGKILL.
     pub async fn stop(&self, name: &str, limit: Duration) {
         let Some(pid) = self.lock().running.get(name).copied() else {

@@ -51,6 +51,9 @@ pub struct BubbleSpec {
     pub proxies: Vec<(String, String)>,
     /// GiB that one image may unpack to, where the user says.
     pub image_max_gib: Option<u64>,
+    /// Further options of the kubelet, as the user gives them.
+    #[serde(default)]
+    pub kubelet_options: Vec<String>,
 }
 
 impl BubbleSpec {

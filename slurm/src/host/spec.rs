@@ -53,6 +53,7 @@ impl Bubble<'_> {
             logs: self.folder.logs(&self.node.name),
             proxies: proxies(self.cluster),
             image_max_gib: image_max_gib()?,
+            kubelet_options: kubelet_options(&std::env::var(KUBELET_OPTIONS).unwrap_or_default())?,
         })
     }
 
@@ -80,6 +81,21 @@ fn labels(controller: bool, id: &str, controller_name: &str) -> Vec<(String, Str
         labels.push(("hpk.io/controller".to_owned(), "true".to_owned()));
     }
     labels
+}
+
+/// Options for each kubelet, separated by spaces.
+const KUBELET_OPTIONS: &str = "HPK_KUBELET_OPTIONS";
+
+/// Only their form can be checked here; the kubelet names what it doesn't know.
+fn kubelet_options(text: &str) -> Result<Vec<String>> {
+    let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    match words
+        .iter()
+        .find(|word| !word.starts_with("--") || !word.contains('='))
+    {
+        Some(word) => bail!("{KUBELET_OPTIONS}: {word} is not --OPTION=VALUE"),
+        None => Ok(words),
+    }
 }
 
 /// HPK_IMAGE_MAX_GIB. Checked here: the kubelet would end for a wrong one again and again.

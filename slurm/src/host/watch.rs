@@ -14,12 +14,35 @@ use crate::clock::{now, time_left};
 use crate::cluster::Cluster;
 use crate::link::{self, Order, Receiver, Report, Sender};
 
-/// How long the bubble may take to speak first, and to end once told so. Slurm kills 30 s after
-/// its own SIGTERM.
+/// How long the bubble may take to speak first.
 const FIRST_WORD: Duration = Duration::from_secs(30);
-const END: Duration = Duration::from_secs(20);
-/// What the pods get of it.
+/// What the pods get when Slurm has sent its SIGTERM: it kills 30 s later.
 const GRACE_SECONDS: u64 = 8;
+/// What they get at most before the job's time is over, when the batch script alone was told.
+const LONG_GRACE_SECONDS: u64 = 30;
+/// What the bubble may take to end beside that.
+const END: Duration = Duration::from_secs(12);
+
+/// Who said stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// Slurm or the user told this process.
+    Signalled,
+    /// The batch script: it was told ahead of time, or it has gone.
+    InputEnded,
+}
+
+/// Seconds for the pods. `left`: seconds until the job's end, if it has one. Only a batch script told by
+/// `--signal=B:TERM@60` leaves so much; a cancelled job's end is far off, and comes in 30 s all the same.
+fn grace(stopped: Stopped, left: Option<i64>) -> u64 {
+    let beside = i64::try_from(END.as_secs()).unwrap_or(i64::MAX) + 3;
+    match (stopped, left) {
+        (Stopped::InputEnded, Some(left @ ..=90)) => u64::try_from(left - beside)
+            .unwrap_or(0)
+            .clamp(GRACE_SECONDS, LONG_GRACE_SECONDS),
+        _ => GRACE_SECONDS,
+    }
+}
 
 /// What tells this process to stop: SIGTERM, SIGINT, or the end of its standard input.
 #[derive(Debug)]
@@ -38,11 +61,12 @@ impl StopSignals {
         })
     }
 
-    async fn wait(&mut self) {
+    async fn wait(&mut self) -> Stopped {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = &mut self.stdin => {}
+            biased;
+            _ = self.terminate.recv() => Stopped::Signalled,
+            _ = self.interrupt.recv() => Stopped::Signalled,
+            _ = &mut self.stdin => Stopped::InputEnded,
         }
     }
 }
@@ -81,7 +105,7 @@ impl Watch<'_> {
         }
         let stream = tokio::select! {
             stream = listener.accept() => stream.context("accepting the bubble's link")?.0,
-            () = stop.wait() => return Ok(()),
+            _ = stop.wait() => return Ok(()),
             () = tokio::time::sleep(FIRST_WORD) => bail!("{}", self.last_words("has not begun in 30 s")),
         };
         let (mut receiver, mut sender) = link::split(stream);
@@ -92,7 +116,7 @@ impl Watch<'_> {
                     None => bail!("{}", self.last_words("was killed from outside, or for want of memory")),
                     Some(Report::Failed { cause }) => {
                         // It ends by itself now.
-                        await_end(&mut receiver).await;
+                        await_end(&mut receiver, Duration::from_secs(GRACE_SECONDS) + END).await;
                         bail!("{cause}");
                     }
                     Some(Report::Leased) => helpers.start(Part::Overlay).await?,
@@ -100,7 +124,7 @@ impl Watch<'_> {
                 },
                 Some(ended) = helpers.ended() => {
                     let Some(pause) = helpers.pause(ended.part) else {
-                        stop_bubble(&mut sender, &mut receiver).await;
+                        stop_bubble(&mut sender, &mut receiver, GRACE_SECONDS).await;
                         bail!("{}", too_often(&ended));
                     };
                     self.restart(&mut helpers, &ended, pause).await?;
@@ -109,8 +133,9 @@ impl Watch<'_> {
                         let _ = sender.send(&Order::UplinkRestarted).await;
                     }
                 },
-                () = stop.wait() => {
-                    stop_bubble(&mut sender, &mut receiver).await;
+                stopped = stop.wait() => {
+                    let left = self.cluster.ends.map(|ends| ends - now());
+                    stop_bubble(&mut sender, &mut receiver, grace(stopped, left)).await;
                     return Ok(());
                 }
             }
@@ -176,18 +201,32 @@ impl Watch<'_> {
 }
 
 /// Asks the bubble to end and waits for it, as long as it may take.
-async fn stop_bubble(sender: &mut Sender, receiver: &mut Receiver) {
-    let order = Order::Stop {
-        grace_seconds: GRACE_SECONDS,
-    };
+async fn stop_bubble(sender: &mut Sender, receiver: &mut Receiver, grace_seconds: u64) {
+    let order = Order::Stop { grace_seconds };
     // A bubble that has gone already needs no order.
     if sender.send(&order).await.is_ok() {
-        await_end(receiver).await;
+        await_end(receiver, Duration::from_secs(grace_seconds) + END).await;
     }
 }
 
-async fn await_end(receiver: &mut Receiver) {
+async fn await_end(receiver: &mut Receiver, limit: Duration) {
     let ended = async { while let Ok(Some(_)) = receiver.next::<Report>().await {} };
     // The caller kills what is left.
-    let _ = tokio::time::timeout(END, ended).await;
+    let _ = tokio::time::timeout(limit, ended).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_get_longer_when_the_batch_script_was_told_ahead_of_the_end() {
+        assert_eq!(grace(Stopped::InputEnded, Some(60)), 30);
+        assert_eq!(grace(Stopped::InputEnded, Some(30)), 15);
+        assert_eq!(grace(Stopped::InputEnded, Some(2)), 8);
+        // A cancelled job, and one whose step Slurm signals itself.
+        assert_eq!(grace(Stopped::InputEnded, Some(3000)), 8);
+        assert_eq!(grace(Stopped::InputEnded, None), 8);
+        assert_eq!(grace(Stopped::Signalled, Some(60)), 8);
+    }
 }

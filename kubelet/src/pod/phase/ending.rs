@@ -7,7 +7,11 @@ use crate::pod::restart::Role;
 use crate::pod::state::State;
 
 pub(super) fn finishing(view: &View<'_>, plan: &mut Plan) {
-    let grace = view.spec.termination_grace_period_seconds.unwrap_or(30);
+    let own = view.spec.termination_grace_period_seconds.unwrap_or(30);
+    let grace = match &view.record.order {
+        Some(order) => own.min(order.grace).max(1),
+        None => own,
+    };
     if stop_all(view, grace, plan) && remove_sandbox(view, plan) {
         plan.step(Step::Move(State::Finished));
     }

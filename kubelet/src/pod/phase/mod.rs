@@ -126,6 +126,19 @@ pub fn plan(view: &View<'_>) -> Plan {
         plan.step(Step::Move(State::Terminating));
         return plan;
     }
+    if let Some(order) = &view.record.order
+        && matches!(
+            state,
+            State::Pending | State::Preparing | State::Initializing | State::Running
+        )
+    {
+        plan.step(Step::Fail(order.verdict.clone()));
+        plan.step(Step::Move(match state {
+            State::Pending => State::Rejected,
+            _ => State::Finishing,
+        }));
+        return plan;
+    }
     if matches!(
         state,
         State::Preparing | State::Initializing | State::Running
@@ -227,7 +240,7 @@ impl View<'_> {
     }
 
     fn policy(&self, container: &Container, role: Role) -> Policy {
-        restart::policy(self.spec, container, role)
+        restart::policy(self.spec, container, role, self.record_of(container))
     }
 
     /// Whether the sandbox is there to be used.

@@ -39,7 +39,10 @@ impl Worker {
                 self.go(state);
             }
             Step::Fail(verdict) => {
-                self.tell(Kind::Warning, &verdict.reason, verdict.message.clone());
+                // Who gave an order has told of it.
+                if self.record.order.is_none() {
+                    self.tell(Kind::Warning, &verdict.reason, verdict.message.clone());
+                }
                 self.record.verdict = Some(verdict);
             }
             Step::MountVolumes => self.mount_volumes(),
@@ -174,11 +177,7 @@ impl Worker {
     fn delete_from_api(&mut self) {
         self.live.deleting.begin();
         let client = self.agent.client.clone();
-        let address = status::sync::Address {
-            namespace: self.record.namespace.clone(),
-            name: self.record.name.clone(),
-            uid: self.record.uid.clone(),
-        };
+        let address = super::address(&self.record);
         let host_ips = self.agent.facts.host_ips.clone();
         let last = status::compute(&status::Inputs {
             pod: &self.pod,

@@ -21,6 +21,15 @@ impl Worker {
         match signal {
             Signal::Spec(pod) => self.hear_spec(pod),
             Signal::Gone => self.hear_gone(),
+            Signal::Withdrawn => {
+                let grace = self.record.grace_seconds;
+                self.deletion = Some(Deletion::Gone { grace });
+            }
+            Signal::End(order) => {
+                if !self.record.state.is_over() {
+                    self.record.order = Some(order);
+                }
+            }
             Signal::Mounted(outcome) => match *outcome {
                 Ok(mounted) => self.live.volumes = Op::Done(Arc::new(mounted)),
                 Err(error) => {

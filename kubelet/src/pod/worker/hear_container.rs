@@ -227,7 +227,7 @@ impl Worker {
         let Some(record) = self.record.containers.get(name) else {
             return;
         };
-        let policy = restart::policy(&self.spec, &spec, role);
+        let policy = restart::policy(&self.spec, &spec, role, Some(record));
         let next = restart::next(record, policy, Timestamp::now());
         if matches!(next, Next::Wait { .. }) && !self.record.state.is_over() {
             let message = format!(

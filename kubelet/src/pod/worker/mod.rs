@@ -37,6 +37,7 @@ use super::restart::Role;
 use super::state::State;
 use crate::access::Entry;
 use crate::agent::Agent;
+use crate::eviction::admit;
 use crate::status;
 
 /// Seconds between refreshes of what volumes hold from the API.
@@ -84,10 +85,23 @@ pub fn start(
     pod: Arc<Pod>,
     record: Option<PodRecord>,
 ) -> (Handle, impl Future<Output = ()> + Send) {
-    let known = pod.status.clone();
     let record = record.unwrap_or_else(|| PodRecord::new(&pod, Timestamp::now()));
     let deletion = deletion(&pod);
-    let (sender, worker) = build(agent, pod, record, deletion, known);
+    let known = pod.status.clone();
+    let status = status::sync::Sender::start(agent.client.clone(), address(&record), known);
+    let (sender, worker) = build(agent, pod, record, deletion, status);
+    (Handle { sender }, worker.run())
+}
+
+/// Starts the worker of a pod that only this node knows; `status` takes its statuses.
+pub fn start_static(
+    agent: Arc<Agent>,
+    pod: Arc<Pod>,
+    record: Option<PodRecord>,
+    status: status::sync::Sender,
+) -> (Handle, impl Future<Output = ()> + Send) {
+    let record = record.unwrap_or_else(|| PodRecord::new(&pod, Timestamp::now()));
+    let (sender, worker) = build(agent, pod, record, None, status);
     (Handle { sender }, worker.run())
 }
 
@@ -104,7 +118,8 @@ pub fn start_orphan(
     let deletion = Deletion::Gone {
         grace: record.grace_seconds,
     };
-    let (sender, worker) = build(agent, Arc::new(pod), record, Some(deletion), None);
+    let status = status::sync::Sender::start(agent.client.clone(), address(&record), None);
+    let (sender, worker) = build(agent, Arc::new(pod), record, Some(deletion), status);
     (Handle { sender }, worker.run())
 }
 
@@ -113,18 +128,13 @@ fn build(
     pod: Arc<Pod>,
     record: PodRecord,
     deletion: Option<Deletion>,
-    known: Option<PodStatus>,
+    status: status::sync::Sender,
 ) -> (mpsc::UnboundedSender<Signal>, Worker) {
     let (sender, inbox) = mpsc::unbounded_channel();
-    let address = status::sync::Address {
-        namespace: record.namespace.clone(),
-        name: record.name.clone(),
-        uid: record.uid.clone(),
-    };
     let desired = pod.spec.clone().unwrap_or_default();
     let mut worker = Worker {
         paths: Paths::new(&agent.config, &record.namespace, &record.name, &record.uid),
-        status: status::sync::Sender::start(agent.client.clone(), address, known),
+        status,
         spec: desired.clone(),
         desired,
         pod,
@@ -141,6 +151,14 @@ fn build(
     };
     worker.apply_allocation();
     (sender, worker)
+}
+
+fn address(record: &PodRecord) -> status::sync::Address {
+    status::sync::Address {
+        namespace: record.namespace.clone(),
+        name: record.name.clone(),
+        uid: record.uid.clone(),
+    }
 }
 
 /// Whether, and with how much grace, the pod is to go.
@@ -183,6 +201,7 @@ impl Worker {
         }
         self.agent.registry.remove(&self.record.uid);
         self.agent.reader.forget(&self.record.uid);
+        self.agent.probes.forget(&self.record.uid);
         debug!(pod = self.record.name, "removed");
     }
 
@@ -232,7 +251,9 @@ impl Worker {
         let (used, pods) = self.agent.registry.used(&self.record.uid);
         let allowed = &self.agent.config.args.allowed_unsafe_sysctls;
         let allocatable = &self.agent.facts.allocatable;
-        admission::refuse(&self.pod, allowed, allocatable, &used, pods)
+        let standing = *self.agent.standing.borrow();
+        admit::refuse(&self.pod, &standing)
+            .or_else(|| admission::refuse(&self.pod, allowed, allocatable, &used, pods))
     }
 
     fn go(&mut self, to: State) {
@@ -299,8 +320,14 @@ impl Worker {
         let address = self.shim.as_ref().map(Shim::address);
         self.agent.registry.publish(
             &self.record.uid,
-            Entry::new(&self.pod, &self.record, address),
+            Entry::new(&self.pod, &self.record, address, self.handle()),
         );
+    }
+
+    fn handle(&self) -> Handle {
+        Handle {
+            sender: self.sender.clone(),
+        }
     }
 
     fn find(&self, name: &str) -> Option<(Container, Role)> {

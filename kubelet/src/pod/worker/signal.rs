@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 
 use crate::images;
 use crate::pod::container;
+use crate::pod::record::Order;
 use crate::pod::sandbox;
 use crate::probes;
 use crate::volumes::{MountError, Mounted};
@@ -18,6 +19,10 @@ pub enum Signal {
     Spec(Arc<Pod>),
     /// The API server has it no more.
     Gone,
+    /// Its manifest has gone: its containers get their grace.
+    Withdrawn,
+    /// The node can't keep it.
+    End(Order),
     Mounted(Box<Result<Mounted, MountError>>),
     SandboxMade(Box<Result<sandbox::Created, sandbox::Error>>),
     /// The sandbox ended by itself.

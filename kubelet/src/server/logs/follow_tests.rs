@@ -27,6 +27,14 @@ impl PodAccess for OneContainer {
         Err(io::Error::other("nobody asks"))
     }
 
+    async fn probes(&self) -> String {
+        String::new()
+    }
+
+    async fn configz(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
     async fn container(&self, _: &ContainerQuery) -> Result<ContainerRef, AccessError> {
         Ok(ContainerRef {
             current: Some(Run {

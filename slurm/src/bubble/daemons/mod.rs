@@ -202,6 +202,10 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
             ("pause-binary", "/usr/local/bin/hpk-pause".into()),
             ("image-store", spec.store.display().to_string()),
             (
+                "pod-manifest-path",
+                spec.store.with_file_name("manifests").display().to_string(),
+            ),
+            (
                 "seccomp-dir",
                 spec.store.with_file_name("seccomp").display().to_string(),
             ),
@@ -232,6 +236,8 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
     if let Some(gib) = spec.image_max_gib {
         daemon.argv.push(format!("--image-max-gib={gib}"));
     }
+    // Last: what the user says goes before what stands above.
+    daemon.argv.extend(spec.kubelet_options.iter().cloned());
     daemon.env.extend(spec.proxies.iter().cloned());
     daemon
 }
@@ -271,6 +277,7 @@ mod tests {
             logs: "/home/hpc/.hpk/clusters/7/logs/n1".into(),
             proxies: vec![("https_proxy".into(), "http://p:3128".into())],
             image_max_gib: None,
+            kubelet_options: Vec::new(),
         }
     }
 

@@ -1,16 +1,27 @@
-//! Images for containers: pulled with the pod's secrets, mounted, described.
+//! Images for containers: pulled with the pod's secrets, claimed, mounted, described.
+//!
+//! - `collect`: giving up what is no longer used, by `plan`
 
+pub mod collect;
+pub mod plan;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hpk_images::store::ErrorKind;
 use hpk_images::{
-    Credentials, Keyring, Mounter, PullPolicy, Quiet, Reference, Store, StoreConfig, overlay, store,
+    Claims, Credentials, Keyring, Mounter, PullPolicy, Quiet, Reference, Store, StoreConfig,
+    overlay, store,
 };
 use hpk_shim_client::Mount;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use oci_spec::image::ImageConfiguration;
 use thiserror::Error;
+use tracing::warn;
 
 use crate::api::Reader;
 use crate::config::Args;
@@ -27,6 +38,8 @@ pub struct Ready {
     pub config: ImageConfiguration,
     /// Where its files are, read-only.
     pub lower: PathBuf,
+    /// Keeps the mount as long as this lives.
+    _hold: Hold,
 }
 
 /// Why an image can't be had; Display is what people read.
@@ -61,6 +74,36 @@ impl Error {
     }
 }
 
+/// Why the node's images can't be looked after.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("can't name this node in {path}")]
+    Holder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The name of this node among those that claim images: made once, as long as the node lives.
+fn holder(run_dir: &Path) -> Result<String, OpenError> {
+    let path = run_dir.join("image-holder");
+    let known = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => Some(other),
+    };
+    let name = known.unwrap_or_else(|| {
+        let id = crate::ids::fresh()?;
+        let next = run_dir.join(".image-holder.new");
+        fs::write(&next, &id)?;
+        fs::rename(&next, &path)?;
+        Ok(id)
+    });
+    name.map_err(|source| OpenError::Holder { path, source })
+}
+
 /// What a pull says before its end.
 pub trait Witness: Send + Sync {
     /// The registry is about to be asked.
@@ -75,11 +118,56 @@ pub trait Witness: Send + Sync {
 #[derive(Debug)]
 pub struct Images {
     store: Store,
+    root: PathBuf,
     mounter: Mounter,
+    claims: Claims,
+    since: Instant,
+    uses: Uses,
+    /// Held for writing while an image is given up.
+    gate: tokio::sync::RwLock<()>,
+}
+
+/// By digest: how many hold an image in hand, and when one was last taken or put down.
+type Uses = Arc<Mutex<HashMap<String, (usize, Instant)>>>;
+
+/// An image in hand: about to be used, though no pod's record says so yet.
+#[derive(Debug)]
+struct Hold {
+    uses: Uses,
+    digest: String,
+}
+
+impl Hold {
+    fn new(uses: &Uses, digest: &str) -> Self {
+        let hold = Self {
+            uses: Arc::clone(uses),
+            digest: digest.to_owned(),
+        };
+        hold.count(|holds| holds + 1);
+        hold
+    }
+
+    fn count(&self, change: impl FnOnce(usize) -> usize) {
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds = uses.get(&self.digest).map_or(0, |(holds, _)| *holds);
+        uses.insert(self.digest.clone(), (change(holds), Instant::now()));
+    }
+}
+
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        Self::new(&self.uses, &self.digest)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.count(|holds| holds.saturating_sub(1));
+    }
 }
 
 impl Images {
-    pub async fn open(args: &Args) -> Result<Self, store::Error> {
+    pub async fn open(args: &Args) -> Result<Self, OpenError> {
         let store = Store::open(StoreConfig {
             root: args.image_store.clone(),
             registries: args.registries.clone(),
@@ -87,10 +175,30 @@ impl Images {
             limits: args.image_max_gib,
         })
         .await?;
+        let claims = store.claims(&holder(&args.run_dir)?).await?;
         Ok(Self {
             store,
+            root: args.image_store.clone(),
             mounter: Mounter::new(args.run_dir.join("images")),
+            claims,
+            since: Instant::now(),
+            uses: Uses::default(),
+            gate: tokio::sync::RwLock::default(),
         })
+    }
+
+    /// Digests of the images in hand.
+    fn in_hand(&self) -> BTreeSet<String> {
+        let uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = uses.iter().filter(|(_, (holds, _))| *holds > 0);
+        held.map(|(digest, _)| digest.clone()).collect()
+    }
+
+    /// Since one was last taken or put down; what an earlier kubelet did counts as done at our start.
+    fn unused_for(&self, digest: &str) -> Duration {
+        let uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = uses.get(digest).map_or(self.since, |(_, since)| *since);
+        since.elapsed()
     }
 
     /// The image, pulled if need be and mounted.
@@ -105,33 +213,18 @@ impl Images {
             name: name.to_owned(),
             said: format!("{error}"),
         })?;
-        let pull_error = |source| Error::Pull {
-            name: name.to_owned(),
-            source,
-        };
-        let found = match policy {
-            PullPolicy::Always => None,
-            PullPolicy::IfNotPresent | PullPolicy::Never => {
-                self.store.find(&reference).await.map_err(pull_error)?
-            }
-        };
-        let image = match found {
-            Some(image) => {
-                witness.present();
-                image
-            }
-            None if policy == PullPolicy::Never => return Err(Error::Never(name.to_owned())),
-            None => {
-                witness.pulling();
-                let since = Instant::now();
-                let image = self
-                    .pull(&reference, policy, keyring)
-                    .await
-                    .map_err(pull_error)?;
-                witness.pulled(since.elapsed(), image.size);
-                image
-            }
-        };
+        let mut image = self
+            .have(&reference, name, policy, keyring, witness)
+            .await?;
+        let mut hold = Hold::new(&self.uses, &image.digest);
+        let _gate = self.gate.read().await;
+        // Another node may have removed it from the store between our look and our claim.
+        while !self.claim(&image.digest).await {
+            image = self
+                .have(&reference, name, policy, keyring, witness)
+                .await?;
+            hold = Hold::new(&self.uses, &image.digest);
+        }
         let lower = self
             .mounter
             .ensure(&image)
@@ -150,7 +243,58 @@ impl Images {
             ),
             config: image.config,
             lower,
+            _hold: hold,
         })
+    }
+
+    /// The image as it is in the store, pulled if need be.
+    async fn have(
+        &self,
+        reference: &Reference,
+        name: &str,
+        policy: PullPolicy,
+        keyring: &Keyring,
+        witness: &dyn Witness,
+    ) -> Result<store::Image, Error> {
+        let pull_error = |source| Error::Pull {
+            name: name.to_owned(),
+            source,
+        };
+        let found = match policy {
+            PullPolicy::Always => None,
+            PullPolicy::IfNotPresent | PullPolicy::Never => {
+                self.store.find(reference).await.map_err(pull_error)?
+            }
+        };
+        match found {
+            Some(image) => {
+                witness.present();
+                Ok(image)
+            }
+            None if policy == PullPolicy::Never => Err(Error::Never(name.to_owned())),
+            None => {
+                witness.pulling();
+                let since = Instant::now();
+                let image = self
+                    .pull(reference, policy, keyring)
+                    .await
+                    .map_err(pull_error)?;
+                witness.pulled(since.elapsed(), image.size);
+                Ok(image)
+            }
+        }
+    }
+
+    /// False if the store has lost it. Where claims can't be written, e.g. on a full disk, the image is used all the same:
+    /// it is here, and what removes images looks for their age, too.
+    async fn claim(&self, digest: &str) -> bool {
+        match self.claims.add(digest).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                warn!(error = text::chain(&error), "can't claim an image");
+                true
+            }
+        }
     }
 
     /// With each of the pod's credentials for the registry, then without.
@@ -262,6 +406,7 @@ impl Ready {
             id: "image@sha256:0".to_owned(),
             config: ImageConfiguration::default(),
             lower: PathBuf::new(),
+            _hold: Hold::new(&Uses::default(), "sha256:0"),
         }
     }
 }

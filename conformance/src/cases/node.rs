@@ -1,0 +1,315 @@
+//! What a node does for itself: pods that it can't keep, pods of its own folder, images that nobody uses, its end. On a
+//! cluster of one node whose kubelet has shorter periods than it would have; the last case ends it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::faults::{KUBELET, kill_and_await_return};
+use super::{Context, SIZE};
+use crate::cluster::Cluster;
+use crate::testbed::Testbed;
+use crate::wait;
+
+/// Where this cluster has its images and manifests, so that no other cluster's are touched.
+const STORE: &str = "/home/hpc/own-node/store";
+const MANIFESTS: &str = "/home/hpc/own-node/manifests";
+
+/// sbatch's options of that cluster.
+pub fn options() -> String {
+    let kubelet = [
+        &format!("--pod-manifest-path={MANIFESTS}"),
+        "--file-check-frequency=1s",
+        "--minimum-image-ttl-duration=2s",
+        "--image-maximum-gc-age=3s",
+        "--eviction-hard=memory.available<1800Mi",
+        "--eviction-pressure-transition-period=5s",
+    ];
+    format!(
+        "{SIZE} --nodelist=node3 --export='ALL,HPK_STORE={STORE},HPK_KUBELET_OPTIONS={}'",
+        kubelet.join(" ")
+    )
+}
+
+/// Writes more than its volume, or its container, may have.
+const WRITERS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: volume}
+spec:
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "head -c 8m /dev/zero >/data/f; sleep 1000"]
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, emptyDir: {sizeLimit: 4Mi}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: layer}
+spec:
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "head -c 8m /dev/zero >/f; sleep 1000"]
+    resources: {limits: {ephemeral-storage: 4Mi}}
+"#;
+
+pub fn a_pod_that_writes_more_than_it_may_is_evicted(context: &mut Context) -> Result<()> {
+    let cluster = context.own_node()?;
+    let namespace = cluster.namespace("writers")?;
+    cluster.apply(&namespace, WRITERS)?;
+    for (pod, words) in [
+        (
+            "volume",
+            "Usage of EmptyDir volume \"data\" exceeds the limit \"4Mi\". ",
+        ),
+        (
+            "layer",
+            "Pod ephemeral local storage usage exceeds the total limit of containers 4194304. ",
+        ),
+    ] {
+        await_eviction(&cluster, &namespace, pod, words)?;
+    }
+    cluster.remove_namespace(&namespace)
+}
+
+/// Waits until the pod has failed as evicted pods do, with these words.
+fn await_eviction(cluster: &Cluster, namespace: &str, pod: &str, words: &str) -> Result<()> {
+    wait::until(
+        &format!("pod {pod} to be evicted"),
+        Duration::from_secs(60),
+        || {
+            let status = &cluster.json(&format!("-n {namespace} get pod {pod}"))?["status"];
+            let is = |name: &str, value: &str| status[name] == *value;
+            let target = condition(status, "DisruptionTarget");
+            let told = status["message"]
+                .as_str()
+                .is_some_and(|m| m.starts_with(words));
+            let done = is("phase", "Failed")
+                && is("reason", "Evicted")
+                && told
+                && target["reason"] == "TerminationByKubelet";
+            Ok(if done {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            })
+        },
+    )
+}
+
+fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+    let mut all = status["conditions"].as_array().into_iter().flatten();
+    all.find(|condition| condition["type"] == kind)
+        .unwrap_or(&Value::Null)
+}
+
+/// One takes most of the node's memory, and has asked for none; the other is modest.
+const HUNGRY: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: modest}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sleep, "1000"]
+    resources: {requests: {memory: 32Mi}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: hungry}
+spec:
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "head -c 1100m /dev/zero | tail | sleep 1000"]
+"#;
+
+pub fn a_node_short_of_memory_evicts_the_pod_that_took_it_and_says_so(
+    context: &mut Context,
+) -> Result<()> {
+    let cluster = context.own_node()?;
+    let namespace = cluster.namespace("hungry")?;
+    cluster.apply(&namespace, HUNGRY)?;
+    let words = "The node was low on resource: memory. Threshold quantity: 1843200Ki, available: ";
+    await_eviction(&cluster, &namespace, "hungry", words)?;
+    let pressure = |wanted: &str| {
+        wait::until(
+            &format!("condition MemoryPressure to be {wanted}"),
+            Duration::from_secs(60),
+            || {
+                let status = &cluster.json("get node node3")?["status"];
+                let seen = condition(status, "MemoryPressure");
+                let is = seen["status"] == *wanted;
+                Ok(if is { Ok(()) } else { Err(seen.to_string()) })
+            },
+        )
+    };
+    pressure("True")?;
+    pressure("False")?;
+    let phase = cluster.value(&namespace, "pod/modest", "{.status.phase}")?;
+    ensure!(phase == "Running", "the modest pod is {phase}");
+    cluster.remove_namespace(&namespace)
+}
+
+const STATIC: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: own, labels: {app: own}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "echo runs; trap exit TERM; while :; do sleep 0.2; done"]
+"#;
+
+pub fn a_static_pod_runs_on_when_its_mirror_is_deleted_and_ends_with_its_file(
+    context: &mut Context,
+) -> Result<()> {
+    let cluster = context.own_node()?;
+    let testbed = &context.testbed;
+    on_home(
+        testbed,
+        &format!("mkdir -p {MANIFESTS} && cat >{MANIFESTS}/own.yaml"),
+        STATIC,
+    )?;
+    let ready = "--for=condition=Ready pod/own-node3";
+    wait_for_mirror(&cluster, None)?;
+    cluster.wait("default", ready, 60)?;
+    let first = ids(&cluster)?;
+    let logs = cluster.kubectl("logs own-node3").success()?;
+    ensure!(logs.trim() == "runs", "the static pod's log is {logs:?}");
+    cluster
+        .kubectl("delete pod own-node3 --wait=false")
+        .success()?;
+    wait_for_mirror(&cluster, Some(&first.0))?;
+    cluster.wait("default", ready, 60)?;
+    let second = ids(&cluster)?;
+    ensure!(
+        first.1 == second.1,
+        "another container runs since the mirror was deleted: {first:?}, {second:?}"
+    );
+    kill_and_await_return(testbed, "node3", KUBELET)?;
+    on_home(testbed, &format!("rm {MANIFESTS}/own.yaml"), "")?;
+    cluster.wait("default", "--for=delete pod/own-node3", 60)
+}
+
+fn on_home(testbed: &Testbed, command: &str, input: &str) -> Result<()> {
+    testbed
+        .on("hpc", "login", command)
+        .input(input)
+        .success()
+        .map(drop)
+}
+
+/// Waits for a mirror pod other than the one of this uid.
+fn wait_for_mirror(cluster: &Cluster, other_than: Option<&str>) -> Result<()> {
+    wait::until("a mirror pod", Duration::from_secs(60), || {
+        let uid = cluster
+            .kubectl("get pod own-node3 --ignore-not-found -o jsonpath='{.metadata.uid}'")
+            .success()?;
+        let is_new = !uid.is_empty() && other_than != Some(uid.as_str());
+        Ok(if is_new { Ok(()) } else { Err(uid) })
+    })
+}
+
+/// Uid of the mirror, and id of the container.
+fn ids(cluster: &Cluster) -> Result<(String, String)> {
+    let pod = cluster.json("get pod own-node3")?;
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("no id");
+    Ok((
+        text(&pod["metadata"]["uid"])?,
+        text(&pod["status"]["containerStatuses"][0]["containerID"])?,
+    ))
+}
+
+const SHORT: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: short}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: app, image: "busybox:1.37", command: [sleep, "1000"]}
+"#;
+
+pub fn an_image_that_nobody_uses_leaves_the_store_and_the_nodes_list(
+    context: &mut Context,
+) -> Result<()> {
+    let cluster = context.own_node()?;
+    let namespace = cluster.namespace("images")?;
+    cluster.apply(&namespace, SHORT)?;
+    cluster.wait(&namespace, "--for=condition=Ready pod/short", 60)?;
+    let listed = |wanted: bool| {
+        wait::until(
+            &format!("the node's list of images to have busybox: {wanted}"),
+            Duration::from_secs(60),
+            || {
+                let images = cluster.value("default", "node/node3", "{.status.images}")?;
+                let has = images.contains("busybox:1.37");
+                Ok(if has == wanted { Ok(()) } else { Err(images) })
+            },
+        )
+    };
+    listed(true)?;
+    let squashed = || {
+        let count = format!("ls {STORE} | grep -c sqfs; true");
+        context.testbed.on("hpc", "login", count).success()
+    };
+    let kept = squashed()?;
+    ensure!(
+        kept.trim() == "1",
+        "the store has {kept} images while one is used"
+    );
+    cluster
+        .kubectl(&format!("-n {namespace} delete pod short"))
+        .success()?;
+    listed(false)?;
+    let left = squashed()?;
+    ensure!(left.trim() == "0", "the store still has {left} images");
+    cluster.remove_namespace(&namespace)
+}
+
+/// Its hook, and its program at SIGTERM, write to the home.
+const HOOKED: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: hooked}
+spec:
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "trap 'echo ended >>/home/told; exit' TERM; while :; do sleep 0.2; done"]
+    lifecycle: {preStop: {exec: {command: [sh, -c, "sleep 1; echo hook >>/home/told"]}}}
+    volumeMounts: [{name: home, mountPath: /home}]
+  volumes: [{name: home, hostPath: {path: /home/hpc/own-node, type: Directory}}]
+"#;
+
+/// The batch script is told ahead of the job's end. (At a plain scancel Slurm signals every process of a job itself.)
+pub fn before_the_jobs_end_pods_have_their_hooks_and_their_grace(
+    context: &mut Context,
+) -> Result<()> {
+    let cluster = context.own_node()?;
+    let testbed = context.testbed.clone();
+    on_home(&testbed, "mkdir -p ~/own-node && rm -f ~/own-node/told", "")?;
+    cluster.apply("default", HOOKED)?;
+    cluster.wait("default", "--for=condition=Ready pod/hooked", 60)?;
+    testbed
+        .on(
+            "hpc",
+            "login",
+            format!("scancel --batch --signal=TERM {}", cluster.job),
+        )
+        .success()?;
+    super::jobs::gone(&testbed, &cluster.job)?;
+    let told = testbed
+        .on("hpc", "login", "cat ~/own-node/told; rm -r ~/own-node")
+        .success()?;
+    ensure!(told == "hook\nended\n", "at its end the pod wrote {told:?}");
+    context.end_own_node()
+}
