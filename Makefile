@@ -1,8 +1,10 @@
 # One Makefile for people and CI: `make help` lists the targets.
 SHELL := /bin/bash
-.DEFAULT_GOAL := binaries
+.DEFAULT_GOAL := programs
 ARCH := $(shell uname -m)
 export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
+# The same bytes wherever the checkout and cargo's home are.
+export RUSTFLAGS += --remap-path-prefix=$(CURDIR)=/hpk --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 # `make PROFILE=dev …` trades speed of the programs for speed of the build.
 PROFILE ?= release
 OUT := $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -17,10 +19,14 @@ help: ## this list
 deps: ## install what building and testing needs (Debian 12, root)
 	@scripts/deps
 
-.PHONY: binaries
-binaries: deps ## our programs, static, in bin/
+.PHONY: programs
+programs: deps ## our programs for this machine, static, in bin/
 	@$(STEP) "build our programs ($(PROFILE))" env -u MAKEFLAGS cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
 	@scripts/install-binaries $(OUT) bin $(PROGRAMS)
+
+.PHONY: binaries
+binaries: programs control-plane ## all programs for amd64 and arm64, in bin/linux-*; this machine's in bin/
+	@for arch in amd64 arm64; do scripts/binaries $$arch bin/linux-$$arch $(PROGRAMS) || exit 1; done
 
 .PHONY: control-plane
 control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
@@ -35,12 +41,18 @@ roots: deps ## the Debian roots of bubble and testbed
 # jobserver that it was not handed.)
 .PHONY: parts
 parts: deps
-	@$(MAKE) --no-print-directory -j3 binaries control-plane roots
+	@$(MAKE) --no-print-directory -j3 programs control-plane roots
 
 .PHONY: images
 images: parts ## the bubble image, bin/hpk-bubble.sif
 	@images/bubble/build.sh
 	@images/pause/build.sh
+
+# What a user needs of bin/: the others are for building and testing, or in the image.
+SHIPPED := hpk-bubble hpk-net-daemon cni-hpk containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer
+.PHONY: dist
+dist: images ## the tarball that a user unpacks as ~/hpk, in dist/
+	@$(STEP) "make the tarball" scripts/dist $(SHIPPED)
 
 .PHONY: test-images
 test-images: parts ## the images that the testbed's registry serves
@@ -60,7 +72,7 @@ unit: deps ## unit tests: no privileges needed
 	@$(STEP) "unit tests" cargo test --quiet --locked --workspace --profile $(PROFILE)
 
 .PHONY: kernel
-kernel: deps binaries ## tests on the real kernel, in namespaces of their own
+kernel: deps programs ## tests on the real kernel, in namespaces of their own
 	@scripts/kernel-tests --profile $(PROFILE)
 
 .PHONY: test-programs
@@ -68,7 +80,7 @@ test-programs: deps ## tests that run on the testbed's hosts, in bin/
 	@$(STEP) "build the shim's pod tests" env -u MAKEFLAGS scripts/install-test pod bin/hpk-shim-pod-test --profile $(PROFILE)
 
 .PHONY: system
-system: testbed test-programs ## the whole system on the testbed, case by case
+system: testbed test-programs dist ## the whole system on the testbed, case by case
 	@bin/hpk-conformance test
 
 # The reference first: a failure of its own would say nothing about the shim.
@@ -132,4 +144,4 @@ down: ## take the testbed down
 
 .PHONY: clean
 clean: ## remove what was built in this checkout
-	@cargo clean --quiet; rm -rf bin
+	@cargo clean --quiet; rm -rf bin dist

@@ -23,13 +23,27 @@ pub struct Cluster {
     pub ready_after: f64,
 }
 
-/// Submits the job script as `user`; `options` go to sbatch.
-pub fn submit(testbed: &Testbed, user: &str, options: &str) -> Result<String> {
+/// The job script, and the folder that it is submitted in.
+#[derive(Debug, Clone, Copy)]
+pub struct Script {
+    pub folder: &'static str,
+    pub file: &'static str,
+}
+
+/// The one of the checkout.
+pub const CHECKOUT: Script = Script {
+    folder: "~",
+    file: "/hpk/slurm/hpk.slurm",
+};
+
+/// Submits the job script as hpc; `options` go to sbatch.
+fn submit(testbed: &Testbed, script: Script, options: &str) -> Result<String> {
+    let Script { folder, file } = script;
     let job = testbed
         .on(
-            user,
+            "hpc",
             "login",
-            format!("cd && sbatch --parsable --output=hpk-%j.log {options} /hpk/slurm/hpk.slurm"),
+            format!("cd {folder} && sbatch --parsable --output=$HOME/hpk-%j.log {options} {file}"),
         )
         .success()?;
     Ok(job.trim().to_owned())
@@ -83,8 +97,18 @@ pub fn in_cgroup(testbed: &Testbed) -> Result<Option<&'static str>> {
 impl Cluster {
     /// Submits a job of `nodes` nodes and waits until it says that it is ready.
     pub fn start(testbed: &Testbed, nodes: usize, options: &str) -> Result<Self> {
+        Self::start_from(testbed, CHECKOUT, nodes, options)
+    }
+
+    /// The same with another job script.
+    pub fn start_from(
+        testbed: &Testbed,
+        script: Script,
+        nodes: usize,
+        options: &str,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let job = submit(testbed, "hpc", &format!("--nodes={nodes} {options}"))?;
+        let job = submit(testbed, script, &format!("--nodes={nodes} {options}"))?;
         let ready = wait::until(
             &format!("job {job} to be ready"),
             Duration::from_secs(READY),

@@ -277,6 +277,7 @@ pub const TABLE: &[Case] = table! {
         a_cancelled_job_leaves_nothing_behind
         a_single_node_is_a_cluster
         one_cpu_is_enough_to_start
+        the_tarball_is_all_that_a_user_needs
         what_a_kill_9_of_all_leaves_goes_with_the_next_job;
     measuring:
         the_benchmarks_measure_every_contender;
