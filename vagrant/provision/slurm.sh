@@ -1,10 +1,15 @@
 # Slurm as a site has it; for a testbed host and for an evaluation VM alike.
 # shellcheck shell=bash
 
-# slurm_conf CONTROLLER NODES CPUS MEMORY_MIB: slurm.conf for node1..nodeNODES.
+# slurm_conf CONTROLLER NODES CPUS MEMORY_MIB [cgroup]: slurm.conf for node1..nodeNODES; with `cgroup` Slurm
+# puts jobs into cgroups.
 # Advertised CPUs and memory are taken at their word (config_overrides), so that a small machine can
 # show several jobs on a host. A dead node is noticed after SlurmdTimeout seconds.
 slurm_conf() {
+	local track=proctrack/linuxproc task=task/none
+	if [ "${5:-}" = cgroup ]; then
+		track=proctrack/cgroup task=task/cgroup,task/affinity
+	fi
 	cat <<CONF
 ClusterName=hpk
 SlurmctldHost=$1
@@ -17,8 +22,8 @@ SlurmctldPidFile=/run/slurmctld.pid
 SlurmdPidFile=/run/slurmd.pid
 SlurmctldLogFile=/var/log/slurm/slurmctld.log
 SlurmdLogFile=/var/log/slurm/slurmd.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+ProctrackType=$track
+TaskPlugin=$task
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
@@ -31,9 +36,14 @@ PartitionName=main Nodes=ALL Default=YES DefaultTime=01:00:00 MaxTime=1-00:00:00
 CONF
 }
 
-# cgroup.conf: none of Slurm's cgroup plugins, as on a site without delegated cgroups.
+# slurm_cgroup_conf [cgroup]: cgroup.conf: none of Slurm's cgroup plugins, as on a site without delegated
+# cgroups; or the one that fits the machine.
 slurm_cgroup_conf() {
-	echo 'CgroupPlugin=disabled'
+	if [ "${1:-}" = cgroup ]; then
+		printf '%s\n' CgroupPlugin=autodetect ConstrainCores=yes ConstrainRAMSpace=yes
+	else
+		echo 'CgroupPlugin=disabled'
+	fi
 }
 
 # start_munged KEY_FILE
