@@ -36,7 +36,18 @@ pub struct Entry {
     containers: BTreeMap<String, (Option<Run>, Option<Run>)>,
     /// Digests of the images of all its containers' last runs.
     images: Vec<String>,
+    holds_resources: bool,
     worker: Handle,
+}
+
+/// Whether what the pod asks for is taken. Once its sandbox is gone its object is deleted, and the scheduler gives its
+/// place to another pod, which may be here before we hear of the deletion.
+fn holds_resources(state: State, sandbox: bool) -> bool {
+    match state {
+        State::Pending | State::Finished | State::Rejected | State::Removed => false,
+        State::Terminating => sandbox,
+        State::Preparing | State::Initializing | State::Running | State::Finishing => true,
+    }
 }
 
 impl Entry {
@@ -72,6 +83,7 @@ impl Entry {
             ready: sandbox.is_some_and(|sandbox| sandbox.ready),
             containers,
             images,
+            holds_resources: holds_resources(record.state, sandbox.is_some()),
             worker,
         }
     }
@@ -219,11 +231,7 @@ impl Registry {
         let mut sum: BTreeMap<String, Quantity> = BTreeMap::new();
         let mut count = 0;
         for (of, entry) in pods.iter() {
-            let holds = !matches!(
-                entry.state,
-                State::Pending | State::Finished | State::Rejected | State::Removed
-            );
-            if of == uid || !holds {
+            if of == uid || !entry.holds_resources {
                 continue;
             }
             count += 1;
@@ -296,4 +304,17 @@ fn find(
             namespace: namespace.to_owned(),
             pod: name.to_owned(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_is_about_to_leave_the_api_has_left_its_place() {
+        assert!(holds_resources(State::Terminating, true));
+        assert!(!holds_resources(State::Terminating, false));
+        // One that is being made has a place before it has a sandbox.
+        assert!(holds_resources(State::Preparing, false));
+    }
 }

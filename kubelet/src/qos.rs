@@ -1,7 +1,7 @@
 //! Quality of service: the pod's class, and what the kernel is told of it. Pure.
 //! Source: Kubernetes, "Pod Quality of Service Classes"; pkg/kubelet/qos/policy.go.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 
 use crate::quantity::Quantity;
 
@@ -24,7 +24,11 @@ impl Class {
 
 /// A container's request of one resource; its limit where no request is set.
 pub fn request(container: &Container, resource: &str) -> Option<Quantity> {
-    let resources = container.resources.as_ref()?;
+    requested(container.resources.as_ref(), resource)
+}
+
+fn requested(resources: Option<&ResourceRequirements>, resource: &str) -> Option<Quantity> {
+    let resources = resources?;
     let requests = resources.requests.as_ref();
     requests
         .and_then(|map| map.get(resource))
@@ -34,24 +38,36 @@ pub fn request(container: &Container, resource: &str) -> Option<Quantity> {
 
 /// A container's limit of one resource.
 pub fn limit(container: &Container, resource: &str) -> Option<Quantity> {
-    let limits = container.resources.as_ref()?.limits.as_ref()?;
+    limited(container.resources.as_ref(), resource)
+}
+
+fn limited(resources: Option<&ResourceRequirements>, resource: &str) -> Option<Quantity> {
+    let limits = resources?.limits.as_ref()?;
     Quantity::parse(&limits.get(resource)?.0).ok()
 }
 
 /// Guaranteed: every container has limits of CPU and memory, equal to its requests. BestEffort: no
-/// container has either.
+/// container has either. What the pod as a whole asks for goes before what its containers do.
 pub fn class(spec: &PodSpec) -> Class {
-    let all = spec
+    let whole = spec.resources.as_ref().filter(|resources| {
+        let both = [&resources.requests, &resources.limits];
+        both.into_iter().flatten().any(|map| !map.is_empty())
+    });
+    let containers = spec
         .containers
         .iter()
         .chain(spec.init_containers.iter().flatten());
+    let all: Vec<Option<&ResourceRequirements>> = match whole {
+        Some(whole) => vec![Some(whole)],
+        None => containers.map(|c| c.resources.as_ref()).collect(),
+    };
     let zero = Quantity::default();
     let mut any = false;
     let mut guaranteed = true;
-    for container in all {
+    for resources in all {
         for resource in ["cpu", "memory"] {
-            let requested = request(container, resource).filter(|q| *q > zero);
-            let limited = limit(container, resource).filter(|q| *q > zero);
+            let requested = requested(resources, resource).filter(|q| *q > zero);
+            let limited = limited(resources, resource).filter(|q| *q > zero);
             any |= requested.is_some() || limited.is_some();
             guaranteed &= limited.is_some() && requested == limited;
         }
@@ -95,6 +111,14 @@ mod tests {
         assert_eq!(of(json!({"requests": {"cpu": "1"}})), Class::Burstable);
         let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
         assert_eq!(of(full), Class::Guaranteed);
+    }
+
+    #[test]
+    fn what_the_whole_pod_asks_for_decides() {
+        let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        let spec = json!({"containers": [{"name": "c"}], "resources": full});
+        let spec: PodSpec = serde_json::from_value(spec).expect("spec");
+        assert_eq!(class(&spec), Class::Guaranteed);
     }
 
     #[test]

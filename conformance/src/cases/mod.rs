@@ -251,6 +251,7 @@ pub const TABLE: &[Case] = table! {
         what_pods_use_is_served_as_metrics_server_reads_it
         limits_are_enforced_in_a_cgroup_that_the_site_gives;
     node:
+        a_full_node_takes_a_pod_for_each_that_ends
         a_pod_that_writes_more_than_it_may_is_evicted
         a_node_short_of_memory_evicts_the_pod_that_took_it_and_says_so
         a_static_pod_runs_on_when_its_mirror_is_deleted_and_ends_with_its_file

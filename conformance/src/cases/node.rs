@@ -21,6 +21,7 @@ pub fn options() -> String {
     let kubelet = [
         &format!("--pod-manifest-path={MANIFESTS}"),
         "--file-check-frequency=1s",
+        "--capacity=pods=12",
         "--minimum-image-ttl-duration=2s",
         "--image-maximum-gc-age=3s",
         "--eviction-hard=memory.available<1800Mi",
@@ -30,6 +31,51 @@ pub fn options() -> String {
         "{SIZE} --nodelist=node3 --export='ALL,HPK_STORE={STORE},HPK_KUBELET_OPTIONS={}'",
         kubelet.join(" ")
     )
+}
+
+const TWELVE: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: full}
+spec:
+  replicas: 12
+  selector: {matchLabels: {app: full}}
+  template:
+    metadata: {labels: {app: full}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: app, image: "busybox:1.37", command: [sleep, "1000"]}
+"#;
+
+pub fn a_full_node_takes_a_pod_for_each_that_ends(context: &mut Context) -> Result<()> {
+    let cluster = context.own_node()?;
+    let namespace = cluster.namespace("full")?;
+    cluster.apply(&namespace, TWELVE)?;
+    cluster.roll_out(&namespace, "deployment/full", 60)?;
+    let pods = || {
+        cluster
+            .kubectl(&format!("-n {namespace} get pods -o name"))
+            .success()
+    };
+    let before = pods()?;
+    let some: Vec<&str> = before.lines().take(6).collect();
+    // Waits until all six are gone.
+    cluster
+        .kubectl(&format!("-n {namespace} delete {}", some.join(" ")))
+        .limit(60)
+        .success()?;
+    cluster.roll_out(&namespace, "deployment/full", 60)?;
+    let refused = cluster
+        .kubectl(&format!(
+            "-n {namespace} get pods --field-selector=status.phase=Failed -o wide"
+        ))
+        .success()?;
+    ensure!(refused.is_empty(), "the node refused pods:\n{refused}");
+    cluster
+        .kubectl(&format!("-n {namespace} delete deployment full"))
+        .success()?;
+    cluster.remove_namespace(&namespace)
 }
 
 /// Writes more than its volume, or its container, may have.

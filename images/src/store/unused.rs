@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::claims::{age, changed, claimed, server_time};
 use super::error::Error;
-use super::files::{Files, ImageRecord, listed, read_json, remove};
+use super::files::{Files, listed, remove};
 use super::{Store, blocking, full_or, hex_of};
 use crate::lease::Lease;
 
@@ -73,10 +73,11 @@ fn stored(files: &Files) -> Result<Vec<Stored>, Error> {
         let Some(used) = changed(&record)?.map_or_else(|| changed(&path), |t| Ok(Some(t)))? else {
             continue;
         };
-        let known: Option<ImageRecord> = read_json(&record)?;
-        let size = match known {
-            Some(known) => known.size,
-            None => fs::metadata(&path).map_or(0, |metadata| metadata.len()),
+        let size = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            // Removed meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io("looking at", &path, e)),
         };
         let digest = format!("sha256:{hex}");
         let mut names = names.remove(&digest).unwrap_or_default();
@@ -136,6 +137,7 @@ mod tests {
 
     use super::*;
     use crate::store::claims::EXPIRY;
+    use crate::store::files::ImageRecord;
     use crate::{Limits, StoreConfig};
 
     struct Home {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hpk_images::store::{self, claims};
@@ -82,7 +82,9 @@ impl Images {
             self.claims.release(&digest).await?;
         }
         self.claims.beat().await?;
-        self.free(limits).await
+        let freed = self.free(limits).await;
+        self.list_anew();
+        freed
     }
 
     /// Removes from the store what nobody uses, as far as the limits want it.
@@ -123,12 +125,28 @@ impl Images {
         Ok(used)
     }
 
-    /// The store's images as the node's status lists them.
+    /// The store's images as the node's status lists them: read when one was pulled here, and once a minute for what
+    /// others pull.
     ///
     /// # Errors
     /// If the store can't be read.
     pub async fn listed(&self) -> Result<Vec<ContainerImage>, store::Error> {
-        Ok(listed(self.store.stored().await?))
+        let known = self.listing().clone();
+        if let Some(images) = known {
+            return Ok(images);
+        }
+        let images = listed(self.store.stored().await?);
+        *self.listing() = Some(images.clone());
+        Ok(images)
+    }
+
+    /// The store has changed, or may have.
+    pub(super) fn list_anew(&self) {
+        *self.listing() = None;
+    }
+
+    fn listing(&self) -> MutexGuard<'_, Option<Vec<ContainerImage>>> {
+        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -18,7 +18,7 @@ use hpk_images::{
     overlay, store,
 };
 use hpk_shim_client::Mount;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{ContainerImage, Pod, Secret};
 use oci_spec::image::ImageConfiguration;
 use thiserror::Error;
 use tracing::warn;
@@ -123,6 +123,8 @@ pub struct Images {
     claims: Claims,
     since: Instant,
     uses: Uses,
+    /// What the node lists, until it has changed.
+    listing: Mutex<Option<Vec<ContainerImage>>>,
     /// Held for writing while an image is given up.
     gate: tokio::sync::RwLock<()>,
 }
@@ -183,6 +185,7 @@ impl Images {
             claims,
             since: Instant::now(),
             uses: Uses::default(),
+            listing: Mutex::default(),
             gate: tokio::sync::RwLock::default(),
         })
     }
@@ -280,6 +283,7 @@ impl Images {
                     .await
                     .map_err(pull_error)?;
                 witness.pulled(since.elapsed(), image.size);
+                self.list_anew();
                 Ok(image)
             }
         }

@@ -100,6 +100,11 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
             .verdict
             .as_ref()
             .map(|verdict| verdict.message.clone()),
+        resources: spec.resources.clone(),
+        allocated_resources: spec
+            .resources
+            .as_ref()
+            .and_then(|whole| whole.requests.clone()),
         observed_generation: pod.metadata.generation,
         ..PodStatus::default()
     }
