@@ -17,6 +17,7 @@ pub const GONE: u64 = 30;
 #[derive(Debug, Clone)]
 pub struct Cluster {
     testbed: Testbed,
+    user: &'static str,
     pub job: String,
     pub nodes: usize,
     /// From sbatch to the job's "Ready" line, in seconds.
@@ -36,12 +37,12 @@ pub const CHECKOUT: Script = Script {
     file: "/hpk/slurm/hpk.slurm",
 };
 
-/// Submits the job script as hpc; `options` go to sbatch.
-fn submit(testbed: &Testbed, script: Script, options: &str) -> Result<String> {
+/// Submits the job script as `user`; `options` go to sbatch.
+fn submit(testbed: &Testbed, user: &str, script: Script, options: &str) -> Result<String> {
     let Script { folder, file } = script;
     let job = testbed
         .on(
-            "hpc",
+            user,
             "login",
             format!("cd {folder} && sbatch --parsable --output=$HOME/hpk-%j.log {options} {file}"),
         )
@@ -107,13 +108,34 @@ impl Cluster {
         nodes: usize,
         options: &str,
     ) -> Result<Self> {
+        Self::start_of(testbed, "hpc", script, nodes, options)
+    }
+
+    /// The same as another user than hpc.
+    pub fn start_as(
+        testbed: &Testbed,
+        user: &'static str,
+        nodes: usize,
+        options: &str,
+    ) -> Result<Self> {
+        Self::start_of(testbed, user, CHECKOUT, nodes, options)
+    }
+
+    fn start_of(
+        testbed: &Testbed,
+        user: &'static str,
+        script: Script,
+        nodes: usize,
+        options: &str,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let job = submit(testbed, script, &format!("--nodes={nodes} {options}"))?;
+        let options = format!("--nodes={nodes} {options}");
+        let job = submit(testbed, user, script, &options)?;
         let ready = wait::until(
             &format!("job {job} to be ready"),
             Duration::from_secs(READY),
             || {
-                let log = log(testbed, "hpc", &job)?;
+                let log = log(testbed, user, &job)?;
                 if log.contains("Ready in ") {
                     return Ok(Ok(()));
                 }
@@ -126,6 +148,7 @@ impl Cluster {
         );
         let cluster = Self {
             testbed: testbed.clone(),
+            user,
             job,
             nodes,
             ready_after: start.elapsed().as_secs_f64(),
@@ -152,6 +175,7 @@ impl Cluster {
         }
         Ok(Self {
             testbed: testbed.clone(),
+            user: "hpc",
             job,
             nodes: 0,
             ready_after: 0.0,
@@ -163,7 +187,7 @@ impl Cluster {
         let record = format!("cat ~/.hpk/clusters/{}/local/{host}", self.job);
         Ok(self
             .testbed
-            .on("hpc", host, record)
+            .on(self.user, host, record)
             .success()?
             .trim()
             .to_owned())
@@ -171,7 +195,7 @@ impl Cluster {
 
     pub fn cancel(&self) -> Result<()> {
         self.testbed
-            .on("hpc", "login", format!("scancel {}", self.job))
+            .on(self.user, "login", format!("scancel {}", self.job))
             .success()
             .map(drop)
     }
@@ -185,13 +209,13 @@ impl Cluster {
     /// `kubectl ARGUMENTS` on this cluster's context.
     pub fn kubectl(&self, arguments: &str) -> Exec<'_> {
         self.testbed
-            .on("hpc", "login", self.kubectl_line(arguments))
+            .on(self.user, "login", self.kubectl_line(arguments))
     }
 
     /// kubectl as a user calls it: whatever context `~/.hpk/kubeconfig` has as current.
     pub fn kubectl_of_the_user(&self, arguments: &str) -> Exec<'_> {
         self.testbed.on(
-            "hpc",
+            self.user,
             "login",
             format!("KUBECONFIG=~/.hpk/kubeconfig kubectl {arguments}"),
         )

@@ -8,6 +8,7 @@ use hpk_images::{Mounter, user};
 use hpk_shim_client::{
     Bootstrap, CreateRequest, Error, Mount, Shim, Stdio, TaskStatus, delete_binary, read_address,
 };
+use hpk_userns::Mapped;
 
 use crate::config::Config;
 use crate::container::{Places, Record};
@@ -220,7 +221,7 @@ fn ignore_gone(error: anyhow::Error) -> anyhow::Result<u32> {
 
 /// The user of an image, and what capabilities there are.
 pub fn lookups(lower: &std::path::Path, wanted: &str) -> anyhow::Result<(user::User, u64)> {
-    let user = user::resolve(lower, wanted)?;
+    let user = user::resolve(lower, wanted)?.within(&Mapped::here()?);
     let status =
         std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
     let bounding = parse_bounding(&status).context("no CapBnd in /proc/self/status")?;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use hpk_userns::Mapped;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
 
@@ -70,6 +71,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// This process's ids.
+    #[error(transparent)]
+    Ids(#[from] hpk_userns::inside::Unreadable),
     /// A task of ours ended too early.
     #[error("a task was cut off: {0}")]
     Interrupted(String),
@@ -284,12 +288,8 @@ async fn start(sqfs: &Path, target: &Path) -> Result<(), Error> {
     let program =
         find_squashfuse(std::env::var_os("PATH").as_deref()).ok_or(Error::NoSquashfuse)?;
     let mut command = tokio::process::Command::new(&program);
-    // Other users of the container are let in; overlayfs checks their permissions. Only root may say so without
-    // user_allow_other in /etc/fuse.conf.
-    let options = match nix::unistd::geteuid().is_root() {
-        true => "ro,nosuid,nodev,allow_other",
-        false => "ro,nosuid,nodev",
-    };
+    let mapped = Mapped::here()?;
+    let options = options(nix::unistd::geteuid().is_root(), &mapped);
     command.arg("-o").arg(options).arg(sqfs).arg(target);
     command
         .stdin(Stdio::null())
@@ -322,6 +322,17 @@ async fn start(sqfs: &Path, target: &Path) -> Result<(), Error> {
     }))
 }
 
+/// As root, other users of the container are let in; overlayfs checks their permissions. (Only root may say so without
+/// user_allow_other in /etc/fuse.conf.) Where root is the only user, all files are its own: one of a user that isn't
+/// mapped could be neither written nor removed, not even through an overlay.
+fn options(is_root: bool, mapped: &Mapped) -> &'static str {
+    match is_root {
+        true if mapped.is_single() => "ro,nosuid,nodev,allow_other,uid=0,gid=0",
+        true => "ro,nosuid,nodev,allow_other",
+        false => "ro,nosuid,nodev",
+    }
+}
+
 /// squashfuse_ll before squashfuse (it is the faster one), along `path`, then where Apptainer keeps its own.
 fn find_squashfuse(path: Option<&OsStr>) -> Option<PathBuf> {
     let path = path.unwrap_or_default().as_bytes().split(|b| *b == b':');
@@ -347,6 +358,13 @@ mod tests {
             parse_mounts(text),
             [PathBuf::from("/run/x y"), PathBuf::from("/z")]
         );
+    }
+
+    #[test]
+    fn where_root_is_the_only_user_all_files_are_its_own() {
+        assert!(options(true, &Mapped::root_only()).ends_with(",uid=0,gid=0"));
+        assert!(!options(true, &Mapped::all()).contains("uid="));
+        assert!(!options(false, &Mapped::all()).contains("allow_other"));
     }
 
     #[test]

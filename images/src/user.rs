@@ -5,6 +5,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
+use hpk_userns::Mapped;
+
 /// Ids of a process, numbers of the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -18,6 +20,15 @@ pub struct User {
     pub name: Option<String>,
     /// Home folder from /etc/passwd, else `/`.
     pub home: String,
+}
+
+impl User {
+    /// Without the additional groups that this user namespace lacks: only the image has listed the user in them.
+    #[must_use]
+    pub fn within(mut self, mapped: &Mapped) -> Self {
+        self.additional_gids.retain(|gid| mapped.has_group(*gid));
+        self
+    }
 }
 
 /// Why a user could not be resolved.

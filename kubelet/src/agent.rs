@@ -81,6 +81,7 @@ impl Agent {
         Sources {
             reader: &self.reader,
             images: &self.images,
+            ids: &self.host.ids,
             recorder: &self.recorder,
             witness,
         }

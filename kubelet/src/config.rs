@@ -68,6 +68,9 @@ pub struct Args {
     /// The resolver configuration that pods with dnsPolicy Default get.
     #[arg(long, default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
+    /// Run containers as root where their users aren't mapped on this node, unless their pods say no.
+    #[arg(long)]
+    pub squash_ids: bool,
     #[arg(long)]
     pub tls_cert_file: Option<PathBuf>,
     #[arg(long)]

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use hpk_images::container_defaults::parse_bounding;
 use hpk_images::manifest::machine_architecture;
 use hpk_shim_client::{Bootstrap, EventKind, serve_events};
+use hpk_userns::Mapped;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -227,6 +228,7 @@ fn host(config: &Config) -> Result<Host> {
             .map_or(0, |quantity| quantity.value()),
         oom_score_floor: floor.trim().parse().context("parse oom_score_adj")?,
         bounding,
+        ids: Mapped::here().context("look for mapped ids")?,
         machine: seccomp::Machine {
             architecture: machine_architecture(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").context("read osrelease")?,

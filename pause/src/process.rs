@@ -212,8 +212,9 @@ fn become_user(process: &Process, shim: &Shim) -> Result<(), Error> {
     }
     let groups: Vec<Gid> = process.groups.iter().map(|&g| Gid::from_raw(g)).collect();
     match setgroups(&groups) {
-        // In a user namespace without a subgid range setgroups is denied; harmless if nothing is asked.
-        Err(Errno::EPERM) if groups.is_empty() => {}
+        // In a user namespace without a subgid range setgroups is denied; harmless if no more is asked than the
+        // primary group, which is listed too by some callers.
+        Err(Errno::EPERM) if process.groups.iter().all(|&group| group == process.gid) => {}
         other => other.context(|| format!("set groups {:?}", process.groups))?,
     }
     let gid = Gid::from_raw(process.gid);

@@ -65,6 +65,8 @@ pub enum Error {
     #[error("{0} is not implemented by this runtime")]
     Unimplemented(&'static str),
     #[error(transparent)]
+    Ids(#[from] hpk_userns::inside::Unreadable),
+    #[error(transparent)]
     Cgroup(#[from] hpk_cgroup::Error),
 }
 
@@ -103,6 +105,7 @@ impl Error {
             | Self::Hook { .. }
             | Self::Container(_)
             | Self::Logger { .. }
+            | Self::Ids(_)
             | Self::Cgroup(
                 hpk_cgroup::Error::File { .. } | hpk_cgroup::Error::NotHandedOver { .. },
             ) => ttrpc::Code::UNKNOWN,

@@ -19,6 +19,7 @@ mod sysctl;
 use std::path::{Path, PathBuf};
 
 use hpk_pause::wire;
+use hpk_userns::Mapped;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
@@ -87,7 +88,7 @@ pub fn container(
     bundle: &Path,
     rootfs_mounts: Vec<rootfs::Mount>,
     terminal: bool,
-    mapped: &ids::Mapped,
+    mapped: &Mapped,
 ) -> Result<Container, Error> {
     refuse::spec(spec)?;
     let linux = spec.linux().clone().unwrap_or_default();
@@ -129,7 +130,9 @@ pub fn container(
         }
     }
     let squash = config::annotation(spec, ids::SQUASH) == Some("true");
-    planned.warnings.extend(mapped.check(&mut process, squash)?);
+    planned
+        .warnings
+        .extend(ids::check(mapped, &mut process, squash)?);
     Ok(Container {
         rootfs,
         rootfs_mounts,
@@ -169,14 +172,10 @@ pub fn container(
 }
 
 /// Plans a further process.
-pub fn exec(
-    process: &Process,
-    terminal: bool,
-    mapped: &ids::Mapped,
-) -> Result<wire::Process, Error> {
+pub fn exec(process: &Process, terminal: bool, mapped: &Mapped) -> Result<wire::Process, Error> {
     refuse::process(process)?;
     let mut planned = process::plan(process, terminal)?;
-    mapped.check(&mut planned, false)?;
+    ids::check(mapped, &mut planned, false)?;
     Ok(planned)
 }
 

@@ -19,13 +19,13 @@ use containerd_shim::{
 };
 use hpk_cgroup::hierarchies;
 use hpk_pause::sys;
+use hpk_userns::Mapped;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     apply::{programs::Programs, reaper::Reaper},
     error::Error,
     events::Events,
-    plan::ids::Mapped,
     service::Service,
 };
 

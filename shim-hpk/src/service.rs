@@ -19,13 +19,13 @@ use std::{
 
 use containerd_shim::asynchronous::ExitSignal;
 use hpk_cgroup::Hierarchy;
+use hpk_userns::Mapped;
 
 use crate::{
     apply::{programs::Programs, reaper::Reaper},
     error::Error,
     events::Events,
     logger::Owner,
-    plan::ids::Mapped,
     procfs::Membership,
 };
 use containers::{Container, Process, label};

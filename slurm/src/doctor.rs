@@ -11,7 +11,6 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 pub use judge::{Finding, Verdict};
-pub use observe::SubordinateIds;
 
 /// Prints the table; the exit code is 1 when something essential lacks.
 pub fn doctor() -> Result<ExitCode> {

@@ -10,10 +10,10 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
+use hpk_userns::Ids;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::doctor::SubordinateIds;
 use crate::{own_path, settings};
 
 /// What the child does.
@@ -79,14 +79,15 @@ fn probe_overlay(dir: &Path) -> Result<()> {
     .context("mounting an overlay")
 }
 
-/// Removes `dir`, with the help of a user namespace where its files belong to subordinate ids.
+/// Removes `dir`, with the help of a user namespace where its files belong to subordinate ids, or where
+/// the user's own folders are closed to itself.
 pub fn remove_tree(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(_) => {} // files of others: tried again below, where its error counts
     }
-    let ids = SubordinateIds::of_this_user()?;
+    let ids = Ids::of_this_user(&settings::search_path())?;
     let mut child = Command::new(own_path()?)
         .args(["in-userns", "remove"])
         .arg(dir)
@@ -95,7 +96,7 @@ pub fn remove_tree(dir: &Path) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .context("starting the remover")?;
-    let pid = child.id().to_string();
+    let pid = child.id();
     let mapped = child
         .stdout
         .take()
@@ -105,13 +106,7 @@ pub fn remove_tree(dir: &Path) -> Result<()> {
             BufReader::new(output)
                 .read_line(&mut line)
                 .context("awaiting the remover")?;
-            map("newuidmap", &pid, nix::unistd::getuid().as_raw(), ids.users)?;
-            map(
-                "newgidmap",
-                &pid,
-                nix::unistd::getgid().as_raw(),
-                ids.groups,
-            )
+            Ok(ids.map(pid)?)
         });
     if let Some(mut input) = child.stdin.take() {
         // A remover that has failed already says so by its exit code.
@@ -123,26 +118,6 @@ pub fn remove_tree(dir: &Path) -> Result<()> {
         bail!(
             "removing {} in a user namespace: {}",
             dir.display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(())
-}
-
-/// Maps 0 to the user and the rest to the range, as Apptainer's `--fakeroot` does.
-fn map(program: &str, pid: &str, own: u32, range: (u32, u32)) -> Result<()> {
-    let path = settings::search_path();
-    let program_path = crate::files::find_program(program, &path)
-        .with_context(|| format!("{program} is not installed"))?;
-    let numbers = [0, own, 1, 1, range.0, range.1].map(|number| number.to_string());
-    let output = Command::new(program_path)
-        .arg(pid)
-        .args(numbers)
-        .output()
-        .with_context(|| format!("running {program}"))?;
-    if !output.status.success() {
-        bail!(
-            "{program}: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }

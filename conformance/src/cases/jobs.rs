@@ -47,10 +47,10 @@ fn left(testbed: &Testbed, job: &str) -> Result<String> {
     for host in ["node1", "node2", "node3"] {
         let script = format!(
             "for p in /proc/[0-9]*; do \
-               {{ grep -qs '/hpk-1000-{job}-[0-9a-f]*[/ ]' $p/mountinfo || tr '\\0' ' ' 2>/dev/null <$p/cmdline | grep -q 'hpk-bubbl[e] {job} '; }} || continue; \
+               {{ grep -qs '/hpk-[0-9]*-{job}-[0-9a-f]*[/ ]' $p/mountinfo || tr '\\0' ' ' 2>/dev/null <$p/cmdline | grep -q 'hpk-bubbl[e] {job} '; }} || continue; \
                echo \"process ${{p#/proc/}} $(tr '\\0' ' ' 2>/dev/null <$p/cmdline | cut -c1-150)\"; done; \
-             grep -e 'hpk-1000-{job}-' /proc/mounts | sed 's/^/mount /'; \
-             ls -d /tmp/hpk-*-{job}-* /run/hpk* /dev/shm/* /home/hpc/.apptainer/instances/app/*/hpc/bubble*-{job} 2>/dev/null | sed 's/^/file /'; true"
+             grep -e 'hpk-[0-9]*-{job}-' /proc/mounts | sed 's/^/mount /'; \
+             ls -d /tmp/hpk-*-{job}-* /run/hpk* /dev/shm/* /home/*/.apptainer/instances/app/*/*/bubble*-{job} 2>/dev/null | sed 's/^/file /'; true"
         );
         for line in testbed.on("root", host, script).success()?.lines() {
             found.push_str(&format!("{host}: {line}\n"));

@@ -4,7 +4,7 @@
 //! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
 //! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
 //! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `faults` (killed processes), `jobs` (the
-//! job's life), `measuring` (the benchmarks, not their
+//! job's life), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
 //! figures).
 
 mod connections;
@@ -20,6 +20,7 @@ mod overlay;
 mod parts;
 mod pods;
 mod refusals;
+mod single;
 mod streams;
 mod volumes;
 
@@ -231,12 +232,12 @@ pub const TABLE: &[Case] = table! {
         a_malformed_cni_conf_is_refused_with_its_fault
         a_full_image_store_is_reported_and_keeps_what_it_has
         a_missing_apptainer_is_named
-        a_cgroup_that_nobody_gave_is_named
-        a_user_without_subuids_is_told_so;
+        a_cgroup_that_nobody_gave_is_named;
     parts:
         the_cnitool_example_of_the_docs_works
         the_ctr_example_of_the_docs_works
         the_shim_keeps_its_promises_under_containerd
+        the_shim_pauses_on_a_tree_of_cgroup_v2_alone
         the_shim_refuses_hostile_specs_and_leaves_nothing
         the_shim_runs_pods_as_the_kubelet_drives_it
         the_same_kubelet_runs_pods_on_runc_and_the_bridge_plugin
@@ -274,6 +275,8 @@ pub const TABLE: &[Case] = table! {
         twenty_pods_outlive_a_killed_kubelet
         every_other_process_of_a_bubble_comes_back
         two_clusters_share_their_hosts;
+    single:
+        a_user_without_subuids_has_a_cluster_on_which_root_is_the_only_user;
     jobs:
         a_cancelled_job_leaves_nothing_behind
         a_single_node_is_a_cluster

@@ -6,10 +6,8 @@
 //!
 //! - `bubble`: finding a bubble of the user's on this host
 //! - `namespaces`: entering new ones
-//! - `ids`: subordinate ids
 
 mod bubble;
-mod ids;
 mod namespaces;
 
 use std::fs;

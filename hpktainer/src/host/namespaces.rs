@@ -11,6 +11,7 @@ use std::io::{self, PipeReader, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, bail};
+use hpk_userns::Ids;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -19,7 +20,6 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, setresgid, setresuid};
 
 use super::code_of;
-use super::ids::SubordinateIds;
 
 /// Returns nothing in the process that goes on, and in this one, when that one has ended, its exit code.
 pub fn enter(background: bool) -> anyhow::Result<Option<u8>> {
@@ -56,7 +56,7 @@ pub fn enter(background: bool) -> anyhow::Result<Option<u8>> {
 
 /// Makes the namespaces. A child that stays outside writes the maps of ids: we can't, any more.
 fn become_root() -> anyhow::Result<()> {
-    let ids = SubordinateIds::of_this_user()?;
+    let ids = Ids::of_this_user(&std::env::var("PATH").unwrap_or_default())?;
     let (entered, mut tell) = io::pipe().context("making a pipe")?;
     let pid = getpid();
     // SAFETY: this process has one thread, so the child may do anything.
@@ -91,12 +91,12 @@ fn become_root() -> anyhow::Result<()> {
     setresuid(0.into(), 0.into(), 0.into()).context("becoming user 0")
 }
 
-fn map_when_told(mut entered: PipeReader, ids: &SubordinateIds, pid: Pid) -> anyhow::Result<()> {
+fn map_when_told(mut entered: PipeReader, ids: &Ids, pid: Pid) -> anyhow::Result<()> {
     let mut told = [0];
     match entered.read(&mut told).context("waiting to map ids")? {
         // It failed, and says so itself.
         0 => Ok(()),
-        _ => ids.map(pid),
+        _ => Ok(ids.map(pid.as_raw().unsigned_abs())?),
     }
 }
 

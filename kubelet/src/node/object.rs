@@ -15,6 +15,10 @@ use super::standing::Standing;
 use crate::config::{Config, KUBELET_VERSION};
 use crate::quantity::Quantity;
 
+/// Pods run as root alone.
+const SINGLE_ID: &str = "SingleId";
+/// The label of nodes of which that is true.
+const SINGLE_ID_LABEL: &str = "hpk.io/single-id";
 /// Pods may use more than their limits.
 const LIMITS_NOT_ENFORCED: &str = "LimitsNotEnforced";
 
@@ -32,6 +36,8 @@ pub struct Observed {
     pub standing: Standing,
     /// Controllers, of `cpu` and `memory`, of which pods' cgroups can't be made.
     pub unenforced: Vec<&'static str>,
+    /// Root, which is the job's user, is the only user.
+    pub single_id: bool,
     /// Bytes of the disk under the pods' files.
     pub disk: u64,
     /// Of the image store, as many as a node lists.
@@ -56,6 +62,8 @@ pub fn labels(config: &Config, observed: &Observed) -> BTreeMap<String, String> 
             observed.architecture.clone(),
         ),
     ]);
+    // Written also where it isn't so: a node's labels outlive the kubelet that set them.
+    labels.insert(SINGLE_ID_LABEL.to_owned(), observed.single_id.to_string());
     labels.extend(config.labels.clone());
     labels
 }
@@ -222,6 +230,21 @@ fn conditions(observed: &Observed, old: &[NodeCondition], now: Timestamp) -> Vec
                 );
                 condition(LIMITS_NOT_ENFORCED, true, "CgroupsNotWritable", &message)
             }
+        },
+        match observed.single_id {
+            false => condition(
+                SINGLE_ID,
+                false,
+                "IdsMapped",
+                "pods run as the users they ask for",
+            ),
+            true => condition(
+                SINGLE_ID,
+                true,
+                "NoSubordinateIds",
+                "the job's user has no subordinate ids: pods run as root alone, and those that ask for \
+                 another user are refused unless annotated slurm.hpk.io/squash-ids: \"true\"",
+            ),
         },
         match &observed.not_ready {
             _ if standing.shutting_down => {

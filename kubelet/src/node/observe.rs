@@ -41,6 +41,7 @@ pub async fn observe(agent: &Agent) -> Observed {
         disk,
         images,
         unenforced: unenforced(&agent.cgroups),
+        single_id: agent.host.ids.is_single(),
     }
 }
 

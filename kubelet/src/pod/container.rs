@@ -21,7 +21,9 @@ use super::record::SandboxRecord;
 use super::sandbox::write_json;
 use crate::agent::Agent;
 use crate::env::{self, Objects, Reference};
+use crate::events::Kind;
 use crate::images::Ready;
+use crate::spec::ids::Fitted;
 use crate::spec::mounts::PodFiles;
 use crate::spec::seccomp::{self, Wanted};
 use crate::spec::{self, Inputs};
@@ -323,6 +325,16 @@ fn write_bundle(
     let asked = spec::process::user_to_resolve(pod, container, &image_user);
     let found = hpk_images::user::resolve(&image.lower, &asked)?;
     let user = spec::process::user(pod, container, found).map_err(spec::Error::from)?;
+    let squash = agent.config.args.squash_ids;
+    let fitted = spec::ids::fit(pod, container, user, &agent.host.ids, squash);
+    let Fitted {
+        user,
+        pretend,
+        news,
+    } = fitted.map_err(spec::Error::from)?;
+    if let Some((reason, message)) = news {
+        agent.recorder.pod(pod, Kind::Warning, reason, message);
+    }
 
     let message = paths.termination_message(&container.name, wanted.attempt);
     create_file(&message, 0o666)?;
@@ -355,6 +367,11 @@ fn write_bundle(
             Some(&local)
         }
     };
+    let pretending = pretend.then(|| {
+        let asked = seccomp.cloned();
+        asked.unwrap_or_else(seccomp::Profile::open).pretending()
+    });
+    let seccomp = pretending.as_ref().or(seccomp);
     let spec = spec::container(Inputs {
         pod,
         container,

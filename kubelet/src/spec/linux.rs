@@ -77,8 +77,8 @@ pub enum Side {
     Network,
 }
 
-/// The pod's sysctls of one side, with containerd's defaults for the network: unprivileged ping and
-/// low ports.
+/// The pod's sysctls of one side, with containerd's default for the network: unprivileged low ports.
+/// (Its other one, unprivileged ping, comes with the namespace.)
 pub fn sysctls(pod: &Pod, side: Side) -> HashMap<String, String> {
     let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let mut all = HashMap::new();
@@ -87,7 +87,6 @@ pub fn sysctls(pod: &Pod, side: Side) -> HashMap<String, String> {
             "net.ipv4.ip_unprivileged_port_start".to_owned(),
             "0".to_owned(),
         );
-        all.insert("net.ipv4.ping_group_range".to_owned(), "0 65535".to_owned());
     }
     for sysctl in context
         .and_then(|c| c.sysctls.as_ref())

@@ -5,12 +5,14 @@
 //! - `linux`: namespaces, hidden paths
 //! - `limits`: CPU and memory
 //! - `seccomp`: which system calls
+//! - `ids`: users and groups that the node lacks
 //! - `hostname`: what the pod is called
 //! - `files`: `/etc/hosts`, `/etc/resolv.conf`
 //! - here: a sandbox's and a container's whole spec
 
 pub mod files;
 pub mod hostname;
+pub mod ids;
 pub mod limits;
 pub mod linux;
 pub mod mounts;
@@ -21,11 +23,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use hpk_images::container_defaults::{MASKED_PATHS, READONLY_PATHS, kernel_mounts};
+use hpk_userns::Mapped;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    LinuxBuilder, Mount, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxBuilder, Mount, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 use thiserror::Error;
 
@@ -38,6 +41,8 @@ pub enum Error {
     NoCommand(#[from] hpk_images::process_defaults::NoCommand),
     #[error(transparent)]
     Process(#[from] process::Error),
+    #[error(transparent)]
+    Ids(#[from] ids::Error),
     #[error(transparent)]
     Mounts(#[from] mounts::Error),
     #[error(transparent)]
@@ -57,6 +62,8 @@ pub struct Host {
     pub oom_score_floor: i32,
     /// Capabilities that can be given at all (the bounding set's numbers, capabilities(7)).
     pub bounding: u64,
+    /// Users and groups that there are.
+    pub ids: Mapped,
     pub machine: seccomp::Machine,
 }
 
@@ -129,7 +136,7 @@ pub fn sandbox(
 ) -> Result<Spec, Error> {
     let process = ProcessBuilder::default()
         .terminal(false)
-        .user(UserBuilder::default().uid(65535u32).gid(65535u32).build()?)
+        .user(sandbox_user(&host.ids)?)
         .args(vec!["/pause".to_owned()])
         .env(vec![format!(
             "PATH={}",
@@ -163,6 +170,14 @@ pub fn sandbox(
     let named = sandbox.netns.is_some();
     spec.set_hostname(named.then(|| hostname.to_owned()));
     Ok(spec)
+}
+
+/// Nobody, as in the stock sandbox image; root where that is all there is.
+fn sandbox_user(ids: &Mapped) -> Result<User, OciSpecError> {
+    const NOBODY: u32 = 65_535;
+    let has = ids.has_user(NOBODY) && ids.has_group(NOBODY);
+    let id = if has { NOBODY } else { 0 };
+    UserBuilder::default().uid(id).gid(id).build()
 }
 
 /// The spec of one of the pod's containers.

@@ -118,7 +118,68 @@ pub struct Machine {
     pub kernel: String,
 }
 
+/// What changes a file's owner or a process's users and groups.
+const OF_IDS: [&str; 21] = [
+    "chown",
+    "chown32",
+    "fchown",
+    "fchown32",
+    "fchownat",
+    "lchown",
+    "lchown32",
+    "setgid",
+    "setgid32",
+    "setgroups",
+    "setgroups32",
+    "setregid",
+    "setregid32",
+    "setresgid",
+    "setresgid32",
+    "setresuid",
+    "setresuid32",
+    "setreuid",
+    "setreuid32",
+    "setuid",
+    "setuid32",
+];
+
 impl Profile {
+    /// One that forbids nothing, to programs of any architecture that the machine runs.
+    pub fn open() -> Self {
+        let runs = |architecture: &str, older: &[&str]| Architecture {
+            architecture: architecture.to_owned(),
+            sub_architectures: older.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        Self {
+            default_action: json!("SCMP_ACT_ALLOW"),
+            default_errno_ret: None,
+            architectures: Vec::new(),
+            arch_map: vec![
+                runs("SCMP_ARCH_X86_64", &["SCMP_ARCH_X86", "SCMP_ARCH_X32"]),
+                runs("SCMP_ARCH_AARCH64", &["SCMP_ARCH_ARM"]),
+            ],
+            flags: Vec::new(),
+            syscalls: Vec::new(),
+        }
+    }
+
+    /// The same, but for system calls that change ids: they do nothing, and say that they did.
+    pub fn pretending(mut self) -> Self {
+        for rule in &mut self.syscalls {
+            rule.names.retain(|name| !OF_IDS.contains(&name.as_str()));
+        }
+        self.syscalls.retain(|rule| !rule.names.is_empty());
+        self.syscalls.push(Rule {
+            names: OF_IDS.map(str::to_owned).into(),
+            action: json!("SCMP_ACT_ERRNO"),
+            errno_ret: Some(0),
+            args: None,
+            includes: Condition::default(),
+            excludes: Condition::default(),
+        });
+        self
+    }
+
     /// The profile for a container with these capabilities.
     ///
     /// # Errors
@@ -239,6 +300,32 @@ mod tests {
             kernel: "4.4.0".to_owned(),
         };
         assert_eq!(allowed(&old, &[]), ["read", "umount"]);
+    }
+
+    #[test]
+    fn a_pretended_system_call_is_in_one_rule_only_and_says_that_it_did() {
+        let machine = Machine {
+            architecture: "amd64",
+            kernel: "6.18.44-x".to_owned(),
+        };
+        let mut strict = profile();
+        strict.syscalls[0].names.push("chown".to_owned());
+        for profile in [strict, Profile::open()] {
+            let seccomp = profile.pretending().resolve(&machine, &HashSet::new());
+            let seccomp = seccomp.expect("resolved");
+            let rules = seccomp.syscalls().clone().expect("rules");
+            let chown = rules
+                .iter()
+                .filter(|rule| rule.names().contains(&"chown".to_owned()));
+            let errors: Vec<_> = chown
+                .map(oci_spec::runtime::LinuxSyscall::errno_ret)
+                .collect();
+            assert_eq!(errors, [Some(0)]);
+            assert_eq!(
+                seccomp.architectures().clone().expect("known").len(),
+                2 + usize::from(rules.len() == 1)
+            );
+        }
     }
 
     #[test]

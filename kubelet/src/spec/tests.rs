@@ -7,6 +7,7 @@ fn host() -> Host {
         memory: 4 << 30,
         oom_score_floor: 0,
         bounding: u64::MAX,
+        ids: Mapped::all(),
         machine: seccomp::Machine {
             architecture: "amd64",
             kernel: "6.1".to_owned(),
@@ -176,6 +177,18 @@ fn the_sandbox_is_marked_for_the_shim() {
     let annotations = spec.annotations().clone().expect("annotations");
     assert_eq!(annotations["io.kubernetes.cri.container-type"], "sandbox");
     assert_eq!(annotations["io.kubernetes.cri.sandbox-id"], "s1");
+}
+
+#[test]
+fn where_root_is_all_there_is_the_sandbox_runs_as_root() {
+    let user = |ids| {
+        let host = Host { ids, ..host() };
+        let spec = sandbox(&Pod::default(), &view(), "web", &host, "/hpk/s".into());
+        let process = spec.expect("spec").process().clone();
+        process.expect("process").user().uid()
+    };
+    assert_eq!(user(Mapped::all()), 65_535);
+    assert_eq!(user(Mapped::root_only()), 0);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hpk_userns::Mapped;
 use k8s_openapi::api::core::v1::Pod;
 use thiserror::Error;
 
@@ -52,6 +53,8 @@ pub struct Sources<'a> {
     pub reader: &'a Reader,
     pub images: &'a Images,
     pub recorder: &'a Recorder,
+    /// Owners that files can have.
+    pub ids: &'a Mapped,
     /// Told of the images that are pulled.
     pub witness: &'a (dyn Fn(&str) -> Box<dyn Witness> + Sync),
 }
@@ -154,7 +157,7 @@ async fn provide(
     dirs: &Dirs,
     volume: &Planned,
 ) -> Result<Source, Cause> {
-    let group = fs_group(pod);
+    let group = fs_group(pod, sources.ids);
     match &volume.kind {
         Kind::Unsupported(kind) => Err(Cause::Unsupported(kind)),
         Kind::HostPath(source) => {
@@ -198,7 +201,10 @@ async fn provide(
         }
         Kind::ConfigMap(_) | Kind::Secret(_) | Kind::DownwardApi(_) | Kind::Projected(_) => {
             let fetched = fetch(sources.reader, pod, payload::needs(&volume.kind)).await?;
-            let files = payload::files(&volume.kind, pod, &fetched, facts)?;
+            let mut files = payload::files(&volume.kind, pod, &fetched, facts)?;
+            for file in files.values_mut() {
+                file.owner = file.owner.filter(|owner| sources.ids.has_user(*owner));
+            }
             let path = dirs.memory.join(&volume.name);
             atomic::write(&path, &files, &|folder| match group {
                 Some(group) => ownership::give_to_group(folder, group, true),
@@ -224,7 +230,7 @@ async fn claimed(
     let place = claim::place(volume, &bound)?;
     let is_local = matches!(place, claim::Place::Local(_));
     let path = place.ensure()?;
-    if let Some(group) = fs_group(pod).filter(|_| is_local) {
+    if let Some(group) = fs_group(pod, sources.ids).filter(|_| is_local) {
         give(&path, group, false)?;
     }
     Ok(path)
@@ -271,9 +277,12 @@ enum Answer {
     Token(String),
 }
 
-fn fs_group(pod: &Pod) -> Option<u32> {
+/// The group that volumes are given to. Where there is no such group, they are root's and so is
+/// every container.
+fn fs_group(pod: &Pod, ids: &Mapped) -> Option<u32> {
     let context = pod.spec.as_ref()?.security_context.as_ref()?;
-    u32::try_from(context.fs_group?).ok()
+    let group = u32::try_from(context.fs_group?).ok()?;
+    ids.has_group(group).then_some(group)
 }
 
 fn give(path: &Path, group: u32, read_only: bool) -> Result<(), Cause> {

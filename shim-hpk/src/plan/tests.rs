@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use hpk_userns::Mapped;
 use serde_json::{Value, json};
 
 use super::*;
@@ -33,7 +34,7 @@ fn planned(extra: Value) -> Container {
         Path::new("/bundle"),
         Vec::new(),
         false,
-        &ids::Mapped::all(),
+        &Mapped::all(),
     )
     .unwrap()
 }
@@ -45,7 +46,7 @@ fn refusal(extra: Value) -> String {
         Path::new("/bundle"),
         Vec::new(),
         false,
-        &ids::Mapped::all(),
+        &Mapped::all(),
     )
     .unwrap_err()
     .to_string()

@@ -51,6 +51,8 @@ pub struct BubbleSpec {
     pub proxies: Vec<(String, String)>,
     /// GiB that one image may unpack to, where the user says.
     pub image_max_gib: Option<u64>,
+    /// Containers whose users aren't mapped run as root, where their pods don't say no.
+    pub squash_ids: bool,
     /// Further options of the kubelet, as the user gives them.
     #[serde(default)]
     pub kubelet_options: Vec<String>,

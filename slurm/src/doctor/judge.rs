@@ -1,5 +1,7 @@
 //! What was seen, judged: fine, worth a warning, or missing, and what to ask the administrator for.
 
+use hpk_userns::Ids;
+
 use super::observe::Observed;
 use super::space::{home, local};
 
@@ -32,7 +34,6 @@ pub fn judge(seen: &Observed) -> Vec<Finding> {
         user_namespaces(seen),
         app_armor(seen),
         subordinate_ids(seen),
-        id_mappers(seen),
         apptainer(seen),
         device(
             "/dev/fuse",
@@ -131,25 +132,21 @@ fn subordinate_ids(seen: &Observed) -> Finding {
     let ask = format!(
         "ask for `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or ranges free at your site"
     );
-    match &seen.subordinate {
+    match &seen.ids {
         Err(error) => missing(WHAT, error.clone(), ask),
-        Ok(ids) if ids.users.1.min(ids.groups.1) < COMMON_IDS => warning(
+        Ok(Ids::Single { why }) => warning(
+            WHAT,
+            format!("{why}: single-id mode, in which pods run as root alone"),
+            format!("for pods with other users {ask}, and for the package uidmap (newuidmap)"),
+        ),
+        Ok(Ids::Subordinate(ids)) if ids.users.1.min(ids.groups.1) < COMMON_IDS => warning(
             WHAT,
             format!("{} users, {} groups", ids.users.1, ids.groups.1),
             format!("images with higher ids will fail; {ask}"),
         ),
-        Ok(ids) => fine(WHAT, format!("{} users from {}", ids.users.1, ids.users.0)),
-    }
-}
-
-fn id_mappers(seen: &Observed) -> Finding {
-    match (&seen.newuidmap, &seen.newgidmap) {
-        (Some(path), Some(_)) => fine("newuidmap", path.display().to_string()),
-        _ => missing(
-            "newuidmap",
-            "not found",
-            "ask for the package uidmap (shadow-utils)",
-        ),
+        Ok(Ids::Subordinate(ids)) => {
+            fine(WHAT, format!("{} users from {}", ids.users.1, ids.users.0))
+        }
     }
 }
 
@@ -237,8 +234,8 @@ fn overlay(seen: &Observed) -> Finding {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::doctor::SubordinateIds;
     use crate::doctor::observe::Place;
+    use hpk_userns::Ranges;
     use std::path::PathBuf;
 
     pub fn healthy() -> Observed {
@@ -251,12 +248,12 @@ pub mod tests {
         Observed {
             user: "hpc".into(),
             sysctls: vec![("user/max_user_namespaces", "96000".into())],
-            subordinate: Ok(SubordinateIds {
+            ids: Ok(Ids::Subordinate(Ranges {
                 users: (100_000, 65_536),
                 groups: (100_000, 65_536),
-            }),
-            newuidmap: Some(PathBuf::from("/usr/bin/newuidmap")),
-            newgidmap: Some(PathBuf::from("/usr/bin/newgidmap")),
+                newuidmap: PathBuf::from("/usr/bin/newuidmap"),
+                newgidmap: PathBuf::from("/usr/bin/newgidmap"),
+            })),
             apptainer: ("apptainer".into(), Ok("apptainer version 1.4.5".into())),
             fuse: Ok(()),
             tun: Ok(()),
@@ -287,13 +284,15 @@ pub mod tests {
     }
 
     #[test]
-    fn a_user_without_subuids_is_told_what_to_ask_for() {
+    fn a_user_without_subuids_is_told_of_the_mode_and_what_to_ask_for() {
+        let why = "user hpc has no range in /etc/subuid".to_owned();
         let seen = Observed {
-            subordinate: Err("user hpc has no range in /etc/subuid".into()),
+            ids: Ok(Ids::Single { why }),
             ..healthy()
         };
         let found = finding(&seen, "subuid and subgid");
-        assert_eq!(found.verdict, Verdict::Missing);
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.found.contains("single-id mode"), "{found:?}");
         assert!(found.ask.contains("usermod --add-subuids"));
     }
 

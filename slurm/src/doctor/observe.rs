@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use hpk_userns::Ids;
+use hpk_userns::outside::user_name;
 use nix::sys::statvfs::statvfs;
 
 use crate::{cgroups, files, own_path, settings};
@@ -16,9 +18,7 @@ pub struct Observed {
     pub user: String,
     /// Sysctls by path below /proc/sys; those that aren't there are left out.
     pub sysctls: Vec<(&'static str, String)>,
-    pub subordinate: Result<SubordinateIds, String>,
-    pub newuidmap: Option<PathBuf>,
-    pub newgidmap: Option<PathBuf>,
+    pub ids: Result<Ids, String>,
     /// The name asked for, and what `apptainer --version` said.
     pub apptainer: (String, Result<String, String>),
     pub fuse: Result<(), String>,
@@ -44,53 +44,6 @@ pub struct Place {
     pub lawless: bool,
 }
 
-/// The user's ranges in /etc/subuid and /etc/subgid: first id and count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SubordinateIds {
-    pub users: (u32, u32),
-    pub groups: (u32, u32),
-}
-
-impl SubordinateIds {
-    pub fn of_this_user() -> Result<Self> {
-        let uid = nix::unistd::getuid();
-        let user = user_name();
-        let range = |file: &str| {
-            let text = files::read(Path::new(file))?;
-            parse_range(&text, &user, uid.as_raw())
-                .with_context(|| format!("user {user} has no range in {file}"))
-        };
-        Ok(Self {
-            users: range("/etc/subuid")?,
-            groups: range("/etc/subgid")?,
-        })
-    }
-}
-
-/// The first range of the user, by name or number.
-fn parse_range(text: &str, user: &str, uid: u32) -> Option<(u32, u32)> {
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let owner = fields.next()?;
-        let start = fields.next()?.trim().parse().ok()?;
-        let count = fields.next()?.trim().parse().ok()?;
-        (owner == user || owner == uid.to_string()).then_some((start, count))
-    })
-}
-
-fn user_name() -> String {
-    let uid = nix::unistd::getuid();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let by_uid = passwd.lines().find_map(|line| {
-        let fields: Vec<_> = line.split(':').collect();
-        (fields.get(2) == Some(&uid.to_string().as_str())).then(|| fields[0].to_owned())
-    });
-    // Users of a directory service are not in /etc/passwd.
-    by_uid
-        .or_else(|| std::env::var("USER").ok())
-        .unwrap_or_else(|| uid.to_string())
-}
-
 pub fn observe() -> Observed {
     let path = settings::search_path();
     let text = |error: anyhow::Error| format!("{error:#}");
@@ -109,9 +62,7 @@ pub fn observe() -> Observed {
             Some((name, value.trim().to_owned()))
         })
         .collect(),
-        subordinate: SubordinateIds::of_this_user().map_err(text),
-        newuidmap: files::find_program("newuidmap", &path),
-        newgidmap: files::find_program("newgidmap", &path),
+        ids: Ids::of_this_user(&path).map_err(|error| text(error.into())),
         apptainer: apptainer(&path),
         fuse: openable("/dev/fuse"),
         tun: openable("/dev/net/tun"),
@@ -199,14 +150,6 @@ fn kind_of<'a>(mounts: &'a str, path: &Path) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_range_is_found_by_name_or_number() {
-        let text = "hpc:100000:65536\n1001:200000:65536\n";
-        assert_eq!(parse_range(text, "hpc", 1000), Some((100_000, 65_536)));
-        assert_eq!(parse_range(text, "eve", 1001), Some((200_000, 65_536)));
-        assert_eq!(parse_range(text, "bob", 1002), None);
-    }
 
     #[test]
     fn the_innermost_mount_names_the_type() {

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use hpk_userns::Ids;
+
 use super::binds::Bind;
 use super::turn::Turn;
 use crate::logs::last_lines;
@@ -20,6 +22,7 @@ pub struct Start<'a> {
     pub image: &'a Path,
     pub binds: &'a [Bind],
     pub host_name: &'a str,
+    pub ids: &'a Ids,
     /// Where Apptainer writes its init's PID.
     pub pid_file: &'a Path,
     /// The first that the user has free on this host is taken.
@@ -49,6 +52,11 @@ impl Start<'_> {
         .map(str::to_owned)
         .into();
         arguments.push(self.pid_file.display().to_string());
+        if let Ids::Single { .. } = self.ids {
+            // What Apptainer would fall back to where nothing better is; the program `fakeroot`, which it
+            // would use if it found one, pretends what isn't so in other users' sight.
+            arguments.extend(["--ignore-subuid", "--ignore-fakeroot-command"].map(str::to_owned));
+        }
         for bind in self.binds {
             arguments.push("--bind".into());
             arguments.push(bind.argument()?);
@@ -158,18 +166,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_instance_gets_no_network_of_the_hosts() {
+    fn the_instance_gets_no_network_and_in_single_id_mode_no_other_ids() {
         let start = Start {
             apptainer: Path::new("apptainer"),
             image: Path::new("/i.sif"),
             binds: &[Bind::new("/tmp/x", "/var/lib/hpk")],
             host_name: "node1",
+            ids: &Ids::Single { why: String::new() },
             pid_file: Path::new("/p"),
             names: &[],
             turn: Path::new("/l"),
         };
         let line = start.arguments("bubble1").unwrap().join(" ");
         assert!(line.contains("--fakeroot --net --network none"), "{line}");
+        assert!(line.contains("--ignore-subuid"), "{line}");
         assert!(
             line.ends_with("--bind /tmp/x:/var/lib/hpk /i.sif bubble1"),
             "{line}"

@@ -20,6 +20,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use hpk_userns::Ids;
 use tokio::net::UnixListener;
 
 use crate::bubble::spec::{BubbleSpec, OverlayMode};
@@ -200,6 +201,13 @@ impl Bubble<'_> {
     }
 
     fn start_instance(&self) -> Result<Instance> {
+        let ids = Ids::of_this_user(&settings::search_path())?;
+        if let Ids::Single { why } = &ids {
+            println!(
+                "hpk: {}: single-id mode, in which pods run as root alone: {why} (docs/single-id.md)",
+                self.node.name
+            );
+        }
         let own = own_path()?;
         let hpk_home = settings::hpk_home()?;
         let home = settings::home()?;
@@ -218,6 +226,7 @@ impl Bubble<'_> {
                 programs: stage::dev_programs(&own),
             }),
             host_name: &self.node.name,
+            ids: &ids,
             pid_file: &self.local.join("instance.pid"),
             names: &[short.clone(), format!("{short}-{}", self.cluster.id)],
             turn: &hpk_home

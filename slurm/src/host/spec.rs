@@ -53,6 +53,7 @@ impl Bubble<'_> {
             logs: self.folder.logs(&self.node.name),
             proxies: proxies(self.cluster),
             image_max_gib: image_max_gib()?,
+            squash_ids: squash_ids()?,
             kubelet_options: kubelet_options(&std::env::var(KUBELET_OPTIONS).unwrap_or_default())?,
         })
     }
@@ -106,6 +107,15 @@ fn image_max_gib() -> Result<Option<u64>> {
     match text.parse() {
         Ok(gib) if gib > 0 => Ok(Some(gib)),
         _ => bail!("HPK_IMAGE_MAX_GIB={text} is not a number of GiB, 1 or more"),
+    }
+}
+
+/// HPK_SQUASH_IDS.
+fn squash_ids() -> Result<bool> {
+    match std::env::var("HPK_SQUASH_IDS").as_deref() {
+        Err(_) | Ok("" | "0") => Ok(false),
+        Ok("1") => Ok(true),
+        Ok(other) => bail!("HPK_SQUASH_IDS={other} is neither 1 nor 0"),
     }
 }
 

@@ -236,6 +236,9 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
     if let Some(gib) = spec.image_max_gib {
         daemon.argv.push(format!("--image-max-gib={gib}"));
     }
+    if spec.squash_ids {
+        daemon.argv.push("--squash-ids".to_owned());
+    }
     // Last: what the user says goes before what stands above.
     daemon.argv.extend(spec.kubelet_options.iter().cloned());
     daemon.env.extend(spec.proxies.iter().cloned());
@@ -277,6 +280,7 @@ mod tests {
             logs: "/home/hpc/.hpk/clusters/7/logs/n1".into(),
             proxies: vec![("https_proxy".into(), "http://p:3128".into())],
             image_max_gib: None,
+            squash_ids: false,
             kubelet_options: Vec::new(),
         }
     }
