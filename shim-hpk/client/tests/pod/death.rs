@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use hpk_shim_client::{ExecRequest, Shim, Stdio, delete_binary};
-use serde_json::json;
+use hpk_shim_client::{ExecRequest, Stdio, delete_binary};
 
 use crate::{
+    lone::Lone,
     processes::{kill, nothing_is_left},
-    scene::{Pod, Scene, own_namespaces, process, spec},
+    scene::{Pod, Scene, process},
 };
 
 #[tokio::test]
@@ -44,24 +44,18 @@ async fn delete_cleans_up_after_a_killed_shim() {
 async fn a_shim_killed_in_the_middle_of_a_create_leaves_nothing() {
     let (scene, _events) = Scene::new("mid");
     for n in 0..24u64 {
-        let id = format!("mid{n}");
-        let bundle = scene.bundle(
-            &id,
-            &spec(&["sleep", "7654321"], own_namespaces(), json!({})),
-        );
-        let shim = Shim::start(&scene.bootstrap, &id, &bundle).await.unwrap();
-        let shim_pid = shim.connection(&id).await.unwrap().shim_pid;
-        let request = scene.request(&id, Stdio::default());
-        let of_task = id.clone();
-        let creating = tokio::spawn(async move {
-            if shim.create(request).await.is_ok() {
-                let _ = shim.start_task(&of_task, "").await;
+        let lone = Lone::new(&scene, format!("mid{n}")).await;
+        let creating = async {
+            if lone.shim.create(lone.request()).await.is_ok() {
+                let _ = lone.shim.start_task(&lone.id, "").await;
             }
-        });
-        tokio::time::sleep(Duration::from_millis(n * 5)).await;
-        kill(shim_pid);
-        creating.await.unwrap();
-        delete_binary(&scene.bootstrap, &id, &bundle).await.unwrap();
+        };
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(n * 5)).await;
+            kill(lone.shim_pid);
+        };
+        tokio::join!(creating, killing);
+        lone.clean_up().await;
     }
     nothing_is_left(scene).await;
 }
@@ -72,46 +66,38 @@ async fn a_shim_killed_in_the_middle_of_a_create_leaves_nothing() {
 async fn a_shim_killed_at_any_work_leaves_nothing() {
     let (scene, _events) = Scene::new("work");
     for (n, delay) in (0..25u64).map(|n| (n, n / 5 * 2)) {
-        let id = format!("work{n}");
-        let bundle = scene.bundle(
-            &id,
-            &spec(&["sleep", "7654321"], own_namespaces(), json!({})),
-        );
-        let shim = Shim::start(&scene.bootstrap, &id, &bundle).await.unwrap();
-        let shim_pid = shim.connection(&id).await.unwrap().shim_pid;
-        shim.create(scene.request(&id, Stdio::default()))
-            .await
-            .unwrap();
+        let lone = Lone::new(&scene, format!("work{n}")).await;
+        let (shim, id) = (&lone.shim, lone.id.as_str());
+        shim.create(lone.request()).await.unwrap();
         let work = async {
             // Each may fail: that its shim is gone is what is tried.
             let _ = match n % 5 {
-                0 => shim.start_task(&id, "").await.map(drop),
+                0 => shim.start_task(id, "").await.map(drop),
                 1 => {
-                    let _ = shim.start_task(&id, "").await;
+                    let _ = shim.start_task(id, "").await;
                     let request = ExecRequest {
-                        id: id.clone(),
+                        id: id.to_owned(),
                         exec_id: "e".into(),
                         process: process(&["sleep", "7654321"]),
                         stdio: Stdio::default(),
                     };
                     let _ = shim.exec(request).await;
-                    shim.start_task(&id, "e").await.map(drop)
+                    shim.start_task(id, "e").await.map(drop)
                 }
                 2 => {
-                    let _ = shim.start_task(&id, "").await;
-                    shim.kill(&id, "", 9, true).await
+                    let _ = shim.start_task(id, "").await;
+                    shim.kill(id, "", 9, true).await
                 }
-                3 => shim.delete(&id, "").await.map(drop),
-                _ => shim.kill(&id, "", 9, false).await,
+                3 => shim.delete(id, "").await.map(drop),
+                _ => shim.kill(id, "", 9, false).await,
             };
         };
         let killing = async {
             tokio::time::sleep(Duration::from_millis(delay)).await;
-            kill(shim_pid);
+            kill(lone.shim_pid);
         };
         tokio::join!(work, killing);
-        delete_binary(&scene.bootstrap, &id, &bundle).await.unwrap();
-        assert!(!bundle.join("hpk.json").exists());
+        lone.clean_up().await;
     }
     nothing_is_left(scene).await;
 }

@@ -2,12 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use hpk_shim_client::{Shim, Stdio};
-use serde_json::json;
-
 use crate::{
+    lone::Lone,
     processes::{children, kill, nothing_is_left},
-    scene::{Pod, Scene, own_namespaces, spec},
+    scene::{Pod, Scene},
 };
 
 /// Apptainer, its helpers, `hpk-pause init`: whoever the shim has started by then.
@@ -17,39 +15,33 @@ async fn what_a_create_runs_can_be_killed_at_any_moment() {
     let (scene, _events) = Scene::new("engine");
     let mut failed = 0;
     for n in 0..30u64 {
-        let id = format!("engine{n}");
-        let bundle = scene.bundle(
-            &id,
-            &spec(&["sleep", "7654321"], own_namespaces(), json!({})),
-        );
-        let shim = Shim::start(&scene.bootstrap, &id, &bundle).await.unwrap();
-        let shim_pid = shim.connection(&id).await.unwrap().shim_pid;
-        let request = scene.request(&id, Stdio::default());
+        let lone = Lone::new(&scene, format!("engine{n}")).await;
+        let (shim, id) = (&lone.shim, lone.id.as_str());
         let killing = async {
             tokio::time::sleep(Duration::from_millis(n * 4)).await;
-            for child in children(shim_pid) {
+            for child in children(lone.shim_pid) {
                 // It may have ended since.
                 let _ = std::process::Command::new("kill")
                     .args(["-9", &child.to_string()])
                     .status();
             }
         };
-        let (created, ()) = tokio::join!(shim.create(request), killing);
+        let (created, ()) = tokio::join!(shim.create(lone.request()), killing);
         match created {
             Err(e) => {
                 failed += 1;
                 assert!(!e.to_string().is_empty());
-                assert!(shim.state(&id, "").await.unwrap_err().is_not_found());
+                assert!(shim.state(id, "").await.unwrap_err().is_not_found());
             }
             Ok(_) => {
                 // Killed after that, or not yet there to be killed.
-                let _ = shim.kill(&id, "", 9, true).await;
-                assert_eq!(shim.wait(&id, "").await.unwrap().code, 137);
-                shim.delete(&id, "").await.unwrap();
+                let _ = shim.kill(id, "", 9, true).await;
+                assert_eq!(shim.wait(id, "").await.unwrap().code, 137);
+                shim.delete(id, "").await.unwrap();
             }
         }
-        assert!(!bundle.join("hpk.json").exists());
-        shim.shutdown(&id).await.unwrap();
+        assert!(lone.is_forgotten());
+        shim.shutdown(id).await.unwrap();
     }
     assert!(failed > 0, "no create was met");
     nothing_is_left(scene).await;

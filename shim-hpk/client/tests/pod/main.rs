@@ -12,12 +12,13 @@
 //! - `spec` – a container is what its spec says, or refused by name.
 //! - `death` – a shim that is killed, at rest and at work.
 //! - `engine` – what the shim runs is killed, or kept.
-//! - `processes` – this machine's. `scene` – what all of them start from.
+//! - `processes` – this machine's. `scene` – what all of them start from. `lone` – a container without a pod.
 #![allow(clippy::unwrap_used)]
 
 mod death;
 mod engine;
 mod life;
+mod lone;
 mod processes;
 mod scene;
 mod spec;
