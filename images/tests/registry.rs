@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "registry/faults.rs"]
+mod faults;
 #[path = "registry/fixtures.rs"]
 mod fixtures;
 

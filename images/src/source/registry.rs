@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
+use oci_client::client::BlobResponse;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
 use super::{Error, Source, chain};
 use crate::credentials::Credentials;
+use crate::layer::hex;
 use crate::manifest::{ACCEPTED, Descriptor};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
@@ -22,8 +25,14 @@ use crate::registries::{Endpoint, Scheme};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest silence in the middle of a transfer.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a blob is tried, with 1, 2, 4 s in between.
-const ATTEMPTS: u32 = 4;
+/// How often something is tried without getting on.
+const ATTEMPTS: u32 = 5;
+/// Between the first two attempts, then twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The same where the registry says that it is asked too often. (Its Retry-After isn't passed on by the crate.)
+const FIRST_BUSY_PAUSE: Duration = Duration::from_secs(2);
+/// Bytes that an attempt must bring to count as getting on.
+const GAIN: u64 = 1 << 20;
 
 /// One endpoint, asked for one image with one set of credentials.
 pub struct Registry {
@@ -96,58 +105,133 @@ impl Registry {
         }
     }
 
-    /// One attempt; the outer error is the local disk's.
+    /// Asks again what a registry in trouble refuses, with growing pauses.
+    async fn patiently<T, F>(&self, what: &str, mut ask: impl FnMut() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, OciDistributionError>>,
+    {
+        let mut attempt = 1;
+        loop {
+            match ask().await {
+                Ok(answer) => return Ok(answer),
+                // One that can't be reached at all is left to the next endpoint at once.
+                Err(e) if attempt < ATTEMPTS && is_busy(&e) => {
+                    tokio::time::sleep(pause(attempt, &e)).await;
+                    attempt += 1;
+                }
+                Err(e) => return Err(self.error(what, e)),
+            }
+        }
+    }
+
+    /// One attempt, from where the last one broke off; the outer error is the local disk's.
     async fn download(
         &self,
-        blob: &Descriptor,
-        file: &mut tokio::fs::File,
+        download: &mut Download<'_>,
         progress: &dyn Progress,
-    ) -> Result<Result<(), OciDistributionError>, Error> {
-        let local = |source| Error::Local {
-            what: blob.digest.clone(),
-            source,
-        };
-        file.set_len(0).await.map_err(local)?;
-        file.rewind().await.map_err(local)?;
+    ) -> Result<Result<(), Fault>, Error> {
+        let blob = download.blob;
         let descriptor = OciDescriptor {
             digest: blob.digest.clone(),
             ..OciDescriptor::default()
         };
-        let mut stream = match self
-            .client
-            .pull_blob_stream(&self.reference, &descriptor)
-            .await
-        {
-            Ok(stream) => stream.stream,
-            Err(e) => return Ok(Err(e)),
+        let (client, reference) = (&self.client, &self.reference);
+        let response = match download.have {
+            0 => client.pull_blob_stream(reference, &descriptor).await,
+            have => match client
+                .pull_blob_stream_partial(reference, &descriptor, have, None)
+                .await
+            {
+                Ok(BlobResponse::Partial(rest)) => Ok(rest),
+                Ok(BlobResponse::Full(whole)) => {
+                    download.begin_anew().await?;
+                    Ok(whole)
+                }
+                Err(e) => Err(e),
+            },
         };
-        let mut received = 0;
-        // The stream itself checks the digest at its end.
+        let mut stream = match response {
+            Ok(response) => response.stream,
+            Err(e) => return Ok(Err(Fault::Call(e))),
+        };
         while let Some(chunk) = stream.next().await {
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(e) => return Ok(Err(e.into())),
-            };
-            received += chunk.len() as u64;
-            if received > blob.size {
-                break;
+            match chunk {
+                Ok(chunk) if download.have + chunk.len() as u64 > blob.size => {
+                    return Ok(Err(Fault::Corrupt("more bytes came".to_owned())));
+                }
+                Ok(chunk) => download.write(&chunk, progress).await?,
+                Err(e) => return Ok(Err(Fault::Call(e.into()))),
             }
-            file.write_all(&chunk).await.map_err(local)?;
-            progress.event(Event::Downloaded {
-                bytes: chunk.len() as u64,
-            });
         }
-        file.flush().await.map_err(local)?;
-        if received == blob.size {
-            return Ok(Ok(()));
+        download.finish().await
+    }
+}
+
+/// A blob's way into its file, over several attempts. What is there was received, and is trusted only when the whole has the
+/// digest.
+struct Download<'a> {
+    blob: &'a Descriptor,
+    file: &'a mut tokio::fs::File,
+    have: u64,
+    hash: Sha256,
+}
+
+/// Why an attempt failed.
+enum Fault {
+    Call(OciDistributionError),
+    /// What came is wrong.
+    Corrupt(String),
+    /// It ended early, and well by its own account.
+    Short(u64),
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Call(e) => write!(f, "{}", chain(e)),
+            Self::Corrupt(reason) => write!(f, "{reason}"),
+            Self::Short(have) => write!(f, "it ended after {have} bytes"),
         }
-        Err(Error::Corrupt {
-            place: self.place.clone(),
-            what: blob.digest.clone(),
-            reason: format!(
-                "the manifest promises {} bytes, {received} or more came",
-                blob.size
-            ),
+    }
+}
+
+impl Download<'_> {
+    fn local(&self, source: std::io::Error) -> Error {
+        Error::Local {
+            what: self.blob.digest.clone(),
+            source,
+        }
+    }
+
+    async fn begin_anew(&mut self) -> Result<(), Error> {
+        (self.have, self.hash) = (0, Sha256::new());
+        let emptied = async {
+            self.file.set_len(0).await?;
+            self.file.rewind().await.map(drop)
+        };
+        emptied.await.map_err(|e| self.local(e))
+    }
+
+    async fn write(&mut self, chunk: &[u8], progress: &dyn Progress) -> Result<(), Error> {
+        let written = self.file.write_all(chunk).await;
+        written.map_err(|e| self.local(e))?;
+        self.hash.update(chunk);
+        let bytes = chunk.len() as u64;
+        self.have += bytes;
+        progress.event(Event::Downloaded { bytes });
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<Result<(), Fault>, Error> {
+        let flushed = self.file.flush().await;
+        flushed.map_err(|e| self.local(e))?;
+        if self.have < self.blob.size {
+            return Ok(Err(Fault::Short(self.have)));
+        }
+        let is = format!("sha256:{}", hex(&self.hash.clone().finalize()));
+        Ok(match is == self.blob.digest {
+            true => Ok(()),
+            false => Err(Fault::Corrupt(format!("its digest is {is}"))),
         })
     }
 }
@@ -159,12 +243,13 @@ impl Source for Registry {
             Some(digest) => self.reference.clone_with_digest(digest.to_owned()),
             None => self.reference.clone(),
         };
-        let pulled = self
-            .client
-            .pull_manifest_raw(&reference, &self.auth, ACCEPTED)
-            .await;
-        let (bytes, digest) =
-            pulled.map_err(|e| self.error(&format!("manifest of {reference}"), e))?;
+        let what = format!("manifest of {reference}");
+        let (bytes, digest) = self
+            .patiently(&what, || {
+                self.client
+                    .pull_manifest_raw(&reference, &self.auth, ACCEPTED)
+            })
+            .await?;
         Ok((bytes.to_vec(), digest))
     }
 
@@ -175,23 +260,51 @@ impl Source for Registry {
         progress: &dyn Progress,
     ) -> Result<(), Error> {
         let what = format!("blob {}", blob.digest);
+        let mut download = Download {
+            blob,
+            file,
+            have: 0,
+            hash: Sha256::new(),
+        };
+        download.begin_anew().await?;
         let mut attempt = 1;
         loop {
-            match self.download(blob, file, progress).await? {
-                Ok(()) => return Ok(()),
-                Err(e)
-                    if attempt < ATTEMPTS
-                        && matches!(classify(&e), Class::MayPass | Class::Corrupt) =>
-                {
-                    progress.event(Event::Retrying {
-                        digest: blob.digest.clone(),
-                        cause: chain(&e),
-                    });
-                    tokio::time::sleep(Duration::from_secs(1 << (attempt - 1))).await;
-                    attempt += 1;
-                }
-                Err(e) => return Err(self.error(&what, e)),
+            let before = download.have;
+            let Err(fault) = self.download(&mut download, progress).await? else {
+                return Ok(());
+            };
+            let class = match &fault {
+                Fault::Call(e) => classify(e),
+                Fault::Corrupt(_) => Class::Corrupt,
+                Fault::Short(_) => Class::MayPass,
+            };
+            // A connection that breaks now and then gets on; one that brings nothing is given up.
+            if download.have >= before + GAIN {
+                attempt = 1;
             }
+            if attempt == ATTEMPTS || !matches!(class, Class::MayPass | Class::Corrupt) {
+                return Err(match fault {
+                    Fault::Call(e) => self.error(&what, e),
+                    fault => Error::Corrupt {
+                        place: self.place.clone(),
+                        what,
+                        reason: format!("{fault}, {} bytes are promised", blob.size),
+                    },
+                });
+            }
+            progress.event(Event::Retrying {
+                digest: blob.digest.clone(),
+                cause: fault.to_string(),
+            });
+            if class == Class::Corrupt {
+                download.begin_anew().await?;
+            }
+            tokio::time::sleep(match &fault {
+                Fault::Call(e) => pause(attempt, e),
+                _ => FIRST_PAUSE,
+            })
+            .await;
+            attempt += 1;
         }
     }
 
@@ -268,6 +381,26 @@ fn make_client(endpoint: &Endpoint) -> Result<Client, Error> {
         ..ClientConfig::default()
     };
     Client::try_from(config).map_err(|e| error(chain(&e)))
+}
+
+/// The registry answers, and asks for patience.
+fn is_busy(error: &OciDistributionError) -> bool {
+    use OciDistributionError as E;
+    match error {
+        E::ServerError { code, .. } => *code >= 500 || *code == 429,
+        E::RegistryError { .. } => classify(error) == Class::MayPass,
+        _ => false,
+    }
+}
+
+/// How long to wait after the failed attempt of that number, from 1.
+fn pause(attempt: u32, error: &OciDistributionError) -> Duration {
+    use OciDistributionError as E;
+    let first = match error {
+        E::ServerError { code: 429, .. } | E::RegistryError { .. } => FIRST_BUSY_PAUSE,
+        _ => FIRST_PAUSE,
+    };
+    first * (1 << (attempt - 1))
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -86,7 +86,7 @@ impl Image {
     }
 
     /// Writes the image's blobs into the layout; gives its manifest's descriptor without the closing brace.
-    fn write(&self, layout: &Path, architecture: &str) -> String {
+    pub fn write(&self, layout: &Path, architecture: &str) -> String {
         let diff_ids: Vec<String> = self
             .layers
             .iter()
