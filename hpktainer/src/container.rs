@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::publish::Publish;
 
 /// One container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,10 +31,19 @@ pub struct Record {
     pub stop_signal: u32,
     /// Address on the pod network, once it has one.
     pub ip: Option<String>,
+    /// Ports of the host that lead to it.
+    #[serde(default)]
+    pub ports: Vec<Publish>,
     /// The CNI conf it was attached by.
     pub network: Option<PathBuf>,
+    /// CNI's cache with it.
+    #[serde(default)]
+    pub cni_cache: Option<PathBuf>,
     /// Whether its output is kept (`run -d`).
     pub logged: bool,
+    /// Whether it is forgotten when it has ended.
+    #[serde(default)]
+    pub auto_remove: bool,
     /// Exit code, once it has ended.
     pub exit: Option<u32>,
 }
@@ -80,6 +90,15 @@ impl Places {
     }
 }
 
+/// 12 hex digits that nobody else has.
+pub fn random_id() -> anyhow::Result<String> {
+    let mut random = [0; 6];
+    let read = fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
+    read.context("reading /dev/urandom")?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn set_mode(path: &Path, mode: u32) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let set = fs::set_permissions(path, fs::Permissions::from_mode(mode));
@@ -90,6 +109,16 @@ fn set_mode(path: &Path, mode: u32) -> anyhow::Result<()> {
 pub fn make_dir(dir: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.with_context(|| format!("making {}", dir.display()))
+}
+
+/// Removes a file; one that isn't there is fine.
+pub fn remove_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes a file 0600, or with another mode, whole or not at all.
@@ -189,8 +218,11 @@ pub mod tests {
             created: 1,
             stop_signal: 15,
             ip: None,
+            ports: Vec::new(),
             network: None,
+            cni_cache: None,
             logged: false,
+            auto_remove: false,
             exit: None,
         }
     }

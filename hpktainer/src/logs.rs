@@ -1,21 +1,31 @@
 //! `hpktainer logs`
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Write};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
 use crate::config::Config;
 use crate::container::{self, Places};
+use crate::task;
 
 /// Arguments of `logs`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Go on until the container ends
+    #[arg(short, long)]
+    follow: bool,
     /// Name, id, or beginning of an id
     container: String,
 }
 
-/// Prints what a detached container has put out so far (the newest 10 MiB), stderr to stderr.
+/// How often a followed log is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Prints what a detached container has put out so far (the newest 10 MiB), stderr to stderr; followed, until it ends.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     let record = container::find(config, &args.container)?;
     if !record.logged {
@@ -25,16 +35,84 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         );
     }
     let path = Places::of(config, &record.id).log();
-    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
-    for line in bytes.split_inclusive(|b| *b == b'\n') {
-        if let Some((is_error, text)) = parse_line(line) {
-            let target: &mut dyn Write = if is_error { &mut err } else { &mut out };
-            target.write_all(text)?;
+    let mut log = Log::open(&path)?;
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        // Asked before the reading: what came until the end is still read.
+        let ended = !args.follow || has_ended(config, &record.id).await?;
+        log.print_new()?;
+        if ended {
+            return Ok(0);
+        }
+        looks.tick().await;
+        log.follow_rotation(&path)?;
+    }
+}
+
+async fn has_ended(config: &Config, id: &str) -> anyhow::Result<bool> {
+    // One that was run with --rm goes with its record.
+    let Some(record) = container::list(config)?.into_iter().find(|r| r.id == id) else {
+        return Ok(true);
+    };
+    let status = task::status(config, &record).await?;
+    Ok(!matches!(
+        status,
+        task::Status::Created | task::Status::Running
+    ))
+}
+
+/// A log, read as far as its last whole line.
+struct Log {
+    file: BufReader<File>,
+    inode: u64,
+    /// The beginning of a line whose end hasn't come.
+    begun: Vec<u8>,
+}
+
+impl Log {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let open = || -> io::Result<Self> {
+            let file = File::open(path)?;
+            Ok(Self {
+                inode: file.metadata()?.ino(),
+                file: BufReader::new(file),
+                begun: Vec::new(),
+            })
+        };
+        open().with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn print_new(&mut self) -> anyhow::Result<()> {
+        let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+        loop {
+            let read = self.file.read_until(b'\n', &mut self.begun);
+            read.context("reading the log")?;
+            if !self.begun.ends_with(b"\n") {
+                out.flush()?;
+                return Ok(());
+            }
+            if let Some((is_error, text)) = parse_line(&self.begun) {
+                let target: &mut dyn Write = if is_error { &mut err } else { &mut out };
+                target.write_all(text)?;
+            }
+            self.begun.clear();
         }
     }
-    out.flush()?;
-    Ok(0)
+
+    /// The logger gives a full log another name and begins a new one: the old one is read to its end first.
+    fn follow_rotation(&mut self, path: &Path) -> anyhow::Result<()> {
+        match std::fs::metadata(path) {
+            // Between the two, or gone with the container.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),
+            Ok(now) if now.ino() == self.inode => Ok(()),
+            Ok(_) => {
+                self.print_new()?;
+                *self = Self::open(path)?;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// CRI log format: `TIME STREAM TAG TEXT\n`; a partial line (tag P) has no newline of its own.

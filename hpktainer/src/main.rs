@@ -1,18 +1,20 @@
 //! `hpktainer`: one container on the pod network, without Kubernetes.
 //!
-//! Works inside a bubble, with that bubble's network: `hpktainer run --rm -it docker://busybox sh`; and on a host where
-//! a bubble of the user's runs, with the same network.
+//! Works inside a bubble, with that bubble's network: `hpktainer run --rm -it docker://busybox sh`; on a host where a
+//! bubble of the user's runs, with the same network; and on any other host, with that of a local bubble that it makes.
 //!
-//! Exit code: of `run` and `exec` the program's own (128 + N after signal N); 125 where hpktainer itself failed, as with
-//! Docker; 2 for a wrong command line.
+//! Exit code: of `run` and `exec` the program's own (128 + N after signal N); 127 where there is no such program, 126
+//! where it can't be executed, 125 where hpktainer itself failed, as with Docker; 2 for a wrong command line.
 //!
 //! Layout, a file per subcommand and what they share:
-//! - [`run`], [`exec`], [`ps`], [`logs`], [`stop`], [`rm`], [`pull`], [`images`]
+//! - [`run`], [`exec`], [`ps`], [`logs`], [`inspect`], [`stop`], [`rm`], [`pull`], [`images`]
 //! - [`config`]: the places, from the environment
 //! - [`container`]: what is remembered of a container, and finding it
 //! - [`spec`]: the OCI runtime spec (pure)
-//! - [`network`]: namespace and CNI
+//! - [`settings`]: environment files, `--bind`, `--net` (pure)
+//! - [`network`]: namespace and CNI; [`publish`]: ports
 //! - [`task`]: the shim, from start to delete
+//! - [`sweep`]: what killed ones left; [`locks`]
 //! - [`detach`]: hpktainer in the background
 //! - [`stdio`]: terminal, pipes, signals between the caller and the container
 //! - [`host`]: outside any bubble
@@ -27,22 +29,28 @@ mod detach;
 mod exec;
 mod host;
 mod images;
+mod inspect;
+mod locks;
 mod logs;
 mod network;
 mod ps;
+mod publish;
 mod pull;
 mod rm;
 mod run;
+mod settings;
 mod spec;
 mod stdio;
 mod stop;
+mod sweep;
 mod task;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use settings::Net;
 
-/// One container on the pod network of this bubble.
+/// One container on the pod network of a bubble, or of a local one.
 #[derive(Debug, Parser)]
 #[command(name = "hpktainer", version)]
 struct Cli {
@@ -60,6 +68,8 @@ enum Command {
     Ps(ps::Args),
     /// Print the output of a detached container
     Logs(logs::Args),
+    /// Tell all that is known of containers, as JSON
+    Inspect(inspect::Args),
     /// Stop containers
     Stop(stop::Args),
     /// Remove containers
@@ -68,6 +78,9 @@ enum Command {
     Pull(pull::Args),
     /// List the images of the store
     Images(images::Args),
+    /// Hold a local bubble
+    #[command(hide = true)]
+    KeepBubble(host::keeper::Args),
 }
 
 /// hpktainer itself failed, not the program.
@@ -102,7 +115,8 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("hpktainer: {error:#}");
-            ExitCode::from(OWN_FAILURE)
+            let code = error.downcast_ref::<task::CannotRun>().map(|it| it.code);
+            ExitCode::from(code.unwrap_or(OWN_FAILURE))
         }
     }
 }
@@ -113,11 +127,18 @@ fn elsewhere(command: &Command) -> Option<ExitCode> {
     let background = detach::is_background();
     let done = match command {
         Command::Run(args) if args.detach && !background => detach::start_in_background(),
+        Command::KeepBubble(args) => host::keeper::run(&args.folder).map(|()| 0),
         _ if !host::is_host() => return None,
-        Command::Run(_) => host::start_again(host::Need::Network, background),
-        Command::Rm(_) => host::start_again(host::Need::Namespaces, false),
+        Command::Run(args) => {
+            let need = match args.net {
+                Net::Pod => host::Need::Network,
+                Net::None | Net::Host => host::Need::OwnNamespaces,
+            };
+            host::start_again(need, background, &args.publish)
+        }
+        Command::Rm(_) => host::start_again(host::Need::Namespaces, false, &[]),
         Command::Pull(_) | Command::Images(_) => return None,
-        _ => host::start_again(host::Need::Places, false),
+        _ => host::start_again(host::Need::Places, false, &[]),
     };
     Some(match done {
         Ok(code) => ExitCode::from(code),
@@ -135,9 +156,11 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Exec(args) => exec::main(&config, args).await,
         Command::Ps(args) => ps::main(&config, args).await,
         Command::Logs(args) => logs::main(&config, args).await,
+        Command::Inspect(args) => inspect::main(&config, args).await,
         Command::Stop(args) => stop::main(&config, args).await,
         Command::Rm(args) => rm::main(&config, args).await,
         Command::Pull(args) => pull::main(args).await,
         Command::Images(args) => images::main(args).await,
+        Command::KeepBubble(_) => Ok(OWN_FAILURE), // `elsewhere` has done it
     }
 }

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::container::{Places, Record, write_file};
 
 /// Name of the interface, whatever the datapath.
-const IFNAME: &str = "tap0";
+pub const IFNAME: &str = "tap0";
 
 /// Makes the namespace and attaches it; notes network and address in the record.
 pub async fn attach(config: &Config, places: &Places, record: &mut Record) -> anyhow::Result<()> {
@@ -21,20 +21,33 @@ pub async fn attach(config: &Config, places: &Places, record: &mut Record) -> an
         )
     })?;
     record.network = Some(config.cni_conf_dir.clone());
+    record.cni_cache = Some(config.cni_cache_dir.clone());
     record.save(config)?;
     let path = places.netns.clone();
     tokio::task::spawn_blocking(move || netns::create(&path)).await??;
-    let result = client(config).add(&list, &attachment(places, record)).await;
+    let result = client(config, &config.cni_cache_dir)
+        .add(&list, &attachment(places, record))
+        .await;
     let result = result.context("attaching to the pod network")?;
     record.ip = result.ips.first().map(|ip| ip.address.addr().to_string());
     record.save(config)
 }
 
+/// A namespace with nothing but a loopback.
+pub async fn isolate(places: &Places) -> anyhow::Result<()> {
+    let path = places.netns.clone();
+    Ok(tokio::task::spawn_blocking(move || netns::create(&path)).await??)
+}
+
 /// Undoes [`attach`], as far as it got; what isn't there is fine.
 pub async fn detach(config: &Config, places: &Places, record: &Record) -> anyhow::Result<()> {
-    if let Some(dir) = &record.network {
+    // A local bubble's goes with the bubble, and then nothing of it is left to detach from.
+    if let Some(dir) = record.network.as_ref().filter(|dir| dir.exists()) {
+        let cache = record.cni_cache.as_ref().unwrap_or(&config.cni_cache_dir);
         let list = NetworkList::load_default(dir).context("reading the pod network's conf")?;
-        let done = client(config).del(&list, &attachment(places, record)).await;
+        let done = client(config, cache)
+            .del(&list, &attachment(places, record))
+            .await;
         done.context("detaching from the pod network")?;
     }
     let path = places.netns.clone();
@@ -42,11 +55,8 @@ pub async fn detach(config: &Config, places: &Places, record: &Record) -> anyhow
     Ok(())
 }
 
-fn client(config: &Config) -> Client {
-    Client::new(
-        vec![config.cni_bin_dir.clone()],
-        config.cni_cache_dir.clone(),
-    )
+fn client(config: &Config, cache: &Path) -> Client {
+    Client::new(vec![config.cni_bin_dir.clone()], cache.to_owned())
 }
 
 fn attachment(places: &Places, record: &Record) -> Attachment {

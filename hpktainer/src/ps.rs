@@ -3,7 +3,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
-use crate::{container, task};
+use crate::container::Record;
+use crate::{container, inspect, task};
 
 /// Arguments of `ps`.
 #[derive(Debug, clap::Args)]
@@ -14,6 +15,9 @@ pub struct Args {
     /// Only ids
     #[arg(short, long)]
     quiet: bool,
+    /// json: an object for each container on a line of its own
+    #[arg(long, value_parser = ["json"], conflicts_with = "quiet")]
+    format: Option<String>,
 }
 
 /// One line per container, the newest first.
@@ -21,7 +25,8 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_secs());
-    if !args.quiet {
+    let json = args.format.is_some();
+    if !args.quiet && !json {
         println!(
             "{:<14} {:<16} {:<40} {:<12} {:<8} {:<16} COMMAND",
             "ID", "NAME", "IMAGE", "STATUS", "AGE", "IP"
@@ -30,6 +35,10 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     for record in container::list(config)? {
         let status = task::status(config, &record).await?;
         if !args.all && !matches!(status, task::Status::Running | task::Status::Created) {
+            continue;
+        }
+        if json {
+            println!("{}", describe(&record, status, now));
             continue;
         }
         match args.quiet {
@@ -47,6 +56,23 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// Keys as Docker has them.
+fn describe(record: &Record, status: task::Status, now: u64) -> serde_json::Value {
+    let ports: Vec<String> = record.ports.iter().map(ToString::to_string).collect();
+    serde_json::json!({
+        "ID": record.id,
+        "Names": record.name,
+        "Image": record.image,
+        "Command": record.command.join(" "),
+        "CreatedAt": record.created,
+        "RunningFor": age(now.saturating_sub(record.created)),
+        "State": inspect::word(status),
+        "Status": status.to_string(),
+        "IP": record.ip,
+        "Ports": ports.join(", "),
+    })
 }
 
 fn age(seconds: u64) -> String {

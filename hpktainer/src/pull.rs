@@ -34,7 +34,10 @@ pub async fn main(args: Args) -> anyhow::Result<u8> {
             bars.finish();
             images.with_context(|| format!("no image from {path}"))?
         }
-        None => vec![image(&args.image.parse()?, PullPolicy::Always, args.quiet).await?],
+        None => {
+            let store = Store::open(config::store()?).await?;
+            vec![image(&store, &args.image.parse()?, PullPolicy::Always, args.quiet).await?]
+        }
     };
     for image in images {
         println!("{}", image.reference.with_digest(&image.digest));
@@ -44,11 +47,11 @@ pub async fn main(args: Args) -> anyhow::Result<u8> {
 
 /// The image, pulled with progress where it must be.
 pub async fn image(
+    store: &Store,
     reference: &Reference,
     policy: PullPolicy,
     quiet: bool,
 ) -> anyhow::Result<Image> {
-    let store = Store::open(config::store()?).await?;
     let bars = Bars::new(quiet);
     let image = store
         .resolve_and_ensure(reference, policy, None, &bars)

@@ -1,18 +1,22 @@
 //! `hpktainer run`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use hpk_images::process_defaults::{for_container, merge_env, signal_number};
-use hpk_images::{Image, Mounter, PullPolicy, Reference};
+use hpk_images::store::Claims;
+use hpk_images::{Image, Mounter, PullPolicy, Reference, Store};
 use hpk_shim_client::{Shim, Stdio, serve_events};
 
 use crate::config::Config;
 use crate::container::{self, Places, Record};
+use crate::publish::{self, Publish};
+use crate::settings::{self, Binds, Net};
 use crate::spec::{self, Run, Volume};
 use crate::stdio::{Pipes, Signals, serve};
-use crate::{detach, network, pull, task};
+use crate::sweep::{Owner, Turn};
+use crate::{detach, network, pull, sweep, task};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -32,9 +36,21 @@ pub struct Args {
     /// NAME=value, or NAME to pass on the caller's value
     #[arg(short, long, value_name = "NAME[=value]")]
     pub env: Vec<String>,
+    /// File with lines NAME=value, or NAME to pass on the caller's value; --env goes before it
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
     /// SOURCE:TARGET[:ro], absolute paths
     #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
     pub volume: Vec<Volume>,
+    /// SOURCE[:TARGET[:ro]], several with commas between
+    #[arg(short = 'B', long, value_name = "SOURCE[:TARGET[:ro]]")]
+    pub bind: Vec<Binds>,
+    /// A port that leads to one of the container's: [[ADDRESS:]HOST_PORT:]PORT[/udp]
+    #[arg(short, long, value_name = "[[ADDRESS:]HOST_PORT:]PORT[/udp]")]
+    pub publish: Vec<Publish>,
+    /// The container's network
+    #[arg(long, alias = "network", value_enum, default_value_t)]
+    pub net: Net,
     /// Working directory
     #[arg(short, long)]
     pub workdir: Option<String>,
@@ -74,10 +90,17 @@ fn parse_policy(text: &str) -> Result<PullPolicy, String> {
 
 /// Runs a container to its end and gives its exit code.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
-    let image = pull::image(&args.reference, args.pull, args.quiet).await?;
-    let mut record = make_record(config, &args, &image)?;
+    check(&args)?;
+    let store = Store::open(crate::config::store()?).await?;
+    let image = pull::image(&store, &args.reference, args.pull, args.quiet).await?;
+    let (mut record, _owner) = {
+        let turn = sweep::turn(config)?;
+        sweep::sweep(&turn, config).await?;
+        make_record(&turn, config, &args, &image)?
+    };
     let places = Places::of(config, &record.id);
     let mut signals = Signals::take()?;
+    let (claims, image) = claim(&store, &args, &record.id, image).await?;
     let ran = run(config, &args, &image, &places, &mut record, &mut signals).await;
     let removed = finish(
         config,
@@ -87,6 +110,8 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         ran.as_ref().ok().copied(),
     )
     .await;
+    // One that can't be taken back ends by itself.
+    let removed = removed.and(claims.end().await.context("giving the image back"));
     match (ran, removed) {
         (Ok(code), Ok(())) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
         (Ok(code), Err(e)) => {
@@ -99,12 +124,51 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     }
 }
 
-fn make_record(config: &Config, args: &Args, image: &Image) -> anyhow::Result<Record> {
-    let mut random = [0; 6];
-    let read = std::fs::File::open("/dev/urandom")
-        .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut random));
-    read.context("reading /dev/urandom")?;
-    let id: String = random.iter().map(|b| format!("{b:02x}")).collect();
+/// Claims the image for as long as the container lives, so that nobody removes it; one that was removed in between is
+/// pulled again.
+async fn claim(
+    store: &Store,
+    args: &Args,
+    id: &str,
+    mut image: Image,
+) -> anyhow::Result<(Claims, Image)> {
+    let claims = store.claims(&format!("hpktainer-{id}")).await?;
+    while !claims.add(&image.digest).await? {
+        image = pull::image(store, &args.reference, args.pull, args.quiet).await?;
+    }
+    let beating = claims.clone();
+    tokio::spawn(async move {
+        let mut beats = tokio::time::interval(hpk_images::store::claims::BEAT);
+        loop {
+            beats.tick().await;
+            if let Err(error) = beating.beat().await {
+                tracing::warn!(%error, "the claim on the image could not be renewed");
+            }
+        }
+    });
+    Ok((claims, image))
+}
+
+/// What can be found wrong before anything is made.
+fn check(args: &Args) -> anyhow::Result<()> {
+    if let (Some(port), Net::None | Net::Host) = (args.publish.first(), args.net) {
+        bail!("--publish {port}: only with --net pod has a container an address to lead to");
+    }
+    settings::check_sources(volumes(args))
+}
+
+fn volumes(args: &Args) -> impl Iterator<Item = &Volume> {
+    let binds = args.bind.iter().flat_map(|binds| &binds.0);
+    args.volume.iter().chain(binds)
+}
+
+fn make_record(
+    turn: &Turn,
+    config: &Config,
+    args: &Args,
+    image: &Image,
+) -> anyhow::Result<(Record, Owner)> {
+    let id = container::random_id()?;
     let name = args.name.clone().unwrap_or_else(|| id.clone());
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(plain) {
@@ -125,13 +189,17 @@ fn make_record(config: &Config, args: &Args, image: &Image) -> anyhow::Result<Re
             .map_or(0, |d| d.as_secs()),
         stop_signal: stop_signal.unwrap_or(libc::SIGTERM.unsigned_abs()),
         ip: None,
+        ports: Vec::new(),
         network: None,
+        cni_cache: None,
         logged: args.detach,
+        auto_remove: args.rm,
         exit: None,
     };
     container::make_dir(&config.root.join(&record.id))?;
+    let owner = sweep::own(turn, config, &record.id)?;
     record.save(config)?;
-    Ok(record)
+    Ok((record, owner))
 }
 
 fn defaults(
@@ -140,10 +208,13 @@ fn defaults(
 ) -> anyhow::Result<hpk_images::process_defaults::ProcessDefaults> {
     let entrypoint = args.entrypoint.clone().map(|e| vec![e]);
     let mut defaults = for_container(&image.config, entrypoint.as_deref(), Some(&args.command))?;
-    merge_env(
-        &mut defaults.env,
-        &env_entries(&args.env, |name| std::env::var(name).ok()),
-    );
+    let given = settings::read_env_files(&args.env_file)?;
+    for entries in [&given, &args.env] {
+        merge_env(
+            &mut defaults.env,
+            &env_entries(entries, |name| std::env::var(name).ok()),
+        );
+    }
     if let Some(dir) = &args.workdir {
         defaults.cwd.clone_from(dir);
     }
@@ -174,7 +245,7 @@ async fn run(
     let lower = Mounter::new(places.run.join("images"))
         .ensure(image)
         .await?;
-    network::attach(config, places, record).await?;
+    connect(config, args, places, record).await?;
     write_bundle(config, args, image, places, record, &lower)?;
 
     // Events are hints; but a shim whose publishing fails complains.
@@ -200,6 +271,31 @@ async fn run(
     let _ = shim.delete(&record.id, "").await;
     copying.drain().await;
     code
+}
+
+/// Network and published ports.
+async fn connect(
+    config: &Config,
+    args: &Args,
+    places: &Places,
+    record: &mut Record,
+) -> anyhow::Result<()> {
+    match args.net {
+        Net::Host => return Ok(()),
+        Net::None => return network::isolate(places).await,
+        Net::Pod => network::attach(config, places, record).await?,
+    }
+    let bound = publish::take(&args.publish)?;
+    let ports: Result<_, _> = bound.iter().map(|bound| bound.publish()).collect();
+    record.ports = ports?;
+    let Some(ip) = record.ip.as_deref().filter(|_| !bound.is_empty()) else {
+        return Ok(());
+    };
+    let ip = ip
+        .parse()
+        .with_context(|| format!("the container's address {ip}"))?;
+    publish::serve(&places.netns, bound, ip)?;
+    record.save(config)
 }
 
 fn logger_uri(config: &Config, places: &Places) -> String {
@@ -238,7 +334,9 @@ fn write_bundle(
         terminal: args.tty,
         bounding,
     };
-    let spec = spec::container(&run, hostname, &places.netns, &etc, &args.volume)?;
+    let netns = (args.net != Net::Host).then_some(places.netns.as_path());
+    let volumes: Vec<Volume> = volumes(args).cloned().collect();
+    let spec = spec::container(&run, hostname, netns, &etc, &volumes)?;
     // The environment may hold secrets: 0600.
     container::write_file(
         &places.bundle().join("config.json"),

@@ -102,11 +102,11 @@ pub fn process(run: &Run<'_>) -> anyhow::Result<Process> {
         .context("building the process")
 }
 
-/// The whole spec: own namespaces but the network's, which CNI has filled.
+/// The whole spec: own namespaces but the network's, which CNI has filled, or (none) which is the caller's.
 pub fn container(
     run: &Run<'_>,
     hostname: &str,
-    netns: &Path,
+    netns: Option<&Path>,
     etc: &Path,
     volumes: &[Volume],
 ) -> anyhow::Result<Spec> {
@@ -119,10 +119,12 @@ pub fn container(
     ] {
         namespaces.push(LinuxNamespaceBuilder::default().typ(kind).build()?);
     }
-    let network = LinuxNamespaceBuilder::default()
-        .typ(LinuxNamespaceType::Network)
-        .path(netns);
-    namespaces.push(network.build()?);
+    if let Some(netns) = netns {
+        let network = LinuxNamespaceBuilder::default()
+            .typ(LinuxNamespaceType::Network)
+            .path(netns);
+        namespaces.push(network.build()?);
+    }
     let texts = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     let linux = LinuxBuilder::default()
         .namespaces(namespaces)
@@ -138,15 +140,20 @@ pub fn container(
         )
         .process(process(run)?)
         .hostname(hostname)
-        .mounts(mounts(etc, volumes)?)
+        .mounts(mounts(netns.is_some(), etc, volumes)?)
         .linux(linux.build()?)
         .build()
         .context("building the runtime spec")
 }
 
-fn mounts(etc: &Path, volumes: &[Volume]) -> anyhow::Result<Vec<Mount>> {
+fn mounts(own_network: bool, etc: &Path, volumes: &[Volume]) -> anyhow::Result<Vec<Mount>> {
     const SHM: &[&str] = &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
     let mut all = kernel_mounts(false)?;
+    if !own_network {
+        // A sysfs shows a network namespace, and only who owns that may mount one.
+        all.retain(|mount| !mount.destination().starts_with("/sys"));
+        all.push(mount("bind", "/sys", "/sys", &["rbind", "rprivate", "ro"])?);
+    }
     all.push(mount("tmpfs", "shm", "/dev/shm", SHM)?);
     let mut bind = |source: &Path, target: &Path, read_only: bool| -> anyhow::Result<()> {
         let mode = if read_only { "ro" } else { "rw" };
@@ -240,7 +247,7 @@ mod tests {
         let spec = container(
             &run,
             "box",
-            "/run/netns/x".as_ref(),
+            Some("/run/netns/x".as_ref()),
             "/e".as_ref(),
             &volumes,
         )

@@ -54,10 +54,45 @@ pub async fn start(shim: &Shim, id: &str, exec_id: &str) -> anyhow::Result<()> {
     }
 }
 
+/// The program can't be run; the exit code is the one that shells and Docker give.
+#[derive(Debug)]
+pub struct CannotRun {
+    pub code: u8,
+    words: String,
+}
+
+impl std::fmt::Display for CannotRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.words)
+    }
+}
+
+impl std::error::Error for CannotRun {}
+
+/// The exit code that a shim's words mean: 127 for a program that isn't there, 126 for one that can't be executed.
+/// The Task API has no code for either; the words are runc's, which other shims repeat and Docker reads too.
+fn cannot_run(words: &str) -> Option<u8> {
+    let (_, exec) = words.split_once("exec: \"")?;
+    let absent = ["executable file not found", "no such file or directory"];
+    let refused = ["permission denied", "exec format error"];
+    let says = |list: &[&str]| list.iter().any(|text| exec.to_lowercase().contains(text));
+    match (says(&absent), says(&refused)) {
+        (true, _) => Some(127),
+        (_, true) => Some(126),
+        _ => None,
+    }
+}
+
 /// A call's failure as the shim words it, without the protocol around it.
 pub fn in_its_words(error: Error, attempted: &'static str) -> anyhow::Error {
     match error.shim_message() {
-        Some(words) => anyhow::anyhow!("{attempted}: {words}"),
+        Some(words) => {
+            let words = format!("{attempted}: {words}");
+            match cannot_run(&words) {
+                Some(code) => CannotRun { code, words }.into(),
+                None => anyhow::Error::msg(words),
+            }
+        }
         None => anyhow::Error::new(error).context(attempted),
     }
 }
@@ -209,7 +244,12 @@ async fn remove_task(config: &Config, places: &Places, id: &str) -> anyhow::Resu
         let done = delete_binary(&bootstrap(config, places), id, &places.bundle()).await;
         done.context("cleaning up behind the shim")?;
     }
-    Ok(())
+    // A killed shim leaves its socket.
+    let address = read_address(&places.bundle())?;
+    match address.as_deref().and_then(|it| it.strip_prefix("unix://")) {
+        Some(socket) => crate::container::remove_file(socket.as_ref()),
+        None => Ok(()),
+    }
 }
 
 fn ignore_gone(error: anyhow::Error) -> anyhow::Result<u32> {
@@ -226,4 +266,25 @@ pub fn lookups(lower: &std::path::Path, wanted: &str) -> anyhow::Result<(user::U
         std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
     let bounding = parse_bounding(&status).context("no CapBnd in /proc/self/status")?;
     Ok((user, bounding))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_be_run_has_the_code_that_shells_give() {
+        for (words, code) in [
+            ("exec: \"x\": executable file not found in $PATH", Some(127)),
+            (
+                "creating: exec: \"/x\": no such file or directory: unknown",
+                Some(127),
+            ),
+            ("exec: \"/etc\": permission denied", Some(126)),
+            ("exec: \"/x\": Exec format error", Some(126)),
+            ("mount x: permission denied", None),
+        ] {
+            assert_eq!(cannot_run(words), code, "{words}");
+        }
+    }
 }

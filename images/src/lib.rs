@@ -43,6 +43,7 @@
 //! - [`limits`]: what an image may ask of the node
 //! - [`lease`]: the lock that survives a dead holder, and one that hangs
 //! - [`store`]: all of that, by digest
+//! - [`private`]: a node-local folder whose name nobody else can take
 //! - [`mount`]: squashfs → a folder, by squashfuse
 //! - [`overlay`]: the mounts of a container's root file system
 //! - [`process_defaults`], [`user`]: what an image's config says of the process to run
@@ -61,6 +62,7 @@ pub mod merge;
 pub mod mount;
 pub mod overlay;
 pub mod pack;
+pub mod private;
 pub mod process_defaults;
 pub mod progress;
 pub mod reference;

@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -82,20 +82,6 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// The first executable of that name on PATH; a name with a slash stands for itself.
-pub fn find_program(name: &str, path: &str) -> Option<PathBuf> {
-    let executable = |file: &Path| {
-        nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok() && file.is_file()
-    };
-    if name.contains('/') {
-        return Some(PathBuf::from(name)).filter(|file| executable(file));
-    }
-    path.split(':')
-        .filter(|dir| !dir.is_empty())
-        .map(|dir| Path::new(dir).join(name))
-        .find(|file| executable(file))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,12 +96,5 @@ mod tests {
         assert_eq!(read(&path).unwrap(), "two");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_program_that_is_not_on_the_path_is_not_found() {
-        assert!(find_program("no-such-program-4711", "/usr/bin:/bin").is_none());
-        assert!(find_program("/no/such/program", "/usr/bin").is_none());
-        assert!(find_program("sh", "/no/such/dir:/usr/bin:/bin").is_some());
     }
 }

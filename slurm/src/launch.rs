@@ -212,7 +212,7 @@ impl<'a> Wanted<'a> {
 /// Decides and writes all that the hosts need, and the user's kubeconfig.
 fn prepare(wanted: Wanted<'_>) -> Result<Cluster> {
     let network = Network::from_env()?;
-    routes::check(&network, &routes::of_this_host()?)?;
+    routes::check(&network, &hpk_uplink::routes::of_this_host()?)?;
     let id = wanted.id;
     let cluster = Cluster {
         id: id.to_owned(),

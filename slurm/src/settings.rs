@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Where a bubble sees the host's folder for it.
 pub const BUBBLE_ROOT: &str = "/var/lib/hpk";
 /// The uplink's interface in a bubble.
-pub const UPLINK: &str = "uplink0";
+pub const UPLINK: &str = hpk_uplink::INTERFACE;
 /// The API server's, etcd's and the overlay's ports in a bubble, the same in each.
 pub const API_PORT: u16 = 6443;
 pub const ETCD_PORT: u16 = 2379;

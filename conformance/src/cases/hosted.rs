@@ -143,20 +143,117 @@ pub fn a_killed_hpktainer_on_a_host_leaves_nothing_in_the_bubble(
     on_host(&testbed, "rm -f killed").success().map(drop)
 }
 
-pub fn hpktainer_on_a_host_without_a_bubble_says_what_to_do(context: &mut Context) -> Result<()> {
-    let said = context
-        .testbed
-        .on(
-            "hpc",
-            "login",
-            format!("/hpk/bin/hpktainer run --rm {IMAGE} true"),
+fn on_bare_host<'a>(testbed: &'a Testbed, script: &str) -> Exec<'a> {
+    let script = format!("set -e; hpktainer() {{ /hpk/bin/hpktainer \"$@\"; }}; {script}");
+    testbed.on("hpc", "login", script).limit(90)
+}
+
+/// Processes, folders and sockets of containers on the bare host; images stay.
+fn nothing_is_left_on_the_bare_host(testbed: &Testbed) -> Result<()> {
+    wait::until("nothing to be left", Duration::from_secs(30), || {
+        let left = on_bare_host(
+            testbed,
+            "pgrep -au hpc 'hpktainer|pasta|slirp4netns|containerd-shim' || true; \
+             for base in /tmp/hpktainer-$(id -u)-*; do \
+             find $base/local $base/containers $base/run $base/s -mindepth 1 ! -name start ! -name turn; done",
         )
-        .output()?;
+        .success()?;
+        Ok(match left.trim().is_empty() {
+            true => Ok(()),
+            false => Err(left),
+        })
+    })
+}
+
+pub fn hpktainer_on_a_bare_host_makes_a_bubble_of_its_own(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    let said = on_bare_host(
+        &testbed,
+        &format!(
+            "hpktainer run -d --name web -p 127.0.0.1:8088:8000 {IMAGE} \
+             sh -c 'echo served >/index.html; echo begun; exec httpd -f -p 8000 -h /' >/dev/null
+             page() {{ exec 3<>/dev/tcp/127.0.0.1/8088 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && tail -n1 <&3; }}
+             until page 2>/dev/null | grep served; do :; done
+             ip=$(hpktainer inspect web | sed -n 's/.*\"IPAddress\": \"\\(.*\\)\".*/\\1/p')
+             hpktainer run --rm {IMAGE} wget -qO- http://$ip:8000/
+             hpktainer run --rm {IMAGE} wget -qO- http://outside.hpk.test/
+             hpktainer exec web hostname >/dev/null
+             hpktainer logs -f web & hpktainer stop -t 0 web >/dev/null; wait $!
+             hpktainer ps -a --format json; hpktainer rm web >/dev/null
+             code() {{ hpktainer run --rm \"$@\" 2>/dev/null || echo code $?; }}
+             code {IMAGE} sh -c 'exit 23'; code {IMAGE} no-such-program; code {IMAGE} /etc/passwd
+             code -v /no/such:/x {IMAGE} true
+             hpktainer run --rm --net none {IMAGE} sh -c 'ls /sys/class/net'
+             export HPK_STORE=$(mktemp -d)
+             hpktainer pull -q {IMAGE} >/dev/null; hpktainer images prune; hpktainer images -q; rm -r $HPK_STORE"
+        ),
+    )
+    .success()?;
+    let expected = [
+        "served",
+        "served",
+        "hello from outside",
+        "begun",
+        "\"State\":\"exited\"",
+        "code 23",
+        "code 127",
+        "code 126",
+        "code 125",
+        "lo",
+        "sha256:",
+    ];
+    let lines: Vec<&str> = said.lines().collect();
     ensure!(
-        said.status == 125
-            && said.stderr.contains("no bubble of yours runs on this host")
-            && said.stderr.contains("hpk.slurm"),
-        "on a host without a bubble: {said:?}"
+        lines.len() == expected.len()
+            && lines
+                .iter()
+                .zip(expected)
+                .all(|(line, part)| line.contains(part)),
+        "{said}"
     );
-    Ok(())
+    nothing_is_left_on_the_bare_host(&testbed)
+}
+
+pub fn what_kills_leave_on_a_bare_host_goes_with_the_next_run(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    // Two at once share a bubble; of one the hpktainer is killed, of the other the bubble's keeper.
+    let said = on_bare_host(
+        &testbed,
+        &format!(
+            // In two parts: what is looked for must not be this script.
+            "n=on; hpktainer run -d --rm --name ${{n}}e {IMAGE} sleep 600 >/dev/null &
+             hpktainer run -d --rm --name two {IMAGE} sleep 600 >/dev/null; wait $!
+             pgrep -cu hpc -f 'hpktainer keep-bubbl[e]' || true
+             kill -9 $(pgrep -ou hpc -f 'hpktainer run .*--name on[e]')
+             kill -9 $(pgrep -ou hpc -f 'hpktainer keep-bubbl[e]')
+             hpktainer run --rm {IMAGE} wget -qO- http://outside.hpk.test/
+             hpktainer exec two echo two lives
+             hpktainer stop -t 0 two >/dev/null; hpktainer ps -aq
+             HPK_UPLINK=slirp4netns hpktainer run --rm {IMAGE} wget -qO- http://outside.hpk.test/"
+        ),
+    )
+    .success()?;
+    let lines: Vec<&str> = said.lines().collect();
+    ensure!(
+        lines.len() == 4
+            && lines[0] == "2"
+            && lines[1].contains("hello")
+            && lines[2] == "two lives"
+            && lines[3].contains("hello"),
+        "{said}"
+    );
+    nothing_is_left_on_the_bare_host(&testbed)
+}
+
+pub fn a_bare_host_without_an_uplinks_program_is_told_which(context: &mut Context) -> Result<()> {
+    let said = on_bare_host(
+        &context.testbed.clone(),
+        &format!("PATH=/no/such hpktainer run --rm {IMAGE} true"),
+    )
+    .output()?;
+    ensure!(
+        said.status == 125 && said.stderr.contains("pasta") && said.stderr.contains("slirp4netns"),
+        "{said:?}"
+    );
+    nothing_is_left_on_the_bare_host(&context.testbed)
 }

@@ -246,7 +246,9 @@ pub const TABLE: &[Case] = table! {
     hosted:
         hpktainer_on_a_host_is_on_the_network_of_its_bubble
         a_killed_hpktainer_on_a_host_leaves_nothing_in_the_bubble
-        hpktainer_on_a_host_without_a_bubble_says_what_to_do;
+        hpktainer_on_a_bare_host_makes_a_bubble_of_its_own
+        what_kills_leave_on_a_bare_host_goes_with_the_next_run
+        a_bare_host_without_an_uplinks_program_is_told_which;
     limits:
         a_node_without_cgroups_says_so_and_a_resize_is_counted
         what_pods_use_is_served_as_metrics_server_reads_it

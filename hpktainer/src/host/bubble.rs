@@ -7,22 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
+use hpk_images::private::local_parent;
 use nix::unistd::Uid;
 
 /// The relay's folder in a bubble's node-local one.
 pub const RELAY: &str = "cni/relay";
 const SOCKET: &str = "relay.sock";
 
-/// Where node-local folders are: HPK_LOCAL, TMPDIR or /tmp.
-pub fn local_parent() -> PathBuf {
-    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    named("HPK_LOCAL")
-        .or_else(|| named("TMPDIR"))
-        .map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
-}
-
 /// The node-local folder of the newest bubble that runs here, or HPK_BUBBLE's.
-pub fn find() -> anyhow::Result<PathBuf> {
+pub fn find() -> anyhow::Result<Option<PathBuf>> {
     if let Some(folder) = std::env::var_os("HPK_BUBBLE").map(PathBuf::from) {
         if !serves(&folder) {
             bail!(
@@ -30,22 +23,16 @@ pub fn find() -> anyhow::Result<PathBuf> {
                 folder.display()
             );
         }
-        return Ok(folder);
+        return Ok(Some(folder));
     }
     // A job's TMPDIR may be its own, and not where the bubble's job looked.
     let parents = [local_parent(), PathBuf::from("/tmp")];
     for parent in &parents {
         if let Some(folder) = newest(parent, Uid::current().as_raw())? {
-            return Ok(folder);
+            return Ok(Some(folder));
         }
     }
-    bail!(
-        "no bubble of yours runs on this host (looked for hpk-{}-* in {}): run it where a job of hpk.slurm runs, or \
-         inside its bubble (apptainer shell instance://bubble1), or name the bubble's folder in HPK_BUBBLE; a bubble \
-         of its own on a bare host is not there yet",
-        Uid::current(),
-        local_parent().display()
-    )
+    Ok(None)
 }
 
 fn newest(parent: &Path, uid: u32) -> anyhow::Result<Option<PathBuf>> {

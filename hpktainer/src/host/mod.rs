@@ -1,33 +1,38 @@
-//! hpktainer on a host, outside any bubble: its places, the bubble whose network it uses, and the namespaces that a
-//! container needs.
+//! hpktainer on a host, outside any bubble: its places, the network it uses (that of a bubble of a job, where one runs,
+//! else of a local bubble that it makes), and the namespaces that a container needs.
 //!
 //! On a host this program starts itself again with its places in the environment, and for what mounts, unmounts or
 //! removes things, as root of a user, mount and PID namespace of its own: what is left of a killed one ends with it.
 //!
-//! - `bubble`: finding a bubble of the user's on this host
+//! - `bubble`: finding a bubble of a job of the user's on this host
+//! - `local`: finding or making the local one; `keeper`: the process that holds it
 //! - `namespaces`: entering new ones
 
 mod bubble;
+pub mod keeper;
+mod local;
 mod namespaces;
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, bail};
-use nix::unistd::Uid;
+use anyhow::Context as _;
+use hpk_images::private::{local_folder, local_parent};
 
 use crate::container::{make_dir, write_file};
+use crate::publish::{self, Publish};
+use local::LocalBubble;
 
 /// What a subcommand needs on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// Its places only.
     Places,
-    /// To be root of namespaces.
+    /// To be root of namespaces; of the local bubble's where there is one, since what is left of a container may be there.
     Namespaces,
+    /// To be root of new namespaces, on the host's own network.
+    OwnNamespaces,
     /// A bubble's network, too.
     Network,
 }
@@ -38,43 +43,96 @@ pub fn is_host() -> bool {
 }
 
 /// Starts this program again as the host needs it; returns its exit code, unless it goes on in its place.
-pub fn start_again(need: Need, background: bool) -> anyhow::Result<u8> {
-    let base = local_folder()?;
-    let network = match need {
-        Need::Network => Some(bubble::find()?),
-        _ => None,
-    };
+///
+/// `published` are ports of this host, bound here.
+pub fn start_again(need: Need, background: bool, published: &[Publish]) -> anyhow::Result<u8> {
+    let base = local_folder(&hpk_home()?, &local_parent())?;
     let own = std::env::current_exe().context("finding this program")?;
+    let network = match need {
+        Need::Network => Network::find(&base, &own)?,
+        Need::Namespaces => local::join(&base)?.map_or(Network::None, Network::Local),
+        Need::Places | Need::OwnNamespaces => Network::None,
+    };
+    let published = publish::bind(published)?;
     let mut command = Command::new(&own);
     command.args(std::env::args_os().skip(1));
-    for (name, value) in environment(&base, &own) {
+    for (name, value) in environment(&base, &own)
+        .into_iter()
+        .chain(network.environment(&base)?)
+    {
         if std::env::var_os(name).is_none() {
             command.env(name, value);
         }
     }
-    if let Some(bubble) = &network {
-        command.env("HPK_CNI_CONF_DIR", write_conflist(&base, bubble)?);
-        command.env("HPKTAINER_RESOLV_CONF", bubble.join("resolv.conf"));
-    }
+    command.env(publish::VARIABLE, publish::hand_on(&published)?);
     if need != Need::Places
-        && let Some(code) = namespaces::enter(background)?
+        && let Some(code) = namespaces::enter(background, network.local())?
     {
         return Ok(code);
     }
     Err(command.exec()).with_context(|| format!("starting {} again", own.display()))
 }
 
-/// `hpktainer-UID` in HPK_LOCAL, TMPDIR or /tmp; 0700 and ours.
-fn local_folder() -> anyhow::Result<PathBuf> {
-    let uid = Uid::current();
-    let folder = bubble::local_parent().join(format!("hpktainer-{uid}"));
-    make_dir(&folder)?;
-    let found = fs::symlink_metadata(&folder);
-    let found = found.with_context(|| format!("looking at {}", folder.display()))?;
-    if found.uid() != uid.as_raw() || !found.is_dir() || found.mode() & 0o077 != 0 {
-        bail!("{} was made by someone else", folder.display());
+/// `~/.hpk`, or HPK_HOME.
+fn hpk_home() -> anyhow::Result<PathBuf> {
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    named("HPK_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(named("HOME")?).join(".hpk")))
+        .context("neither HPK_HOME nor HOME is set")
+}
+
+/// Where a container's network comes from.
+#[derive(Debug)]
+enum Network {
+    None,
+    /// The node-local folder of a job's bubble: over its relay.
+    Job(PathBuf),
+    /// Ours: in its namespaces.
+    Local(LocalBubble),
+}
+
+impl Network {
+    /// A job's bubble where one runs, else the local one, made if need be.
+    fn find(base: &Path, own: &Path) -> anyhow::Result<Self> {
+        Ok(match bubble::find()? {
+            Some(folder) => Self::Job(folder),
+            None => Self::Local(local::join_or_start(base, own)?),
+        })
     }
-    Ok(folder)
+
+    fn local(&self) -> Option<&LocalBubble> {
+        match self {
+            Self::Local(bubble) => Some(bubble),
+            _ => None,
+        }
+    }
+
+    /// Where CNI's conf and cache, and resolv.conf are.
+    fn environment(&self, base: &Path) -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
+        let (conf, cache, folder) = match self {
+            Self::None => {
+                return Ok(vec![
+                    ("HPK_CNI_CONF_DIR", base.join("no-network")),
+                    ("HPK_CNI_CACHE_DIR", base.join("cni-cache")),
+                ]);
+            }
+            Self::Job(folder) => (
+                write_conflist(base, folder)?,
+                base.join("cni-cache"),
+                folder,
+            ),
+            Self::Local(bubble) => {
+                let folder = &bubble.folder;
+                (bubble.conf_dir(), folder.join("cache"), folder)
+            }
+        };
+        Ok(vec![
+            ("HPK_CNI_CONF_DIR", conf),
+            ("HPK_CNI_CACHE_DIR", cache),
+            ("HPKTAINER_RESOLV_CONF", folder.join("resolv.conf")),
+        ])
+    }
 }
 
 /// Where everything is, by the variables that say so.
@@ -84,9 +142,7 @@ fn environment(base: &Path, own: &Path) -> Vec<(&'static str, PathBuf)> {
         ("HPKTAINER_ROOT", base.join("containers")),
         ("HPKTAINER_RUN", base.join("run")),
         ("HPKTAINER_NETNS_DIR", base.join("netns")),
-        ("HPK_CNI_CONF_DIR", base.join("no-network")),
         ("HPK_CNI_BIN_DIR", programs.to_owned()),
-        ("HPK_CNI_CACHE_DIR", base.join("cni-cache")),
         ("HPK_RUNTIME", programs.join("containerd-shim-hpk-v2")),
         ("HPK_LOGGER", programs.join("hpk-logger")),
         ("HPK_SHIM_SOCKET_DIR", base.join("s")),

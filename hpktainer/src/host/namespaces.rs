@@ -1,5 +1,5 @@
-//! New namespaces: this process becomes root of a user and mount namespace, its child the first process of a PID
-//! namespace, and the child's child goes on as hpktainer.
+//! New namespaces: this process becomes root of a user and mount namespace (the user namespace may be a local bubble's),
+//! its child the first process of a PID namespace, and the child's child goes on as hpktainer.
 //!
 //! The first process reaps what is orphaned and ends with hpktainer; and with it, by the kernel, all that is left: the
 //! shim, the container, the pod's side of the network, every mount. It is killed itself when its parent is.
@@ -14,16 +14,20 @@ use anyhow::{Context as _, bail};
 use hpk_userns::Ids;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, setresgid, setresuid};
 
 use super::code_of;
+use super::local::LocalBubble;
 
 /// Returns nothing in the process that goes on, and in this one, when that one has ended, its exit code.
-pub fn enter(background: bool) -> anyhow::Result<Option<u8>> {
-    become_root()?;
+pub fn enter(background: bool, bubble: Option<&LocalBubble>) -> anyhow::Result<Option<u8>> {
+    match bubble {
+        None => become_root()?,
+        Some(bubble) => join(bubble)?,
+    }
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .context("keeping mounts to ourselves")?;
@@ -52,6 +56,22 @@ pub fn enter(background: bool) -> anyhow::Result<Option<u8>> {
             }
         }
     }
+}
+
+/// Joins a local bubble's user and network namespace; mount and PID namespace are our own.
+fn join(bubble: &LocalBubble) -> anyhow::Result<()> {
+    let user = bubble.namespace("user")?;
+    let network = bubble.namespace("net")?;
+    setns(user, CloneFlags::CLONE_NEWUSER).context("joining the local bubble's users")?;
+    setns(network, CloneFlags::CLONE_NEWNET).context("joining the local bubble's network")?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
+        .context("making a mount and PID namespace")?;
+    set_root()
+}
+
+fn set_root() -> anyhow::Result<()> {
+    setresgid(0.into(), 0.into(), 0.into()).context("becoming group 0")?;
+    setresuid(0.into(), 0.into(), 0.into()).context("becoming user 0")
 }
 
 /// Makes the namespaces. A child that stays outside writes the maps of ids: we can't, any more.
@@ -87,8 +107,7 @@ fn become_root() -> anyhow::Result<()> {
             }
         }
     }
-    setresgid(0.into(), 0.into(), 0.into()).context("becoming group 0")?;
-    setresuid(0.into(), 0.into(), 0.into()).context("becoming user 0")
+    set_root()
 }
 
 fn map_when_told(mut entered: PipeReader, ids: &Ids, pid: Pid) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use crate::limits::Limits;
+use crate::private::{local_folder, local_parent};
 
 /// Where the store lies and what it uses.
 #[derive(Debug, Clone)]
@@ -21,7 +22,7 @@ pub struct StoreConfig {
 impl StoreConfig {
     /// `HPK_STORE` (else `store` in `HPK_HOME`, else `~/.hpk/store`), `HPK_REGISTRIES` (else `registries.yaml` in
     /// `HPK_HOME` or `~/.hpk`), `HPK_LOCAL_DIR` (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else
-    /// `hpk-UID-images` in the temporary folder), [`Limits::from_env`].
+    /// `images` in the user's [`local_folder`]), [`Limits::from_env`].
     pub fn from_env() -> Result<Self, Error> {
         let path = |name: &str| {
             std::env::var_os(name)
@@ -32,16 +33,16 @@ impl StoreConfig {
         let root = path("HPK_STORE").or_else(|| Some(home.as_ref()?.join("store")));
         let registries =
             path("HPK_REGISTRIES").or_else(|| Some(home.as_ref()?.join("registries.yaml")));
-        let local_dir = path("HPK_LOCAL_DIR").unwrap_or_else(|| {
-            let bubble = Path::new("/var/lib/hpk");
-            let ours = nix::unistd::access(bubble, nix::unistd::AccessFlags::W_OK).is_ok();
-            match ours {
-                true => bubble.join("images"),
-                false => {
-                    std::env::temp_dir().join(format!("hpk-{}-images", nix::unistd::geteuid()))
-                }
+        let bubble = Path::new("/var/lib/hpk");
+        let ours = || nix::unistd::access(bubble, nix::unistd::AccessFlags::W_OK).is_ok();
+        let local_dir = match path("HPK_LOCAL_DIR") {
+            Some(dir) => dir,
+            None if ours() => bubble.join("images"),
+            None => {
+                let home = home.as_ref().ok_or(Error::NoHome)?;
+                local_folder(home, &local_parent())?.join("images")
             }
-        });
+        };
         Ok(Self {
             root: root.ok_or(Error::NoHome)?,
             registries,

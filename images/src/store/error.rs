@@ -125,6 +125,9 @@ pub enum Error {
         /// Bytes free for this user.
         available: u64,
     },
+    /// There is no node-local folder.
+    #[error("finding a node-local folder")]
+    Local(#[from] crate::private::Error),
     /// A local tar or layout can't be used.
     #[error("importing images")]
     Import(#[from] source::local::OpenError),
@@ -179,9 +182,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NeverPull { .. } => ErrorKind::NeverPull,
-            Self::Registries(_) | Self::Setting(_) | Self::NoHome | Self::NoName { .. } => {
-                ErrorKind::Config
-            }
+            Self::Registries(_)
+            | Self::Setting(_)
+            | Self::NoHome
+            | Self::Local(_)
+            | Self::NoName { .. } => ErrorKind::Config,
             // The registry proper is asked last and knows best, unless it can't be reached.
             Self::Endpoints { failures, .. } => {
                 let kinds = || failures.iter().rev().map(source_kind);

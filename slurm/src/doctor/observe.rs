@@ -66,8 +66,8 @@ pub fn observe() -> Observed {
         apptainer: apptainer(&path),
         fuse: openable("/dev/fuse"),
         tun: openable("/dev/net/tun"),
-        pasta: files::find_program("pasta", &path),
-        slirp4netns: files::find_program("slirp4netns", &path),
+        pasta: hpk_uplink::find_program("pasta", &path),
+        slirp4netns: hpk_uplink::find_program("slirp4netns", &path),
         overlay: probe_overlay().map_err(text),
         limits: cgroups::usable().map_err(text),
         image: own_path()
@@ -80,7 +80,7 @@ pub fn observe() -> Observed {
 
 fn apptainer(path: &str) -> (String, Result<String, String>) {
     let name = settings::apptainer();
-    let answer = match files::find_program(&name, path) {
+    let answer = match hpk_uplink::find_program(&name, path) {
         None => Err("not found".to_owned()),
         Some(program) => match Command::new(&program).arg("--version").output() {
             Err(error) => Err(error.to_string()),

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use hpk_uplink::Uplink;
 use tokio::process::Child;
 use tokio::task::JoinSet;
 
 use super::overlay::Overlay;
-use super::uplink::Uplink;
+use super::uplink;
 use crate::backoff::{Failures, TRIES};
 use crate::forward::Forward;
 use crate::logs::{last_lines, open_log, tail};
@@ -72,7 +73,7 @@ impl Plan {
     async fn start(&self, part: Part) -> Result<Option<Child>> {
         let log = open_log(&self.log(part))?;
         Ok(match part {
-            Part::Uplink => Some(self.uplink.start(log).await?),
+            Part::Uplink => Some(uplink::start(&self.uplink, log).await?),
             Part::Overlay => match &self.overlay {
                 Some(overlay) => Some(overlay.start(log)?),
                 None => None,

@@ -28,14 +28,12 @@ use crate::cluster::{Cluster, Folder, Node};
 use crate::forward::Forward;
 use crate::local::{self, OpenFolder};
 use crate::settings::{API_PORT, ETCD_PORT, OVERLAY_PORT};
-use crate::{
-    Role, attempts, cgroups, doctor, files, link, own_path, ports, routes, settings, sweep,
-};
+use crate::{Role, attempts, cgroups, doctor, link, own_path, ports, settings, sweep};
 use binds::Sources;
 use helpers::{Part, Plan};
+use hpk_uplink::{Addresses, Program, UdpForward, Uplink};
 use instance::Instance;
 use overlay::Overlay;
-use uplink::{Addresses, Program, UdpForward, Uplink};
 
 /// `hpk-bubble ID ROLE`, on each host by srun.
 pub async fn run(id: &str, role: Role) -> Result<ExitCode> {
@@ -119,7 +117,7 @@ impl Bubble<'_> {
     async fn start_and_watch(&self, stop: &mut watch::StopSignals) -> Result<()> {
         stage::make_folders(self.local)?;
         let addresses = Addresses {
-            network: routes::uplink_network(&routes::of_this_host()?)
+            network: hpk_uplink::routes::uplink_network(&hpk_uplink::routes::of_this_host()?)
                 .context("every network that the uplink could use is one of the host's own")?,
         };
         let spec = self.spec()?;
@@ -159,11 +157,12 @@ impl Bubble<'_> {
                     OverlayMode::Host => None,
                     OverlayMode::Kernel { udp_port } => Some(UdpForward {
                         host: udp_port,
-                        bubble: OVERLAY_PORT,
+                        inside: OVERLAY_PORT,
                     }),
                 },
                 pid,
-                local: self.local.to_owned(),
+                api_socket: self.local.join("slirp.sock"),
+                ends_with_stdin: false,
             },
             overlay: match spec.overlay {
                 OverlayMode::Host => Some(Overlay::find(spec, pid, self.local, &path)?),
@@ -214,7 +213,7 @@ impl Bubble<'_> {
         let apptainer = settings::apptainer();
         let short = format!("bubble{}", self.node.index);
         instance::Start {
-            apptainer: &files::find_program(&apptainer, &settings::search_path())
+            apptainer: &hpk_uplink::find_program(&apptainer, &settings::search_path())
                 .with_context(|| format!("{apptainer} is not found"))?,
             image: &settings::find_image(&own, &hpk_home)?,
             binds: &binds::plan_binds(&Sources {

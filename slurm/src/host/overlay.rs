@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use crate::bubble::overlay_options;
 use crate::bubble::spec::{BubbleSpec, OverlayMode};
-use crate::{files, own_path, ports};
+use crate::{own_path, ports};
 
 /// What it takes to start it, also anew.
 #[derive(Debug, Clone)]
@@ -78,8 +78,8 @@ impl Overlay {
     /// The daemon beside this program, or on `search_path`.
     pub fn find(spec: &BubbleSpec, pid: i32, local: &Path, search_path: &str) -> Result<Self> {
         let beside = own_path()?.with_file_name("hpk-net-daemon");
-        let program = files::find_program(&beside.display().to_string(), search_path)
-            .or_else(|| files::find_program("hpk-net-daemon", search_path))
+        let program = hpk_uplink::find_program(&beside.display().to_string(), search_path)
+            .or_else(|| hpk_uplink::find_program("hpk-net-daemon", search_path))
             .with_context(|| format!("{} is missing (HPK_OVERLAY=host)", beside.display()))?;
         Ok(Self {
             program,

@@ -1,0 +1,115 @@
+//! What of the command line is more than a word: environment files, `--bind`, `--net`. Pure, but for reading the files.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::spec::Volume;
+
+/// `--net`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
+pub enum Net {
+    /// An address of its own on the bubble's network
+    #[default]
+    #[value(alias = "bridge", alias = "default")]
+    Pod,
+    /// A loopback only
+    None,
+    /// The network of whoever runs it: the host's, or the bubble's
+    Host,
+}
+
+/// The variables of environment files, in order: `NAME=value`, or `NAME` for the caller's value; empty lines and
+/// those that begin with `#` are left out. As with Docker, quotes are part of the value.
+pub fn read_env_files(paths: &[PathBuf]) -> anyhow::Result<Vec<String>> {
+    let mut entries = Vec::new();
+    for path in paths {
+        let text = std::fs::read_to_string(path);
+        let text = text.with_context(|| format!("reading {}", path.display()))?;
+        let parsed = parse_env_file(&text);
+        entries.extend(parsed.with_context(|| format!("in {}", path.display()))?);
+    }
+    Ok(entries)
+}
+
+fn parse_env_file(text: &str) -> anyhow::Result<Vec<String>> {
+    let mut entries = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let name = line.split('=').next().unwrap_or_default();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            bail!("line {}: {name:?} is no name of a variable", number + 1);
+        }
+        entries.push(line.to_owned());
+    }
+    Ok(entries)
+}
+
+/// Apptainer's `--bind`: `SOURCE[:TARGET[:ro]]`, several with commas between; without a target the same path inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binds(pub Vec<Volume>);
+
+impl std::str::FromStr for Binds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let one = |bind: &str| match bind.contains(':') {
+            true => bind.parse(),
+            false => format!("{bind}:{bind}").parse(),
+        };
+        text.split(',').map(one).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Each source must be there: the runtime's words for it come late, and from deep below.
+pub fn check_sources<'a>(volumes: impl IntoIterator<Item = &'a Volume>) -> anyhow::Result<()> {
+    for volume in volumes {
+        let there = |path: &Path| path.try_exists();
+        let found = there(&volume.source);
+        if !found.with_context(|| format!("looking at {}", volume.source.display()))? {
+            bail!("there is no {} to bind", volume.source.display());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_file_is_read_as_by_docker() {
+        let text = "# comment\nA=1\n\n  B=two words \nC=\"q\"\nD\n";
+        let entries = parse_env_file(text).unwrap();
+        assert_eq!(entries, ["A=1", "B=two words ", "C=\"q\"", "D"]);
+        let fault = parse_env_file("A=1\nB C=1\n").unwrap_err().to_string();
+        assert!(fault.contains("line 2") && fault.contains("B C"), "{fault}");
+        assert!(parse_env_file("=1\n").is_err());
+    }
+
+    #[test]
+    fn binds_are_written_as_for_apptainer() {
+        let binds = |text: &str| text.parse::<Binds>().map(|b| b.0);
+        let all = binds("/a,/b:/c,/d:/e:ro").unwrap();
+        let targets: Vec<_> = all
+            .iter()
+            .map(|v| (v.target.to_str().unwrap(), v.read_only))
+            .collect();
+        assert_eq!(targets, [("/a", false), ("/c", false), ("/e", true)]);
+        for bad in ["", "a", "/a,", "/a:b"] {
+            assert!(binds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_not_there_is_named() {
+        let volumes = ["/tmp:/a".parse().unwrap(), "/no/such:/b".parse().unwrap()];
+        let fault = check_sources(&volumes).unwrap_err().to_string();
+        assert!(fault.contains("/no/such"), "{fault}");
+    }
+}
