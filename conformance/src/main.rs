@@ -14,6 +14,8 @@
 mod bench;
 mod cases;
 mod cluster;
+#[cfg(test)]
+mod docs;
 mod e2e;
 mod figures;
 mod report;

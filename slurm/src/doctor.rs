@@ -59,5 +59,8 @@ fn table(findings: &[Finding]) -> String {
             text.push_str(&format!("{:27} → {}\n", "", finding.ask));
         }
     }
+    if findings.iter().any(|it| it.verdict != Verdict::Fine) {
+        text.push_str("\nA paragraph on each: docs/troubleshooting.md.\n");
+    }
     text
 }

@@ -275,6 +275,15 @@ pub mod tests {
     }
 
     #[test]
+    fn each_line_has_a_paragraph_in_the_docs() {
+        let page = include_str!("../../../docs/troubleshooting.md");
+        for Finding { what, .. } in judge(&healthy()) {
+            let heading = format!("\n### {what}\n");
+            assert!(page.contains(&heading), "{what:?} is no heading there");
+        }
+    }
+
+    #[test]
     fn a_healthy_host_lacks_nothing() {
         assert!(
             judge(&healthy())

@@ -1,0 +1,120 @@
+//! The documentation's own tests: links lead somewhere, and what programs refer to is there.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Every page that people read.
+fn pages() -> Vec<PathBuf> {
+    let root = root();
+    let mut pages: Vec<PathBuf> = [
+        "README.md",
+        "CHANGELOG.md",
+        "images/README.md",
+        "vagrant/README.md",
+    ]
+    .map(|name| root.join(name))
+    .into();
+    for folder in ["docs", "docs/bench"] {
+        let entries = std::fs::read_dir(root.join(folder)).unwrap();
+        let files = entries.map(|entry| entry.unwrap().path());
+        pages.extend(files.filter(|path| path.extension().is_some_and(|it| it == "md")));
+    }
+    pages
+}
+
+/// Targets of `](…)` outside code.
+fn links(text: &str) -> Vec<&str> {
+    let mut links = Vec::new();
+    let mut in_code = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code || line.starts_with("    ") {
+            continue;
+        }
+        let parts = line.split("](").skip(1);
+        links.extend(parts.filter_map(|rest| rest.split_once(')').map(|(target, _)| target)));
+    }
+    links
+}
+
+/// Headings as the anchors that renderers make of them: lower case, spaces as hyphens, other signs
+/// left out.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let heading = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading.chars().filter_map(|sign| match sign {
+                ' ' => Some('-'),
+                '-' | '_' => Some(sign),
+                _ => sign.is_alphanumeric().then_some(sign),
+            });
+            kept.collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_its_heading() {
+    let mut broken = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in links(&text) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => page.clone(),
+                _ => page.parent().unwrap().join(file),
+            };
+            let is_whole = target.exists()
+                && (anchor.is_empty()
+                    || anchors(&std::fs::read_to_string(&target).unwrap()).contains(anchor));
+            if !is_whole {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn every_page_is_in_the_index() {
+    let index = std::fs::read_to_string(root().join("docs/README.md")).unwrap();
+    let linked: BTreeSet<&str> = links(&index).into_iter().collect();
+    for entry in std::fs::read_dir(root().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_page = name.ends_with(".md") && name != "README.md";
+        assert!(!is_page || linked.contains(name.as_str()), "{name}");
+    }
+}
+
+#[test]
+fn every_case_is_in_the_specification() {
+    let text = std::fs::read_to_string(root().join("docs/specification.md")).unwrap();
+    let cases: BTreeSet<&str> = crate::cases::TABLE.iter().map(|case| case.name).collect();
+    let missing: Vec<&&str> = cases.iter().filter(|name| !text.contains(**name)).collect();
+    assert!(
+        missing.is_empty(),
+        "in no line of docs/specification.md: {missing:#?}"
+    );
+}
+
+#[test]
+fn links_and_anchors_are_read_as_a_renderer_does() {
+    assert_eq!(
+        links("a [b](c.md#d) and [e](f)\n    [not](this)"),
+        ["c.md#d", "f"]
+    );
+    let found = anchors("# Where the time goes\n### /dev/fuse\n## pods' limits\n");
+    for anchor in ["where-the-time-goes", "devfuse", "pods-limits"] {
+        assert!(found.contains(anchor), "{found:?}");
+    }
+}
