@@ -69,6 +69,8 @@ pub struct Container {
     pub process: wire::Process,
     pub cgroup: hpk_cgroup::Request,
     pub hooks: hooks::Hooks,
+    /// Whether its processes run as root where their users aren't mapped.
+    pub squash: bool,
     /// Asked for, and not done: for the log.
     pub warnings: Vec<String>,
 }
@@ -167,16 +169,22 @@ pub fn container(
             resources: linux.resources().clone().unwrap_or_default(),
         },
         hooks: hooks::plan(spec, id, bundle)?,
+        squash,
         warnings: planned.warnings,
     })
 }
 
-/// Plans a further process.
-pub fn exec(process: &Process, terminal: bool, mapped: &Mapped) -> Result<wire::Process, Error> {
+/// Plans a further process of a container that has `squash`; with what was asked for and isn't done.
+pub fn exec(
+    process: &Process,
+    terminal: bool,
+    mapped: &Mapped,
+    squash: bool,
+) -> Result<(wire::Process, Vec<String>), Error> {
     refuse::process(process)?;
     let mut planned = process::plan(process, terminal)?;
-    ids::check(mapped, &mut planned, false)?;
-    Ok(planned)
+    let warnings = ids::check(mapped, &mut planned, squash)?;
+    Ok((planned, warnings))
 }
 
 struct Namespaces {

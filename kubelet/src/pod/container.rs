@@ -330,9 +330,10 @@ fn write_bundle(
     let Fitted {
         user,
         pretend,
+        is_stand_in,
         news,
     } = fitted.map_err(spec::Error::from)?;
-    if let Some((reason, message)) = news {
+    for (reason, message) in news {
         agent.recorder.pod(pod, Kind::Warning, reason, message);
     }
 
@@ -377,6 +378,7 @@ fn write_bundle(
         container,
         image: &image.config,
         user: &user,
+        is_stand_in,
         env: &env,
         mounts: binds.mounts,
         nodename: &names.nodename,

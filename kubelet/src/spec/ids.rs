@@ -34,8 +34,10 @@ pub struct Fitted {
     pub user: User,
     /// Whether the kernel's refusals to change owners and users are kept from it.
     pub pretend: bool,
-    /// For an event: its reason and message.
-    pub news: Option<(&'static str, String)>,
+    /// Whether root is in another user's place: it gets no capabilities, as that user had none in effect.
+    pub is_stand_in: bool,
+    /// For events: their reasons and messages.
+    pub news: Vec<(&'static str, String)>,
 }
 
 /// Lets the container have the ids it asks for, as far as they are `mapped`. `squash`: what holds
@@ -52,7 +54,7 @@ pub fn fit(
 ) -> Result<Fitted, Error> {
     let squash = may_squash(pod)?.unwrap_or(squash);
     let pretend = squash && mapped.is_single();
-    let mut user = wanted;
+    let (wanted_uid, mut user) = (wanted.uid, wanted);
     let mut lost = Vec::new();
     if !mapped.has_user(user.uid) {
         lost.push(format!("user {}", user.uid));
@@ -73,16 +75,38 @@ pub fn fit(
     }
     user.additional_gids
         .retain(|group| mapped.has_group(*group));
+    let of_volumes = context.and_then(|context| volumes_group(context, mapped));
+    // Where root is all there is, it has access to what is root's. Others would have none.
+    if let Some(group) = of_volumes
+        && !mapped.is_single()
+    {
+        lost.push(format!("fsGroup {group}"));
+        (user.uid, user.gid) = (0, 0);
+    }
+    let container = container.name.clone();
+    let mut news = Vec::new();
+    if let Some(group) = of_volumes {
+        let message = format!(
+            "volumes stay root's: this node has no group {group} (securityContext.fsGroup)"
+        );
+        news.push(("FsGroupNotMapped", message));
+    }
+    if pretend {
+        let message = format!(
+            "container {container:?}: changes of owners and users do nothing here and are reported as done ({SQUASH})"
+        );
+        news.push(("IdsPretended", message));
+    }
+    let is_stand_in = user.uid != wanted_uid;
     if lost.is_empty() {
-        let news = context.and_then(|context| of_volumes(context, mapped));
         return Ok(Fitted {
             user,
             pretend,
+            is_stand_in,
             news,
         });
     }
     let asked = lost.join(", ");
-    let container = container.name.clone();
     if !squash {
         let why = match mapped.is_single() {
             true => "its job's user has no subordinate ids, so root is all there is",
@@ -97,10 +121,12 @@ pub fn fit(
     let message = format!(
         "container {container:?} runs as root, which is the job's user, in place of {asked}: this node has no such ids"
     );
+    news.insert(0, ("IdsSquashed", message));
     Ok(Fitted {
         user,
         pretend,
-        news: Some(("IdsSquashed", message)),
+        is_stand_in,
+        news,
     })
 }
 
@@ -118,15 +144,10 @@ fn may_squash(pod: &Pod) -> Result<Option<bool>, Error> {
     }
 }
 
-/// A group of volumes is about access, which root has to what is root's: nothing is refused.
-fn of_volumes(context: &PodSecurityContext, mapped: &Mapped) -> Option<(&'static str, String)> {
+/// The group that the pod wants its volumes to have, where there is no such group.
+fn volumes_group(context: &PodSecurityContext, mapped: &Mapped) -> Option<u32> {
     let group = u32::try_from(context.fs_group?).ok()?;
-    (!mapped.has_group(group)).then(|| {
-        let message = format!(
-            "volumes stay root's: this node has no group {group} (securityContext.fsGroup)"
-        );
-        ("FsGroupNotMapped", message)
-    })
+    (!mapped.has_group(group)).then_some(group)
 }
 
 #[cfg(test)]
@@ -157,7 +178,7 @@ mod tests {
     fn root_is_let_through_without_the_groups_that_only_its_image_lists() {
         let fitted = fitted(json!({"metadata": {}}), user(0, &[0, 10]), false).expect("fits");
         assert_eq!(fitted.user, user(0, &[0]));
-        assert!(!fitted.pretend && fitted.news.is_none());
+        assert!(!fitted.pretend && fitted.news.is_empty());
     }
 
     #[test]
@@ -193,8 +214,10 @@ mod tests {
             }
         );
         assert!(squashed.pretend);
-        let (reason, message) = squashed.news.expect("said");
-        assert_eq!(reason, "IdsSquashed");
+        assert!(squashed.is_stand_in);
+        let reasons: Vec<_> = squashed.news.iter().map(|(reason, _)| *reason).collect();
+        assert_eq!(reasons, ["IdsSquashed", "IdsPretended"]);
+        let message = &squashed.news[0].1;
         assert!(message.contains("user 1000, group 1000"), "{message}");
         assert!(fitted(json!({"metadata": {}}), user(1000, &[0]), true).is_ok());
         // The pod's own word goes first.
@@ -208,7 +231,23 @@ mod tests {
         let pod = json!({"metadata": {}, "spec": {"containers": [], "securityContext": {"fsGroup": 2000}}});
         let fitted = fitted(pod, user(0, &[0, 2000]), false).expect("fits");
         assert_eq!(fitted.user.additional_gids, [0]);
-        assert!(fitted.news.expect("said").1.contains("2000"));
+        assert!(fitted.news[0].1.contains("2000") && !fitted.is_stand_in);
+    }
+
+    #[test]
+    fn a_group_of_volumes_beyond_a_range_of_ids_is_refused_or_all_is_roots() {
+        let pod = |squash: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"annotations": {SQUASH: squash}},
+                "spec": {"containers": [], "securityContext": {"fsGroup": 1_000_650_000}}}))
+            .expect("pod")
+        };
+        let some = Mapped::of("0 1000 1\n1 100000 65536");
+        let container = Container::default();
+        let asked = || user(1000, &[1000]);
+        let error = fit(&pod("false"), &container, asked(), &some, false).expect_err("refused");
+        assert!(error.to_string().contains("fsGroup 1000650000"), "{error}");
+        let fitted = fit(&pod("true"), &container, asked(), &some, false).expect("squashed");
+        assert_eq!((fitted.user.uid, fitted.is_stand_in), (0, true));
     }
 
     #[test]
@@ -222,7 +261,8 @@ mod tests {
             true,
         );
         let all = all.expect("fits");
-        let changed = (all.pretend, all.news);
-        assert_eq!((all.user, changed), (user(1000, &[7, 8]), (false, None)));
+        let changed = (all.pretend, all.is_stand_in, all.news.is_empty());
+        assert_eq!(all.user, user(1000, &[7, 8]));
+        assert_eq!(changed, (false, false, true));
     }
 }

@@ -84,6 +84,8 @@ pub struct Inputs<'a> {
     pub image: &'a ImageConfiguration,
     /// The user after image, pod and container had their say.
     pub user: &'a process::User,
+    /// Whether root is in another user's place, and so has no capabilities.
+    pub is_stand_in: bool,
     /// `NAME=value`, from `env`.
     pub env: &'a [(String, String)],
     pub mounts: Vec<Mount>,
@@ -208,7 +210,8 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
     let class = pod.spec.as_ref().map_or(qos::Class::BestEffort, qos::class);
     let score = qos::oom_score_adj(class, container, host.memory).max(host.oom_score_floor);
     let escalation = context.and_then(|c| c.allow_privilege_escalation);
-    let capabilities = process::capabilities(context, host.bounding)?;
+    let bounding = if inputs.is_stand_in { 0 } else { host.bounding };
+    let capabilities = process::capabilities(context, bounding)?;
     let possible = capabilities.bounding().clone().unwrap_or_default();
     let process = ProcessBuilder::default()
         .terminal(container.tty.unwrap_or(false))

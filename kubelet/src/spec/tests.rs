@@ -44,6 +44,7 @@ fn planned(spec: serde_json::Value, env: &[(String, String)]) -> Spec {
         container: &parts.containers[0],
         image: &image,
         user: &user,
+        is_stand_in: false,
         env,
         mounts: Vec::new(),
         nodename: "web",

@@ -9,7 +9,9 @@ use crate::error::Error;
 /// Annotation of a container that may run as root where its user isn't mapped: `"true"`.
 pub const SQUASH: &str = "io.hpk.squash-ids";
 
-/// Lets a process have its ids, or with `squash` root's in their place; gives what was changed.
+/// Lets a process have its ids, or with `squash` root's in their place; gives what was changed. Groups
+/// that root is to have beside its own, and that aren't mapped, are left out: callers list those of the
+/// image's /etc/group, and root needs none.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the id.
@@ -18,11 +20,10 @@ pub fn check(
     process: &mut wire::Process,
     squash: bool,
 ) -> Result<Vec<String>, Error> {
-    let (user, group) = (|id| mapped.has_user(id), |id| mapped.has_group(id));
     let mut changed = Vec::new();
-    let mut ask = |field: String, id: &mut u32, has: &dyn Fn(u32) -> bool| {
-        if has(*id) {
-            return Ok(());
+    let mut ask = |field: &str, id: u32, is_mapped: bool| {
+        if is_mapped {
+            return Ok(id);
         }
         if !squash {
             return Err(Error::Unsupported {
@@ -33,16 +34,36 @@ pub fn check(
         changed.push(format!(
             "{field} {id} is not mapped here: it is root's instead"
         ));
-        *id = 0;
-        Ok(())
+        Ok(0)
     };
-    ask("process.user.uid".into(), &mut process.uid, &user)?;
-    ask("process.user.gid".into(), &mut process.gid, &group)?;
-    for id in &mut process.groups {
-        ask("process.user.additionalGids".into(), id, &group)?;
+    let asked = process.uid;
+    process.uid = ask("process.user.uid", asked, mapped.has_user(asked))?;
+    process.gid = ask(
+        "process.user.gid",
+        process.gid,
+        mapped.has_group(process.gid),
+    )?;
+    if process.uid != asked {
+        // Another user than root would have none of them in effect.
+        process.capabilities = Some(wire::Capabilities::default());
     }
-    if !changed.is_empty() {
-        process.groups.retain(|&g| g != 0);
+    let (kept, lost): (Vec<u32>, Vec<u32>) = process
+        .groups
+        .iter()
+        .partition(|group| mapped.has_group(**group));
+    if process.uid != 0 {
+        for group in &lost {
+            ask("process.user.additionalGids", *group, false)?;
+        }
+    }
+    process.groups = kept;
+    if !lost.is_empty() || !changed.is_empty() {
+        process.groups.retain(|group| *group != 0);
+    }
+    if process.uid == 0 && !lost.is_empty() {
+        changed.push(format!(
+            "process.user.additionalGids {lost:?} are not mapped here: left out"
+        ));
     }
     Ok(changed)
 }
@@ -72,14 +93,36 @@ mod tests {
             text.starts_with("process.user.uid 1000 is not supported"),
             "{text}"
         );
-        assert!(check(&Mapped::root_only(), &mut process(0, 0, &[5]), false).is_err());
+        let error = check(
+            &Mapped::of("0 1000 1\n7 7 1"),
+            &mut process(7, 0, &[5]),
+            false,
+        );
+        let text = error.unwrap_err().to_string();
+        assert!(text.starts_with("process.user.additionalGids 5"), "{text}");
+    }
+
+    #[test]
+    fn roots_further_groups_are_left_out_and_that_is_said() {
+        let mut asked = process(0, 0, &[0, 1, 10]);
+        let changed = check(&Mapped::root_only(), &mut asked, false).unwrap();
+        assert_eq!(asked, process(0, 0, &[]));
+        assert_eq!(changed.len(), 1);
+        assert!(changed[0].contains("[1, 10]"), "{changed:?}");
     }
 
     #[test]
     fn by_opt_in_an_unmapped_user_is_root_and_that_is_said() {
         let mut asked = process(1000, 1000, &[5, 0]);
         let changed = check(&Mapped::root_only(), &mut asked, true).unwrap();
-        assert_eq!(asked, process(0, 0, &[]));
+        let none = Some(wire::Capabilities::default());
+        assert_eq!(
+            asked,
+            wire::Process {
+                capabilities: none,
+                ..process(0, 0, &[])
+            }
+        );
         assert_eq!(changed.len(), 3);
         assert!(
             changed[0].starts_with("process.user.uid 1000"),

@@ -30,6 +30,8 @@ pub struct Container {
     pub paused: bool,
     /// For its execs too.
     pub seccomp: Option<wire::Seccomp>,
+    /// Whether its execs, too, are root's where their users aren't mapped.
+    pub squash: bool,
     pub oom: Option<Watched>,
     /// For its start and its end; `None` if it has none.
     pub hooks: Option<Arc<Hooks>>,
@@ -83,6 +85,7 @@ impl Container {
             cgroup: Arc::default(),
             paused: false,
             seccomp: None,
+            squash: false,
             oom: None,
             hooks: None,
         }

@@ -122,7 +122,7 @@ impl Service {
         let inner = &self.inner;
         let own_pid_namespace = plan.pid_namespace == plan::PidNamespace::New;
         let uid = plan.process.uid;
-        let seccomp = plan.process.seccomp.clone();
+        let (seccomp, squash) = (plan.process.seccomp.clone(), plan.squash);
         let Place {
             bundle,
             cgroup,
@@ -145,6 +145,7 @@ impl Service {
             container.init.set_up(pid, prepared.channel, prepared.held);
             container.init.uid = uid;
             container.seccomp = seccomp;
+            container.squash = squash;
             container.cgroup = Arc::clone(&cgroup);
             Ok(())
         })?;

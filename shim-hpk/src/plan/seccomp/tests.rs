@@ -107,6 +107,23 @@ fn another_instruction_set_is_killed_and_a_listed_one_has_its_own_numbers() {
 }
 
 #[test]
+fn numbers_of_x32_pass_no_profile_not_even_one_that_names_only_what_is_forbidden() {
+    let filter = compiled(json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ERRNO"}],
+    }));
+    assert_eq!(run(&filter, &call("getpid", &[])), ALLOW);
+    if ARCHITECTURES[0].has_x32 {
+        let native = call("mount", &[]);
+        let x32 = Call {
+            number: native.number | X32_BIT,
+            ..native
+        };
+        assert_eq!(run(&filter, &x32), ERRNO | libc::ENOSYS as u32);
+    }
+}
+
+#[test]
 fn every_operator_compares_all_64_bits() {
     let big = 0x0000_0002_0000_0005_u64;
     for (operator, holds, fails) in [
