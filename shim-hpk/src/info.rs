@@ -1,5 +1,5 @@
 //! The answer to `-info`: what the runtime does, in the form of the OCI runtime spec's features.md, and
-//! which cgroup controllers it may use here.
+//! which cgroup controllers and which Apptainer it has here.
 
 use containerd_shim::protos::{
     protobuf::well_known_types::any::Any,
@@ -8,10 +8,14 @@ use containerd_shim::protos::{
 
 use hpk_cgroup::hierarchies::{self, Version};
 
-use crate::{RUNTIME, error::Error, plan};
+use std::process::Command;
+
+use crate::{RUNTIME, apply::programs::Programs, error::Error, plan};
 
 /// The key of the annotation that tells of cgroups.
 const CGROUP: &str = "io.hpk.cgroup";
+/// The key of the annotation that tells of Apptainer.
+const APPTAINER: &str = "io.hpk.apptainer";
 
 /// Gathers it.
 pub fn runtime_info() -> Result<RuntimeInfo, Error> {
@@ -29,9 +33,28 @@ pub fn runtime_info() -> Result<RuntimeInfo, Error> {
         })
         .into(),
         features: Some(features).into(),
-        annotations: [(CGROUP.to_owned(), cgroups)].into(),
+        annotations: [
+            (CGROUP.to_owned(), cgroups),
+            (APPTAINER.to_owned(), apptainer(&Programs::find())),
+        ]
+        .into(),
         ..Default::default()
     })
+}
+
+/// What Apptainer says of its version, or why it can't be asked. containerd asks once, when it starts.
+fn apptainer(programs: &Programs) -> String {
+    let program = match programs.apptainer() {
+        Ok(program) => program,
+        Err(error) => return error.to_string(),
+    };
+    match Command::new(program).arg("--version").output() {
+        Ok(said) if said.status.success() => {
+            String::from_utf8_lossy(&said.stdout).trim().to_owned()
+        }
+        Ok(said) => format!("{}: {}", program.display(), said.status),
+        Err(error) => format!("{}: {error}", program.display()),
+    }
 }
 
 /// `v1: cpu,memory` or `v2: …`, those in which the shim's own user may make a cgroup; or `none`.
@@ -81,5 +104,7 @@ mod tests {
         );
         let info = runtime_info().unwrap();
         assert!(!info.annotations[CGROUP].is_empty());
+        // Either its version or what is wrong with it.
+        assert!(info.annotations[APPTAINER].contains("apptainer"));
     }
 }

@@ -252,12 +252,17 @@ impl Planned {
                 });
             }
         };
-        let number = |n: i64| u32::try_from(n).unwrap_or(0);
+        let number = |name: &str, n: i64| {
+            u32::try_from(n).map_err(|_| Error::Invalid {
+                field: format!("linux.devices {} {name}", device.path().display()),
+                why: format!("{n} is no device number"),
+            })
+        };
         let node = (
             kind,
             device.file_mode().unwrap_or(0o666) & 0o7777,
-            number(device.major()),
-            number(device.minor()),
+            number("major", device.major())?,
+            number("minor", device.minor())?,
         );
         let owner = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
         self.device(first, device.path().clone(), node, owner, false);

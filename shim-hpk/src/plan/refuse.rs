@@ -57,6 +57,14 @@ fn linux(linux: &Linux) -> Result<(), Error> {
             refuse(field, "it is not applied")?;
         }
     }
+    let resources = linux.resources().as_ref();
+    let rdma = resources.and_then(|resources| resources.rdma().as_ref());
+    if rdma.is_some_and(|limits| !limits.is_empty()) {
+        refuse(
+            "linux.resources.rdma",
+            "it is not applied; `unified` may set it",
+        )?;
+    }
     Ok(())
 }
 
