@@ -317,21 +317,6 @@ fn without_noise(text: &str) -> String {
     words.join("\n")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn apptainers_words_are_told_without_colours_and_labels() {
-        let said = "\u{1b}[31mFATAL:   \u{1b}[0mcontainer creation failed: mount /x: denied\n\n";
-        assert_eq!(
-            without_noise(said),
-            "container creation failed: mount /x: denied"
-        );
-        assert_eq!(without_noise("two\nlines\n"), "two\nlines");
-    }
-}
-
 /// The command, ready to spawn.
 fn apptainer(
     plan: &plan::Container,
@@ -519,4 +504,19 @@ fn c_string(text: &str) -> Result<CString, Error> {
         field: "rootfs".into(),
         why: "a NUL in a path or option".into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apptainers_words_are_told_without_colours_and_labels() {
+        let said = "\u{1b}[31mFATAL:   \u{1b}[0mcontainer creation failed: mount /x: denied\n\n";
+        assert_eq!(
+            without_noise(said),
+            "container creation failed: mount /x: denied"
+        );
+        assert_eq!(without_noise("two\nlines\n"), "two\nlines");
+    }
 }
