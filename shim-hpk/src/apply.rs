@@ -6,6 +6,7 @@
 //! - [`hooks`] – the caller's programs at a container's beginning and end.
 //! - [`programs`] – where `apptainer` and `hpk-pause` are.
 //! - [`reaper`] – every child's end, the orphans' too.
+//! - [`words`] – what Apptainer says.
 
 pub mod channel;
 pub mod enter;
@@ -13,6 +14,7 @@ pub mod hooks;
 pub mod launch;
 pub mod programs;
 pub mod reaper;
+pub mod words;
 
 use std::os::fd::OwnedFd;
 

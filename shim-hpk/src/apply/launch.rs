@@ -12,7 +12,6 @@
 use std::{
     ffi::CString,
     fs::File,
-    io::{Read, Seek},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt,
@@ -33,7 +32,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Waiting, channel, hooks, programs::Programs, reaper};
+use super::{Waiting, channel, hooks, programs::Programs, reaper, words::words_of};
 use crate::{
     error::Error,
     plan::{self, PidNamespace, Source, engine, hooks::Hooks, rootfs},
@@ -284,39 +283,6 @@ fn open_namespace(path: &Path) -> Result<OwnedFd, Error> {
         .map_err(Error::system(format!("open namespace {}", path.display())))
 }
 
-/// What Apptainer wrote, without the colours and labels of its lines.
-fn words_of(said: &OwnedFd) -> String {
-    let mut text = String::new();
-    let read = said.try_clone().map(File::from).and_then(|mut file| {
-        file.rewind()?;
-        file.read_to_string(&mut text)
-    });
-    if let Err(e) = read {
-        return format!("(its messages can't be read: {e})");
-    }
-    without_noise(&text)
-}
-
-fn without_noise(text: &str) -> String {
-    let lines = text.lines().map(|line| {
-        let mut plain = String::new();
-        // Escape sequences (ECMA-48, section 5.4): ESC [ … up to a letter.
-        for (index, part) in line.split("\u{1b}[").enumerate() {
-            let end = part.find(|sign: char| sign.is_ascii_alphabetic());
-            plain.push_str(match (index, end) {
-                (0, _) => part,
-                (_, Some(end)) => &part[end + 1..],
-                (_, None) => "",
-            });
-        }
-        let labels = ["FATAL:", "ERROR:", "WARNING:", "INFO:"];
-        let unlabelled = labels.iter().find_map(|label| plain.strip_prefix(label));
-        unlabelled.unwrap_or(&plain).trim().to_owned()
-    });
-    let words: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
-    words.join("\n")
-}
-
 /// The command, ready to spawn.
 fn apptainer(
     plan: &plan::Container,
@@ -504,19 +470,4 @@ fn c_string(text: &str) -> Result<CString, Error> {
         field: "rootfs".into(),
         why: "a NUL in a path or option".into(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn apptainers_words_are_told_without_colours_and_labels() {
-        let said = "\u{1b}[31mFATAL:   \u{1b}[0mcontainer creation failed: mount /x: denied\n\n";
-        assert_eq!(
-            without_noise(said),
-            "container creation failed: mount /x: denied"
-        );
-        assert_eq!(without_noise("two\nlines\n"), "two\nlines");
-    }
 }

@@ -102,16 +102,11 @@ async fn a_pod_lives_and_dies_through_one_shim() {
     );
     let shim_pid = adopted.connection("app").await.unwrap().shim_pid;
     let status = std::fs::read_to_string(format!("/proc/{shim_pid}/status")).unwrap();
-    println!(
-        "shim: {}",
-        status
-            .lines()
-            .filter(|l| l.starts_with("VmRSS")
-                || l.starts_with("RssAnon")
-                || l.starts_with("Threads"))
-            .collect::<Vec<_>>()
-            .join(", ")
-    );
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|rest| rest.split_whitespace().next());
+    let kib: u64 = kib.unwrap().parse().unwrap();
+    println!("shim: {kib} KiB resident");
+    assert!(kib <= 5_000_000 / 1024 || !scene.is_ours(), "{status}");
 
     let refused = adopted.delete("app", "").await.unwrap_err();
     assert!(
