@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::{UtimensatFlags, utimensat};
@@ -36,7 +36,14 @@ const NEXT: &str = ".next";
 pub struct Claims {
     files: Files,
     path: PathBuf,
-    held: Arc<Mutex<BTreeSet<String>>>,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    digests: BTreeSet<String>,
+    /// The file lists others: it couldn't be written.
+    unwritten: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -58,7 +65,10 @@ impl Store {
         blocking(move || {
             make_private_dir(&dir)?;
             let known: Listed = read_json(&path)?.unwrap_or_default();
-            let held = Arc::new(Mutex::new(known.digests));
+            let held = Arc::new(Mutex::new(Held {
+                digests: known.digests,
+                unwritten: false,
+            }));
             Ok(Claims { files, path, held })
         })
         .await
@@ -67,6 +77,10 @@ impl Store {
 
 impl Claims {
     /// Claims the image `digest`. False if the store has lost it meanwhile: then it is to be pulled again.
+    ///
+    /// # Errors
+    /// If the claim can't be written, e.g. on a full disk: it is held all the same, and each [`beat`](Self::beat) shows the
+    /// image's use and tries to write again. [`release`](Self::release) undoes that.
     pub async fn add(&self, digest: &str) -> Result<bool, Error> {
         let (claims, digest) = (self.clone(), digest.to_owned());
         blocking(move || {
@@ -90,27 +104,38 @@ impl Claims {
 
     /// What is held.
     pub fn held(&self) -> BTreeSet<String> {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lock().digests.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shows that the holder lives, and that its images are used until now.
+    ///
+    /// # Errors
+    /// The first of what failed; the rest was done all the same.
     pub async fn beat(&self) -> Result<(), Error> {
         let claims = self.clone();
         blocking(move || {
+            // Without this the holder is dead for the others, whatever the records say.
+            let mut outcome = claims.show();
             for digest in claims.held() {
-                touch(&claims.files.record(&hex_of(&digest)?))?;
+                let touched = hex_of(&digest).and_then(|hex| touch(&claims.files.record(&hex)));
+                outcome = outcome.and(touched.map(drop));
             }
-            // Another took us for dead, and removed it: written anew.
-            if touch(&claims.path)? {
-                Ok(())
-            } else {
-                claims.write(&claims.held())
-            }
+            outcome
         })
         .await
+    }
+
+    /// Touches the list; writes it where another took us for dead and removed it, or where it isn't what is held.
+    fn show(&self) -> Result<(), Error> {
+        let mut held = self.lock();
+        if held.unwritten || !touch(&self.path)? {
+            self.write(&mut held)?;
+        }
+        Ok(())
     }
 
     /// Gives everything up.
@@ -119,21 +144,18 @@ impl Claims {
     }
 
     fn change(&self, change: impl FnOnce(&mut BTreeSet<String>) -> bool) -> Result<(), Error> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        // What can't be written isn't held.
-        let mut next = held.clone();
-        if change(&mut next) {
-            self.write(&next)?;
-            *held = next;
+        let mut held = self.lock();
+        match change(&mut held.digests) || held.unwritten {
+            true => self.write(&mut held),
+            false => Ok(()),
         }
-        Ok(())
     }
 
-    fn write(&self, digests: &BTreeSet<String>) -> Result<(), Error> {
+    fn write(&self, held: &mut Held) -> Result<(), Error> {
         let mut next = self.path.clone().into_os_string();
         next.push(NEXT);
         let next = PathBuf::from(next);
-        let digests = digests.clone();
+        let digests = held.digests.clone();
         let write = || -> io::Result<()> {
             let mut options = fs::OpenOptions::new();
             let options = options.write(true).create(true).truncate(true).mode(0o600);
@@ -142,7 +164,9 @@ impl Claims {
             file.sync_all()?;
             fs::rename(&next, &self.path)
         };
-        write().map_err(|e| Error::io("writing", &self.path, e))
+        let written = write();
+        held.unwritten = written.is_err();
+        written.map_err(|e| Error::io("writing", &self.path, e))
     }
 }
 
@@ -157,11 +181,10 @@ fn touch(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// What all living holders have claimed. Files of dead ones are removed.
-pub(super) fn claimed(files: &Files) -> Result<BTreeSet<String>, Error> {
+/// What all holders living at `now`, the file server's time, have claimed. Files of dead ones are removed.
+pub(super) fn claimed(files: &Files, now: SystemTime) -> Result<BTreeSet<String>, Error> {
     let dir = files.claims();
     make_private_dir(&dir)?;
-    let now = server_time(files)?;
     let mut all = BTreeSet::new();
     for path in listed(&dir)? {
         let Some(changed) = changed(&path)? else {

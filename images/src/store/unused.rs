@@ -57,8 +57,8 @@ impl Store {
 }
 
 fn stored(files: &Files) -> Result<Vec<Stored>, Error> {
-    let claimed = claimed(files)?;
     let now = server_time(files)?;
+    let claimed = claimed(files, now)?;
     let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (_, known) in files.references()? {
         names.entry(known.digest).or_default().push(known.reference);
@@ -114,7 +114,9 @@ fn remove_unclaimed(files: &Files, hex: &str, digest: &str) -> Result<bool, Erro
         Err(e) => return Err(Error::io("removing", &record, e)),
     };
     // Who claimed it before the record went is seen now; who does so later finds no image.
-    let is_claimed = claimed(files).map(|all| all.contains(digest));
+    let is_claimed = server_time(files)
+        .and_then(|now| claimed(files, now))
+        .map(|all| all.contains(digest));
     if !matches!(is_claimed, Ok(false)) {
         if has_record {
             fs::rename(&aside.path, &record).map_err(|e| Error::io("keeping", &record, e))?;
@@ -231,6 +233,38 @@ mod tests {
         backdate(&home.at("claims/n1"), EXPIRY * 2);
         assert!(home.store.remove_unused(&digest).await.unwrap());
         assert!(!home.at("claims/n1").exists());
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_cannot_be_written_is_held_shown_and_written_later() {
+        let home = Home::new().await;
+        let digest = home.put('a', HOUR);
+        let claims = home.store.claims("n1").await.unwrap();
+        // A folder in the place of the next list: writing fails, for root, too.
+        fs::create_dir_all(home.at("claims/n1.next")).unwrap();
+        assert!(claims.add(&digest).await.is_err());
+        assert!(claims.beat().await.is_err());
+        let unused_for = home.store.stored().await.unwrap()[0].unused_for;
+        assert!(unused_for < HOUR, "{unused_for:?}");
+        fs::remove_dir(home.at("claims/n1.next")).unwrap();
+        claims.beat().await.unwrap();
+        assert!(home.store.stored().await.unwrap()[0].claimed);
+    }
+
+    #[tokio::test]
+    async fn a_holder_lives_though_the_use_of_an_image_cannot_be_shown() {
+        let home = Home::new().await;
+        let digest = home.put('a', HOUR);
+        let claims = home.store.claims("n1").await.unwrap();
+        assert!(claims.add(&digest).await.unwrap());
+        // A record that is a link to itself can't be touched.
+        let record = home.store.files.record(&"a".repeat(64));
+        fs::remove_file(&record).unwrap();
+        std::os::unix::fs::symlink(&record, &record).unwrap();
+        backdate(&home.at("claims/n1"), EXPIRY * 2);
+        assert!(claims.beat().await.is_err());
+        let age = fs::metadata(home.at("claims/n1")).unwrap().modified();
+        assert!(age.unwrap().elapsed().unwrap_or_default() < EXPIRY);
     }
 
     #[tokio::test]
