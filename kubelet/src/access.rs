@@ -34,7 +34,7 @@ pub struct Entry {
     /// The sandbox is up.
     pub ready: bool,
     containers: BTreeMap<String, (Option<Run>, Option<Run>)>,
-    /// Digests of the images of all its containers' last runs.
+    /// Digests of the images of all its containers' last runs, and of its image volumes.
     images: Vec<String>,
     holds_resources: bool,
     worker: Handle,
@@ -74,6 +74,7 @@ impl Entry {
         let images = runs
             .filter_map(|container| container.current.as_ref()?.image_id.split_once('@'))
             .map(|(_, digest)| digest.to_owned())
+            .chain(record.volume_images.iter().cloned())
             .collect();
         let sandbox = record.sandbox.as_ref();
         Self {
@@ -110,17 +111,9 @@ impl Entry {
         )
     }
 
-    /// Digests of the images that its containers run, or ran last.
+    /// Digests of the images that its containers run, or ran last, and of its image volumes.
     pub fn image_digests(&self) -> impl Iterator<Item = &str> {
         self.images.iter().map(String::as_str)
-    }
-
-    /// References of the images that are its volumes.
-    pub fn image_volumes(&self) -> impl Iterator<Item = &str> {
-        let spec = self.pod.spec.as_ref();
-        let volumes = spec.and_then(|spec| spec.volumes.as_deref());
-        let images = volumes.unwrap_or_default().iter();
-        images.filter_map(|volume| volume.image.as_ref()?.reference.as_deref())
     }
 
     fn container(&self, name: &str) -> Option<ContainerRef> {

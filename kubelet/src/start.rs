@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use hpk_images::container_defaults::parse_bounding;
 use hpk_images::manifest::machine_architecture;
@@ -20,6 +20,7 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tracing::{info, warn};
 
 use crate::agent::Agent;
@@ -73,16 +74,24 @@ async fn serve(config: Config) -> Result<()> {
             "Starting",
             "Starting kubelet.".to_owned(),
         );
-        tokio::spawn(heartbeat::run(Arc::clone(&agent), node.clone()));
-        tokio::spawn(collect::run(Arc::clone(&agent), node.clone()));
-        tokio::spawn(eviction::run(Arc::clone(&agent), node.clone()));
-        if let Err(error) = agent.services.wait_until_ready().await {
-            warn!(%error, "services aren't known");
-        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(heartbeat::run(Arc::clone(&agent), node.clone()));
+        tasks.spawn(collect::beat(Arc::clone(&agent)));
+        tasks.spawn(collect::run(Arc::clone(&agent), node.clone()));
+        tasks.spawn(eviction::run(Arc::clone(&agent), node.clone()));
         let runs = paths::runs(&agent.config);
-        set::run(Arc::clone(&agent), node)
-            .await
-            .with_context(|| format!("read {}", runs.display()))
+        let pods = async {
+            if let Err(error) = agent.services.wait_until_ready().await {
+                warn!(%error, "services aren't known");
+            }
+            set::run(Arc::clone(&agent), node)
+                .await
+                .with_context(|| format!("read {}", runs.display()))
+        };
+        tokio::select! {
+            done = pods => done,
+            Some(ended) = tasks.join_next() => never_ends(ended),
+        }
     };
     tokio::select! {
         done = work => done?,
@@ -91,6 +100,12 @@ async fn serve(config: Config) -> Result<()> {
         _ = interrupt.recv() => info!("told to end; pods go on"),
     }
     Ok(())
+}
+
+/// A node without one of its tasks would seem well and not be: the kubelet ends, and is started again.
+fn never_ends(ended: Result<(), JoinError>) -> Result<()> {
+    ended.context("a task that runs for ever failed")?;
+    bail!("a task that runs for ever ended")
 }
 
 async fn assemble(config: Config) -> Result<Agent> {
@@ -135,7 +150,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         bootstrap,
         resolver,
     };
-    agent.facts.allocatable = object::allocatable(&agent.config, &observe::observe(&agent).await);
+    agent.facts.allocatable = object::allocatable(&agent.config, &observe::observe(&agent));
     Ok(agent)
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hpk_images::store::{self, claims};
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::Images;
 use super::plan::{Limits, Space, idle, outdated};
-use crate::access::Entry;
+use crate::access::Registry;
 use crate::agent::Agent;
 use crate::events::Kind;
 use crate::text;
@@ -42,49 +42,83 @@ pub enum Error {
     TooLittle { wanted: u64, freed: u64 },
 }
 
+/// Shows each minute that this node lives and what it uses: whatever else hangs or fails, or its images count as nobody's.
 /// Runs for ever.
-pub async fn run(agent: Arc<Agent>, node: Node) {
-    let limits = agent.config.image_limits();
-    // As often as an image may have become idle, and often enough for the claims.
-    let pause = limits.min_age.clamp(Duration::from_secs(1), claims::BEAT);
-    let mut ticker = tokio::time::interval(pause);
+pub async fn beat(agent: Arc<Agent>) {
+    let mut ticker = tokio::time::interval(claims::BEAT);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticker.tick().await;
-        let entries = agent.registry.all();
-        match agent.images.look_after(&entries, &limits).await {
-            Ok(()) => {}
-            Err(error @ Error::TooLittle { .. }) => {
-                let reason = "FreeDiskSpaceFailed";
-                agent
-                    .recorder
-                    .node(&node, Kind::Warning, reason, error.to_string());
-            }
-            Err(error) => warn!(error = text::chain(&error), "can't look after the images"),
+        if let Err(error) = agent.images.claims.beat().await {
+            warn!(
+                error = text::chain(&error),
+                "can't show which images are used"
+            );
         }
     }
 }
 
+/// Runs for ever.
+pub async fn run(agent: Arc<Agent>, node: Node) {
+    let limits = agent.config.image_limits();
+    // As often as an image may have become idle, and often enough for what others pull.
+    let pause = limits.min_age.clamp(Duration::from_secs(1), claims::BEAT);
+    let mut ticker = tokio::time::interval(pause);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticker.tick() => look_after(&agent, &node, &limits).await,
+            () = agent.images.pulled.notified() => {}
+        }
+        if let Err(error) = agent.images.list().await {
+            warn!(error = text::chain(&error), "can't list the images");
+        }
+    }
+}
+
+async fn look_after(agent: &Agent, node: &Node, limits: &Limits) {
+    let images = &agent.images;
+    images.give_up(&agent.registry, limits.min_age).await;
+    match images.free(limits).await {
+        Ok(()) => {}
+        Err(error @ Error::TooLittle { .. }) => {
+            let reason = "FreeDiskSpaceFailed";
+            agent
+                .recorder
+                .node(node, Kind::Warning, reason, error.to_string());
+        }
+        Err(error) => warn!(error = text::chain(&error), "can't look after the images"),
+    }
+}
+
 impl Images {
-    async fn look_after(&self, entries: &[Entry], limits: &Limits) -> Result<(), Error> {
-        let used = self.used_here(entries).await?;
+    /// Unmounts what this node hasn't used for `min_age`, and claims it no more. What fails is told, and tried again when
+    /// this is next called.
+    async fn give_up(&self, registry: &Registry, min_age: Duration) {
         let held = self.claims.held();
         let ages = held
             .iter()
             .map(|digest| (digest.as_str(), self.unused_for(digest)));
-        for digest in idle(ages, &used, limits.min_age) {
+        for digest in idle(ages, &self.used_here(registry), min_age) {
             let _gate = self.gate.write().await;
-            if self.unused_for(&digest) < limits.min_age {
+            // Taken in hand while the gate was waited for.
+            if self.unused_for(&digest) < min_age || self.used_here(registry).contains(&digest) {
                 continue;
             }
-            // Overlays that stand on it go on: only new ones would miss it, and they mount it again.
-            self.mounter.release(&digest).await?;
-            self.claims.release(&digest).await?;
+            if let Err(error) = self.release(&digest).await {
+                warn!(
+                    image = digest,
+                    error = text::chain(&error),
+                    "can't give an image up"
+                );
+            }
         }
-        self.claims.beat().await?;
-        let freed = self.free(limits).await;
-        self.list_anew();
-        freed
+    }
+
+    async fn release(&self, digest: &str) -> Result<(), Error> {
+        // Overlays that stand on it go on: only new ones would miss it, and they mount it again.
+        self.mounter.release(digest).await?;
+        Ok(self.claims.release(digest).await?)
     }
 
     /// Removes from the store what nobody uses, as far as the limits want it.
@@ -108,45 +142,28 @@ impl Images {
     }
 
     /// Digests of what the node's pods run, are about to run, or have as volumes.
-    async fn used_here(&self, entries: &[Entry]) -> Result<BTreeSet<String>, Error> {
+    fn used_here(&self, registry: &Registry) -> BTreeSet<String> {
+        // First: what leaves our hands goes into a pod's record.
         let mut used = self.in_hand();
-        for entry in entries.iter().filter(|entry| entry.holds_files()) {
+        for entry in registry.all().iter().filter(|entry| entry.holds_files()) {
             used.extend(entry.image_digests().map(str::to_owned));
-            for name in entry.image_volumes() {
-                // A name that isn't one has mounted nothing.
-                let Ok(reference) = name.parse::<Reference>() else {
-                    continue;
-                };
-                if let Some(image) = self.store.find(&reference).await? {
-                    used.insert(image.digest);
-                }
-            }
         }
-        Ok(used)
+        used
     }
 
-    /// The store's images as the node's status lists them: read when one was pulled here, and once a minute for what
-    /// others pull.
-    ///
-    /// # Errors
-    /// If the store can't be read.
-    pub async fn listed(&self) -> Result<Vec<ContainerImage>, store::Error> {
-        let known = self.listing().clone();
-        if let Some(images) = known {
-            return Ok(images);
-        }
+    /// The store's images as the node's status lists them, as last read: when one was pulled here, and once a minute for what
+    /// others pull. A store that hangs holds up nobody who asks for it.
+    pub fn listed(&self) -> Vec<ContainerImage> {
+        self.listing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn list(&self) -> Result<(), store::Error> {
         let images = listed(self.store.stored().await?);
-        *self.listing() = Some(images.clone());
-        Ok(images)
-    }
-
-    /// The store has changed, or may have.
-    pub(super) fn list_anew(&self) {
-        *self.listing() = None;
-    }
-
-    fn listing(&self) -> MutexGuard<'_, Option<Vec<ContainerImage>>> {
-        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = images;
+        Ok(())
     }
 }
 

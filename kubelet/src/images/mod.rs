@@ -21,6 +21,7 @@ use hpk_shim_client::Mount;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod, Secret};
 use oci_spec::image::ImageConfiguration;
 use thiserror::Error;
+use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::api::Reader;
@@ -39,7 +40,14 @@ pub struct Ready {
     /// Where its files are, read-only.
     pub lower: PathBuf,
     /// Keeps the mount as long as this lives.
-    _hold: Hold,
+    hold: Hold,
+}
+
+impl Ready {
+    /// Of its manifest, `sha256:…`.
+    pub fn digest(&self) -> &str {
+        &self.hold.digest
+    }
 }
 
 /// Why an image can't be had; Display is what people read.
@@ -123,8 +131,10 @@ pub struct Images {
     claims: Claims,
     since: Instant,
     uses: Uses,
-    /// What the node lists, until it has changed.
-    listing: Mutex<Option<Vec<ContainerImage>>>,
+    /// What the node lists.
+    listing: Mutex<Vec<ContainerImage>>,
+    /// One was pulled: the list is to be read anew.
+    pulled: Notify,
     /// Held for writing while an image is given up.
     gate: tokio::sync::RwLock<()>,
 }
@@ -186,6 +196,7 @@ impl Images {
             since: Instant::now(),
             uses: Uses::default(),
             listing: Mutex::default(),
+            pulled: Notify::new(),
             gate: tokio::sync::RwLock::default(),
         })
     }
@@ -220,13 +231,16 @@ impl Images {
             .have(&reference, name, policy, keyring, witness)
             .await?;
         let mut hold = Hold::new(&self.uses, &image.digest);
-        let _gate = self.gate.read().await;
+        let mut gate = self.gate.read().await;
         // Another node may have removed it from the store between our look and our claim.
         while !self.claim(&image.digest).await {
+            // Whoever waits to give an image up holds up all that come later: not for as long as a pull takes.
+            drop(gate);
             image = self
                 .have(&reference, name, policy, keyring, witness)
                 .await?;
             hold = Hold::new(&self.uses, &image.digest);
+            gate = self.gate.read().await;
         }
         let lower = self
             .mounter
@@ -246,7 +260,7 @@ impl Images {
             ),
             config: image.config,
             lower,
-            _hold: hold,
+            hold,
         })
     }
 
@@ -283,14 +297,14 @@ impl Images {
                     .await
                     .map_err(pull_error)?;
                 witness.pulled(since.elapsed(), image.size);
-                self.list_anew();
+                self.pulled.notify_one();
                 Ok(image)
             }
         }
     }
 
     /// False if the store has lost it. Where claims can't be written, e.g. on a full disk, the image is used all the same:
-    /// it is here, and what removes images looks for their age, too.
+    /// it is here, its use is shown each minute, and what removes images looks for their age, too.
     async fn claim(&self, digest: &str) -> bool {
         match self.claims.add(digest).await {
             Ok(kept) => kept,
@@ -410,7 +424,7 @@ impl Ready {
             id: "image@sha256:0".to_owned(),
             config: ImageConfiguration::default(),
             lower: PathBuf::new(),
-            _hold: Hold::new(&Uses::default(), "sha256:0"),
+            hold: Hold::new(&Uses::default(), "sha256:0"),
         }
     }
 }

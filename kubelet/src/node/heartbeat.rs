@@ -43,7 +43,7 @@ pub async fn run(agent: Arc<Agent>, node: Node) {
             warn!(error = text::chain(&error), "can't renew the node's lease");
         }
         let now = Timestamp::now();
-        let observed = observe(&agent).await;
+        let observed = observe(&agent);
         let status = object::status(&agent.config, &observed, &conditions, now);
         let changed = differs(
             &conditions,

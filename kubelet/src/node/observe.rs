@@ -6,14 +6,13 @@ use std::path::Path;
 use hpk_cgroup::Hierarchy;
 use hpk_images::manifest::machine_architecture;
 use nix::sys::statvfs::statvfs;
-use tracing::warn;
 
 use super::object::Observed;
 use crate::agent::Agent;
 use crate::text;
 
 /// Looks at the machine now.
-pub async fn observe(agent: &Agent) -> Observed {
+pub fn observe(agent: &Agent) -> Observed {
     let args = &agent.config.args;
     let (disk, _) = disk(&args.root_dir);
     let not_ready = agent.network.is_configured().err().map(|error| {
@@ -22,14 +21,6 @@ pub async fn observe(agent: &Agent) -> Observed {
             text::chain(&error)
         )
     });
-    // A store that can't be read is told of by the pulls; the node stands all the same.
-    let images = match agent.images.listed().await {
-        Ok(images) => images,
-        Err(error) => {
-            warn!(error = text::chain(&error), "can't list the images");
-            Vec::new()
-        }
-    };
     Observed {
         machine_id: read("/etc/machine-id"),
         boot_id: read("/proc/sys/kernel/random/boot_id"),
@@ -39,7 +30,7 @@ pub async fn observe(agent: &Agent) -> Observed {
         not_ready,
         standing: *agent.standing.borrow(),
         disk,
-        images,
+        images: agent.images.listed(),
         unenforced: unenforced(&agent.cgroups),
         single_id: agent.host.ids.is_single(),
     }

@@ -37,7 +37,7 @@ pub async fn register(agent: &Agent) -> Node {
 }
 
 async fn try_register(agent: &Agent) -> Result<Node, kube::Error> {
-    let observed = observe(agent).await;
+    let observed = observe(agent);
     let config = &agent.config;
     let api: Api<Node> = Api::all(agent.client.clone());
     let name = &config.args.node_name;

@@ -3,7 +3,7 @@
 //! Each step that can't be undone is written here before it is taken, so that a kubelet that died
 //! in between finds what it may have left: a sandbox with its shim, a container being created.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::allocation::Allocation;
 use super::state::State;
+use crate::volumes::Mounted;
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -65,6 +66,9 @@ pub struct PodRecord {
 }
 
 /// A resize in place, as far as it has come.
+    /// Digests of the images that are its volumes: what was mounted, whatever their tags name by now.
+    #[serde(default)]
+    pub volume_images: BTreeSet<String>,
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResizeRecord {
     /// Why the resources asked for aren't the pod's.
@@ -212,7 +216,17 @@ impl PodRecord {
     }
 
     pub fn container(&mut self, name: &str) -> &mut ContainerRecord {
+            volume_images: BTreeSet::new(),
         self.containers.entry(name.to_owned()).or_default()
+    }
+
+    /// Takes over which images volumes are. Those of an earlier mount stay: containers may run on them.
+    pub fn note_volume_images(&mut self, mounted: &mut Mounted) {
+        let images = mounted
+            .values_mut()
+            .filter_map(|source| source.image.take());
+        self.volume_images
+            .extend(images.map(|image| image.digest().to_owned()));
     }
 
     fn path(dir: &Path) -> PathBuf {
@@ -359,6 +373,22 @@ mod tests {
     fn a_torn_file_is_an_error_and_not_an_empty_record() {
         let dir = tempfile::tempdir().expect("tempdir");
         fs::write(dir.path().join("pod.json"), "{").expect("write");
+    #[test]
+    fn an_image_volume_is_known_by_what_was_mounted_first_and_later() {
+        let mut record = PodRecord::new(&Pod::default(), Timestamp::UNIX_EPOCH);
+        record.volume_images.insert("sha256:1".to_owned());
+        let image = crate::images::Ready::for_tests();
+        let source = crate::volumes::apply::Source {
+            path: image.lower.clone(),
+            read_only: true,
+            image: Some(image),
+        };
+        let mut mounted = Mounted::from([("v".to_owned(), source)]);
+        record.note_volume_images(&mut mounted);
+        assert!(record.volume_images.iter().eq(["sha256:0", "sha256:1"]));
+        assert!(mounted["v"].image.is_none());
+    }
+
         assert!(matches!(
             PodRecord::load(dir.path()),
             Err(Error::Parse { .. })

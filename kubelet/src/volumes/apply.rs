@@ -20,12 +20,14 @@ use crate::images::{self, Images, Witness};
 pub type Mounted = BTreeMap<String, Source>;
 
 /// Where a volume's content is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Source {
     /// A folder or a file.
     pub path: PathBuf,
     /// Whatever its mounts say.
     pub read_only: bool,
+    /// The image that it is, in hand until the pod's record names it.
+    pub image: Option<images::Ready>,
 }
 
 impl From<PathBuf> for Source {
@@ -33,6 +35,7 @@ impl From<PathBuf> for Source {
         Self {
             path,
             read_only: false,
+            image: None,
         }
     }
 }
@@ -178,6 +181,7 @@ async fn provide(
             Ok(Source {
                 path,
                 read_only: source.read_only == Some(true),
+                image: None,
             })
         }
         Kind::Ephemeral => {
@@ -195,8 +199,9 @@ async fn provide(
                 .ensure(name, policy, &keyring, witness.as_ref())
                 .await?;
             Ok(Source {
-                path: image.lower,
+                path: image.lower.clone(),
                 read_only: true,
+                image: Some(image),
             })
         }
         Kind::ConfigMap(_) | Kind::Secret(_) | Kind::DownwardApi(_) | Kind::Projected(_) => {

@@ -31,7 +31,10 @@ impl Worker {
                 }
             }
             Signal::Mounted(outcome) => match *outcome {
-                Ok(mounted) => self.live.volumes = Op::Done(Arc::new(mounted)),
+                Ok(mut mounted) => {
+                    self.record.note_volume_images(&mut mounted);
+                    self.live.volumes = Op::Done(Arc::new(mounted));
+                }
                 Err(error) => {
                     let message = error.to_string();
                     self.tell(Kind::Warning, "FailedMount", message.clone());
