@@ -3,13 +3,14 @@
 //!
 //! - `threshold`: when there is pressure (pure); `observe`: looking at the machine
 //! - `rank`: who goes first, and what is said of it (pure)
-//! - `storage`: what pods have written, against their limits
+//! - `storage`: what pods have written, against their limits; `size`: the walk through their files
 //! - `admit`: whom a node under pressure takes (pure)
 //! - here: a look each ten seconds, and one pod at a time
 
 pub mod admit;
 mod observe;
 mod rank;
+mod size;
 mod storage;
 pub mod threshold;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
@@ -42,32 +44,53 @@ pub const EVICTED: &str = "Evicted";
 
 /// Runs for ever.
 pub async fn run(agent: Arc<Agent>, node: Node) {
+    let (sender, over) = mpsc::unbounded_channel();
+    tokio::join!(
+        storage::watch(&agent, sender),
+        watch_pressure(&agent, &node, over)
+    );
+}
+
+/// `over`: pods that have written more than they may, which end at once.
+async fn watch_pressure(
+    agent: &Arc<Agent>,
+    node: &Node,
+    mut over: mpsc::UnboundedReceiver<(Entry, String)>,
+) {
     let mut met: BTreeMap<Resource, Timestamp> = BTreeMap::new();
+    // What was just told to end frees something first.
+    let mut has_evicted = false;
     let mut ticker = tokio::time::interval(LOOK);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticker.tick().await;
-        if let Err(error) = look(&agent, &node, &mut met).await {
-            warn!(error = text::chain(&error), "can't look for pressure");
+        tokio::select! {
+            Some((entry, message)) = over.recv() => {
+                evict(agent, &entry, message);
+                has_evicted = true;
+            }
+            _ = ticker.tick() => {
+                if let Err(error) = look(agent, node, &mut met, has_evicted).await {
+                    warn!(error = text::chain(&error), "can't look for pressure");
+                }
+                has_evicted = false;
+            }
         }
     }
+}
+
+/// The pods that aren't over.
+fn lives(agent: &Agent) -> Vec<Entry> {
+    let mut entries = agent.registry.all();
+    entries.retain(|entry| !entry.state.is_over());
+    entries
 }
 
 async fn look(
     agent: &Arc<Agent>,
     node: &Node,
     met: &mut BTreeMap<Resource, Timestamp>,
+    has_evicted: bool,
 ) -> io::Result<()> {
-    let entries: Vec<Entry> = agent
-        .registry
-        .all()
-        .into_iter()
-        .filter(|entry| !entry.state.is_over())
-        .collect();
-    let over = storage::over_limits(agent, &entries).await?;
-    for (entry, message) in &over {
-        evict(agent, entry, message.clone());
-    }
     let levels = observe::levels(agent)?;
     let config = &agent.config;
     let now = Timestamp::now();
@@ -89,14 +112,14 @@ async fn look(
         *known = next;
         changed
     });
-    // What was just told to end frees something first.
-    let Some(threshold) = crossed.first().filter(|_| over.is_empty()) else {
+    let Some(threshold) = crossed.first().filter(|_| !has_evicted) else {
         return Ok(());
     };
     let resource = threshold.signal.resource();
     let reason = "EvictionThresholdMet";
     let message = format!("Attempting to reclaim {}", resource.name());
     agent.recorder.node(node, Kind::Warning, reason, message);
+    let entries = lives(agent);
     let candidates = candidates(agent, &entries, resource).await?;
     let Some(first) = rank::first(candidates, resource) else {
         info!(
@@ -146,7 +169,7 @@ async fn candidates(
                     .map(|c| Use::new(&entry.pod, &c.name, "memory", c.all.working_set))
                     .collect()
             }
-            Resource::Disk | Resource::Inodes => storage::uses(agent, entry).await?,
+            Resource::Disk | Resource::Inodes => storage::uses(agent, entry, resource).await,
             Resource::Pids => Vec::new(),
         };
         candidates.push(Candidate::new(&entry.pod, uses));

@@ -62,9 +62,8 @@ impl Candidate {
 
     /// Units beyond what was asked for; less than none where less is used.
     fn excess(&self) -> i128 {
-        let used: u64 = self.uses.iter().map(|u| u.used).sum();
-        let requested: u64 = self.uses.iter().map(|u| u.requested).sum();
-        i128::from(used) - i128::from(requested)
+        let excess = |u: &Use| i128::from(u.used) - i128::from(u.requested);
+        self.uses.iter().map(excess).sum()
     }
 }
 
@@ -175,6 +174,17 @@ mod tests {
             order(all),
             ["far-over", "a-little-over", "important", "within"]
         );
+    }
+
+    #[test]
+    fn requests_beyond_any_number_are_added_up() {
+        let all = Use {
+            container: "c".to_owned(),
+            used: 0,
+            requested: u64::MAX,
+        };
+        let pod = Candidate::new(&Pod::default(), vec![all.clone(), all]);
+        assert_eq!(pod.excess(), -2 * i128::from(u64::MAX));
     }
 
     #[test]

@@ -1,71 +1,118 @@
 //! What pods have written to the node's disk, against what they may. Source: pkg/kubelet/eviction, localStorageEviction.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tracing::warn;
 
 use super::rank::Use;
+use super::size::{Size, size};
+use super::threshold::Resource;
+use super::{LOOK, lives};
 use crate::access::Entry;
 use crate::agent::Agent;
 use crate::pod::paths::Paths;
 use crate::quantity::Quantity;
+use crate::text;
 
 /// The resource of requests and limits.
 const STORAGE: &str = "ephemeral-storage";
+/// A pod's files are walked for one part of the time at most, of so many.
+const SHARE: u32 = 20;
 
-/// Bytes that a pod has written.
+/// What a pod has written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Written {
     /// By volume: emptyDirs on the disk.
-    volumes: BTreeMap<String, u64>,
+    volumes: BTreeMap<String, Size>,
     /// By container: its writable layer and its logs.
-    containers: BTreeMap<String, u64>,
+    containers: BTreeMap<String, Size>,
 }
 
-/// Pods that have written more than they may, with what is said of them. Only pods that have a limit are measured.
-///
-/// # Errors
-/// If a pod's files can't be read.
-pub async fn over_limits<'a>(
-    agent: &Arc<Agent>,
-    entries: &'a [Entry],
-) -> io::Result<Vec<(&'a Entry, String)>> {
-    let mut over = Vec::new();
-    for entry in entries {
-        let Some(spec) = entry.pod.spec.as_ref().filter(|spec| has_limits(spec)) else {
-            continue;
-        };
-        let written = measure(agent, entry).await?;
-        if let Some(message) = excess(spec, &written) {
-            over.push((entry, message));
+/// Looks for pods that have written more than they may, and gives each with what is said of it. Only pods that have a limit
+/// are measured, those with many files less often. Runs for ever.
+pub async fn watch(agent: &Arc<Agent>, over: mpsc::UnboundedSender<(Entry, String)>) {
+    let mut due: HashMap<String, Instant> = HashMap::new();
+    let mut ticker = tokio::time::interval(LOOK);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticker.tick().await;
+        let entries = lives(agent);
+        due.retain(|uid, _| entries.iter().any(|entry| entry.uid() == uid));
+        for entry in entries {
+            let began = Instant::now();
+            let Some(spec) = entry.pod.spec.as_ref().filter(|spec| has_limits(spec)) else {
+                continue;
+            };
+            if due.get(entry.uid()).is_some_and(|due| *due > began) {
+                continue;
+            }
+            let measured = measure(agent, &entry).await;
+            due.insert(entry.uid().to_owned(), next_look(began, began.elapsed()));
+            match measured {
+                Ok(written) => {
+                    if let Some(message) = excess(spec, &written) {
+                        // Whoever evicts lives as long as this.
+                        let _ = over.send((entry, message));
+                    }
+                }
+                Err(error) => tell(&entry, &error),
+            }
         }
     }
-    Ok(over)
 }
 
-/// What the pod's containers and volumes have written; a volume counts for the first container.
-///
-/// # Errors
-/// If the pod's files can't be read.
-pub async fn uses(agent: &Arc<Agent>, entry: &Entry) -> io::Result<Vec<Use>> {
-    let written = measure(agent, entry).await?;
-    let volumes: u64 = written.volumes.values().sum();
-    let spec = entry.pod.spec.as_ref();
+fn next_look(began: Instant, took: Duration) -> Instant {
+    began + took * SHARE
+}
+
+/// What the pod's containers and volumes have written; a volume counts for the first container. Of what can't be read nothing
+/// is known: the pod counts as one that uses nothing.
+pub async fn uses(agent: &Arc<Agent>, entry: &Entry, resource: Resource) -> Vec<Use> {
+    match measure(agent, entry).await {
+        Ok(written) => shares(&entry.pod, &written, resource),
+        Err(error) => {
+            tell(entry, &error);
+            Vec::new()
+        }
+    }
+}
+
+fn tell(entry: &Entry, error: &io::Error) {
+    let pod = &entry.pod.metadata.name;
+    warn!(pod, error = text::chain(error), "can't measure its files");
+}
+
+fn shares(pod: &Pod, written: &Written, resource: Resource) -> Vec<Use> {
+    let volumes = sum(written.volumes.values());
+    let spec = pod.spec.as_ref();
     let containers = spec.map(|spec| spec.containers.as_slice());
     let uses = containers.unwrap_or_default().iter().enumerate();
-    Ok(uses
-        .map(|(at, container)| {
-            let own = written.containers.get(&container.name).copied();
-            let used = own.unwrap_or(0) + if at == 0 { volumes } else { 0 };
-            Use::new(&entry.pod, &container.name, STORAGE, used)
-        })
-        .collect())
+    uses.map(|(at, container)| {
+        let own = written.containers.get(&container.name).copied();
+        let own = own.unwrap_or_default();
+        let used = if at == 0 { own + volumes } else { own };
+        match resource {
+            // Nobody can ask for inodes.
+            Resource::Inodes => Use {
+                container: container.name.clone(),
+                used: used.inodes,
+                requested: 0,
+            },
+            _ => Use::new(pod, &container.name, STORAGE, used.bytes),
+        }
+    })
+    .collect()
+}
+
+fn sum<'a>(sizes: impl Iterator<Item = &'a Size>) -> Size {
+    sizes.fold(Size::default(), |sum, size| sum + *size)
 }
 
 fn limit(limits: Option<&BTreeMap<String, ApiQuantity>>) -> Option<(u64, &str)> {
@@ -103,7 +150,11 @@ fn has_limits(spec: &PodSpec) -> bool {
 /// The first limit that is exceeded, in the stock kubelet's words and order.
 fn excess(spec: &PodSpec, written: &Written) -> Option<String> {
     for (name, bytes, text) in volume_limits(spec) {
-        if written.volumes.get(name).is_some_and(|used| *used > bytes) {
+        if written
+            .volumes
+            .get(name)
+            .is_some_and(|used| used.bytes > bytes)
+        {
             return Some(format!(
                 "Usage of EmptyDir volume {name:?} exceeds the limit {text:?}. "
             ));
@@ -111,20 +162,16 @@ fn excess(spec: &PodSpec, written: &Written) -> Option<String> {
     }
     let apps = |name: &str| spec.containers.iter().any(|c| c.name == name);
     let limits = container_limits(spec).filter(|(name, _, _)| apps(name));
-    let total: u64 = limits.map(|(_, bytes, _)| bytes).sum();
-    let used: u64 = written
-        .volumes
-        .values()
-        .chain(written.containers.values())
-        .sum();
-    if total > 0 && used > total {
+    let total: u128 = limits.map(|(_, bytes, _)| u128::from(bytes)).sum();
+    let used = sum(written.volumes.values().chain(written.containers.values()));
+    if total > 0 && u128::from(used.bytes) > total {
         return Some(format!(
             "Pod ephemeral local storage usage exceeds the total limit of containers {total}. "
         ));
     }
     for (name, bytes, text) in container_limits(spec) {
         let used = written.containers.get(name);
-        if used.is_some_and(|used| *used > bytes) {
+        if used.is_some_and(|used| used.bytes > bytes) {
             return Some(format!(
                 "Container {name} exceeded its local ephemeral storage limit {text:?}. "
             ));
@@ -177,45 +224,6 @@ fn disk_volumes(pod: &Pod) -> Vec<String> {
     on_disk.map(|volume| volume.name.clone()).collect()
 }
 
-/// Bytes of the blocks below `root`, other file systems left out; what goes meanwhile counts for nothing.
-fn size(root: &Path) -> io::Result<u64> {
-    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let device = match fs::symlink_metadata(root) {
-        Ok(metadata) => metadata.dev(),
-        Err(error) if gone(&error) => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let mut sum = 0;
-    let mut left: Vec<PathBuf> = vec![root.to_owned()];
-    while let Some(path) = left.pop() {
-        let metadata = match fs::symlink_metadata(&path) {
-            Err(error) if gone(&error) => continue,
-            other => other?,
-        };
-        if metadata.dev() != device {
-            continue;
-        }
-        // Of a file with several names each counts for its part.
-        let names = if metadata.is_dir() {
-            1
-        } else {
-            metadata.nlink().max(1)
-        };
-        sum += metadata.blocks() * 512 / names;
-        if !metadata.is_dir() {
-            continue;
-        }
-        let entries = match fs::read_dir(&path) {
-            Err(error) if gone(&error) => continue,
-            other => other?,
-        };
-        for entry in entries {
-            left.push(entry?.path());
-        }
-    }
-    Ok(sum)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,10 +243,13 @@ mod tests {
     }
 
     fn written(volume: u64, containers: &[u64]) -> Written {
+        let size = |bytes| Size { bytes, inodes: 1 };
         let named = containers.iter().enumerate();
         Written {
-            volumes: BTreeMap::from([("v".to_owned(), volume)]),
-            containers: named.map(|(at, used)| (format!("c{at}"), *used)).collect(),
+            volumes: BTreeMap::from([("v".to_owned(), size(volume))]),
+            containers: named
+                .map(|(at, used)| (format!("c{at}"), size(*used)))
+                .collect(),
         }
     }
 
@@ -274,16 +285,32 @@ mod tests {
     }
 
     #[test]
-    fn blocks_count_once_for_a_file_of_two_names() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        fs::create_dir(dir.path().join("d")).expect("made");
-        let file = dir.path().join("d/f");
-        fs::write(&file, vec![1; 64 << 10]).expect("written");
-        let before = size(dir.path()).expect("read");
-        assert!(before >= 64 << 10, "{before}");
-        fs::hard_link(&file, dir.path().join("g")).expect("linked");
-        let after = size(dir.path()).expect("read");
-        assert!(after < before + (32 << 10), "{before} {after}");
-        assert_eq!(size(&dir.path().join("none")).expect("nothing"), 0);
+    fn limits_that_no_number_of_bytes_exceeds_are_added_up() {
+        let most = "9223372036854775807";
+        let all = spec(&[Some(most), Some(most), Some(most)], json!({}));
+        assert_eq!(excess(&all, &written(u64::MAX, &[1, 2, 3])), None);
+    }
+
+    #[test]
+    fn short_of_inodes_a_pod_counts_by_its_files() {
+        let spec = spec(&[None, None], json!({}));
+        let pod = Pod {
+            spec: Some(spec),
+            ..Pod::default()
+        };
+        let used = shares(&pod, &written(900, &[500, 7]), Resource::Inodes);
+        let used: Vec<_> = used.iter().map(|u| (u.used, u.requested)).collect();
+        assert_eq!(used, [(2, 0), (1, 0)]);
+        let used = shares(&pod, &written(900, &[500, 7]), Resource::Disk);
+        let used: Vec<_> = used.iter().map(|u| u.used).collect();
+        assert_eq!(used, [1400, 7]);
+    }
+
+    #[test]
+    fn who_takes_long_to_measure_is_measured_less_often() {
+        let began = Instant::now();
+        let second = Duration::from_secs(1);
+        assert_eq!(next_look(began, second), began + second * 20);
+        assert!(next_look(began, Duration::from_millis(10)) < began + LOOK);
     }
 }
