@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::threshold::{Level, Resource, Threshold};
-use crate::manifests::{SOURCE, annotation};
+use crate::manifests::is_static;
 use crate::quantity::Quantity;
 
 /// From this priority on (system-cluster-critical) a pod is never evicted.
@@ -74,8 +74,7 @@ pub fn priority(pod: &Pod) -> i32 {
 
 /// Pods that the system itself needs: of the highest priorities, or from the node's own folder.
 pub fn is_critical(pod: &Pod) -> bool {
-    let source = annotation(pod, SOURCE);
-    priority(pod) >= CRITICAL || source.is_some_and(|source| source != "api")
+    priority(pod) >= CRITICAL || is_static(pod)
 }
 
 /// Whose turn it is, if anyone's.
@@ -139,6 +138,7 @@ fn amount(units: u64, resource: Resource) -> String {
 mod tests {
     use super::*;
     use crate::eviction::threshold::Signal;
+    use crate::manifests::SOURCE;
     use serde_json::json;
 
     /// `used` and `requested` in Mi.

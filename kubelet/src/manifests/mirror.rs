@@ -17,6 +17,9 @@ use crate::text;
 /// Between two tries at what the API server refused.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// Without any news the mirror is looked at again.
+const REST: Duration = Duration::from_secs(3600);
+
 /// What the mirror needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
@@ -85,7 +88,7 @@ pub async fn keep(
         let step = next(&pod, mirror.as_ref());
         let done = apply(&client, &node, &pod, &step, latest, &mut told).await;
         let retry = match done {
-            Ok(()) => Duration::from_secs(3600),
+            Ok(pause) => pause,
             Err(error) => {
                 let (namespace, name) = full_name(&pod);
                 let error = text::chain(&error);
@@ -114,6 +117,7 @@ pub async fn keep(
     }
 }
 
+/// How long to wait for news after it.
 async fn apply(
     client: &Client,
     node: &Node,
@@ -121,22 +125,18 @@ async fn apply(
     step: &Step,
     latest: Option<PodStatus>,
     told: &mut Option<(String, PodStatus)>,
-) -> Result<(), kube::Error> {
+) -> Result<Duration, kube::Error> {
     let (namespace, name) = full_name(pod);
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     match step {
         Step::Create => {
             let mirror = mirror_of(pod, node);
-            match api.create(&PostParams::default(), &mirror).await {
-                // There already: the watch will tell of it.
-                Err(kube::Error::Api(answer)) if answer.is_already_exists() => Ok(()),
-                other => other.map(drop),
-            }
+            after_create(api.create(&PostParams::default(), &mirror).await)
         }
-        Step::Delete { uid } => delete_uid(&api, &name, uid).await,
+        Step::Delete { uid } => delete_uid(&api, &name, uid).await.map(|()| REST),
         Step::Tell { uid } => {
             let Some(latest) = latest else {
-                return Ok(());
+                return Ok(REST);
             };
             let known = told
                 .as_ref()
@@ -149,8 +149,17 @@ async fn apply(
             };
             sync::patch(client, &address, known, &latest).await?;
             *told = Some((uid.clone(), latest));
-            Ok(())
+            Ok(REST)
         }
+    }
+}
+
+fn after_create(answer: Result<Pod, kube::Error>) -> Result<Duration, kube::Error> {
+    match answer {
+        Ok(_) => Ok(REST),
+        // The watch will tell of a mirror; of another's pod of that name nobody does, nor of its end.
+        Err(kube::Error::Api(answer)) if answer.is_already_exists() => Ok(AGAIN),
+        Err(error) => Err(error),
     }
 }
 
@@ -206,6 +215,14 @@ mod tests {
             uid: "m1".to_owned(),
         };
         assert_eq!(next(&own, Some(&mirror("h1", false))), tell);
+    }
+
+    #[test]
+    fn a_name_that_another_pod_has_is_tried_again_soon() {
+        let taken = kube::core::Status::failure("there", "AlreadyExists").with_code(409);
+        let answer = after_create(Err(kube::Error::Api(Box::new(taken))));
+        assert_eq!(answer.ok(), Some(AGAIN));
+        assert_eq!(after_create(Ok(Pod::default())).ok(), Some(REST));
     }
 
     #[test]

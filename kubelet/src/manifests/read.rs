@@ -50,9 +50,13 @@ pub enum Error {
 pub fn folder(dir: &Path, node: &str) -> io::Result<(Vec<Pod>, Vec<Error>)> {
     let mut paths = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-        entries => entries?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<io::Result<Vec<_>>>()?,
+        entries => entries
+            .and_then(|entries| {
+                entries
+                    .map(|entry| entry.map(|entry| entry.path()))
+                    .collect::<io::Result<Vec<_>>>()
+            })
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))?,
     };
     paths.retain(|path| !is_hidden(path) && path.is_file());
     paths.sort();

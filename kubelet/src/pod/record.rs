@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::allocation::Allocation;
 use super::state::State;
+use crate::manifests::is_static;
 use crate::volumes::Mounted;
 
 #[derive(Debug, Error)]
@@ -46,6 +47,9 @@ pub struct PodRecord {
     pub namespace: String,
     pub name: String,
     pub state: State,
+    /// Its manifest is a file of this node's: the API server has never heard of its uid.
+    #[serde(default)]
+    pub is_static: bool,
     pub start_time: Timestamp,
     /// Seconds containers get to end, should the pod be gone from the API when we come back.
     pub grace_seconds: i64,
@@ -63,12 +67,12 @@ pub struct PodRecord {
     pub allocation: Allocation,
     #[serde(default)]
     pub resize: ResizeRecord,
-}
-
-/// A resize in place, as far as it has come.
     /// Digests of the images that are its volumes: what was mounted, whatever their tags name by now.
     #[serde(default)]
     pub volume_images: BTreeSet<String>,
+}
+
+/// A resize in place, as far as it has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResizeRecord {
     /// Why the resources asked for aren't the pod's.
@@ -199,6 +203,7 @@ impl PodRecord {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
             state: State::Pending,
+            is_static: is_static(pod),
             start_time,
             grace_seconds: pod
                 .spec
@@ -212,12 +217,8 @@ impl PodRecord {
             order: None,
             allocation: Allocation::new(),
             resize: ResizeRecord::default(),
-        }
-    }
-
-    pub fn container(&mut self, name: &str) -> &mut ContainerRecord {
             volume_images: BTreeSet::new(),
-        self.containers.entry(name.to_owned()).or_default()
+        }
     }
 
     /// Takes over which images volumes are. Those of an earlier mount stay: containers may run on them.
@@ -227,6 +228,10 @@ impl PodRecord {
             .filter_map(|source| source.image.take());
         self.volume_images
             .extend(images.map(|image| image.digest().to_owned()));
+    }
+
+    pub fn container(&mut self, name: &str) -> &mut ContainerRecord {
+        self.containers.entry(name.to_owned()).or_default()
     }
 
     fn path(dir: &Path) -> PathBuf {
@@ -370,10 +375,6 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_file_is_an_error_and_not_an_empty_record() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        fs::write(dir.path().join("pod.json"), "{").expect("write");
-    #[test]
     fn an_image_volume_is_known_by_what_was_mounted_first_and_later() {
         let mut record = PodRecord::new(&Pod::default(), Timestamp::UNIX_EPOCH);
         record.volume_images.insert("sha256:1".to_owned());
@@ -389,6 +390,10 @@ mod tests {
         assert!(mounted["v"].image.is_none());
     }
 
+    #[test]
+    fn a_torn_file_is_an_error_and_not_an_empty_record() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::write(dir.path().join("pod.json"), "{").expect("write");
         assert!(matches!(
             PodRecord::load(dir.path()),
             Err(Error::Parse { .. })

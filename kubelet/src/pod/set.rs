@@ -20,8 +20,12 @@ use super::record::PodRecord;
 use super::statics::{Mirrors, plan};
 use super::worker::{self, Handle, Signal};
 use crate::agent::Agent;
-use crate::manifests::{is_mirror, read};
+use crate::config::Args;
+use crate::manifests::{is_mirror, mark_api, read};
 use crate::{mounts, text};
+
+/// The pods of the manifests, and what is wrong with the others.
+type Manifests = (Vec<Pod>, Vec<read::Error>);
 
 /// The node's pods.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ struct Set {
     /// The pods of the manifests, as last read.
     wanted: Vec<Pod>,
     mirrors: Mirrors,
+    /// The manifests were read once: until then nothing is known of the static pods that records and mirrors tell of.
+    has_read: bool,
     /// What was wrong with the others.
     complaints: Vec<String>,
 }
@@ -53,7 +59,7 @@ pub async fn run(agent: Arc<Agent>, node: Node) -> io::Result<()> {
     let config = watcher::Config::default().fields(&fields);
     let mut events = pin!(watcher(api, config).default_backoff());
     let mirrors = Mirrors::new(Arc::clone(&agent), node);
-    let check = agent.config.args.file_check_frequency;
+    let mut manifests = watch_manifests(&agent.config.args);
     let mut set = Set {
         agent,
         workers: HashMap::new(),
@@ -62,12 +68,9 @@ pub async fn run(agent: Arc<Agent>, node: Node) -> io::Result<()> {
         done,
         wanted: Vec::new(),
         mirrors,
+        has_read: false,
         complaints: Vec::new(),
     };
-    // Before the first list: what the records have of static pods isn't in it.
-    set.read_manifests();
-    let mut manifests = tokio::time::interval(check);
-    manifests.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             event = events.next() => match event {
@@ -80,7 +83,7 @@ pub async fn run(agent: Arc<Agent>, node: Node) -> io::Result<()> {
                 set.mirrors.hide(&uid);
                 set.start_static();
             }
-            _ = manifests.tick() => set.read_manifests(),
+            Some(read) = manifests.recv() => set.take_manifests(read),
         }
     }
 }
@@ -111,13 +114,14 @@ impl Set {
         }
     }
 
-    fn see(&mut self, pod: Pod) {
+    fn see(&mut self, mut pod: Pod) {
         let Some(uid) = pod.metadata.uid.clone() else {
             return;
         };
         if is_mirror(&pod) {
             return self.mirrors.see(pod);
         }
+        mark_api(&mut pod);
         let pod = Arc::new(pod);
         let known = self.workers.get(&uid);
         if known.is_some_and(|handle| handle.send(Signal::Spec(Arc::clone(&pod)))) {
@@ -128,35 +132,36 @@ impl Set {
         self.run(uid, handle, work);
     }
 
-    /// Reads the folder of manifests, and ends what is no longer in it.
-    fn read_manifests(&mut self) {
-        let args = &self.agent.config.args;
-        let Some(dir) = &args.pod_manifest_path else {
-            return;
-        };
-        match read::folder(dir, &args.node_name) {
-            Ok((pods, errors)) => {
-                // Told once, not at every look.
-                let errors: Vec<String> = errors.iter().map(|e| text::chain(e)).collect();
-                if errors != self.complaints {
-                    for error in &errors {
-                        warn!(error, "a manifest gives no pod");
-                    }
-                    self.complaints = errors;
-                }
-                self.wanted = pods;
-            }
+    /// Starts what is new in the folder of manifests, and ends what is no longer in it.
+    fn take_manifests(&mut self, read: io::Result<Manifests>) {
+        let (pods, errors) = match read {
+            Ok(read) => read,
             Err(error) => {
-                warn!(%error, dir = %dir.display(), "can't list the manifests; their pods stay");
+                warn!(%error, "can't list the manifests; their pods stay");
                 return;
             }
+        };
+        // Told once, not at every look.
+        let errors: Vec<String> = errors.iter().map(|e| text::chain(e)).collect();
+        if errors != self.complaints {
+            for error in &errors {
+                warn!(error, "a manifest gives no pod");
+            }
+            self.complaints = errors;
         }
+        self.wanted = pods;
         for uid in plan(&self.wanted, &self.mirrors.running()).end {
             if let Some(handle) = self.workers.get(&uid) {
                 handle.send(Signal::Withdrawn);
             }
         }
         self.start_static();
+        if !std::mem::replace(&mut self.has_read, true) {
+            self.mirrors.settle();
+            if self.agent.registry.is_ready() {
+                self.end_orphans();
+            }
+        }
     }
 
     fn start_static(&mut self) {
@@ -192,7 +197,13 @@ impl Set {
                 handle.send(Signal::Gone);
             }
         }
-        for (uid, record) in std::mem::take(&mut self.records) {
+        self.end_orphans();
+    }
+
+    /// Ends what the records alone know; static pods not before it is known which there are.
+    fn end_orphans(&mut self) {
+        for record in take_orphans(&mut self.records, self.has_read) {
+            let uid = record.uid.clone();
             info!(
                 pod = record.name,
                 uid, "is gone from the API; taking down what is left"
@@ -201,6 +212,36 @@ impl Set {
             self.run(uid, handle, work);
         }
     }
+}
+
+fn take_orphans(records: &mut HashMap<String, PodRecord>, has_read: bool) -> Vec<PodRecord> {
+    let orphans = records.extract_if(|_, record| has_read || !record.is_static);
+    orphans.map(|(_, record)| record).collect()
+}
+
+/// Reads the folder of manifests again and again. It is in a home on a server, which may hang: only this waits for it.
+fn watch_manifests(args: &Args) -> mpsc::Receiver<io::Result<Manifests>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let (dir, node) = (args.pod_manifest_path.clone(), args.node_name.clone());
+    let mut ticker = tokio::time::interval(args.file_check_frequency);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::spawn(async move {
+        loop {
+            ticker.tick().await;
+            let (dir, node) = (dir.clone(), node.clone());
+            let read = tokio::task::spawn_blocking(move || match dir {
+                Some(dir) => read::folder(&dir, &node),
+                None => Ok(Manifests::default()),
+            });
+            let read = read
+                .await
+                .unwrap_or_else(|error| Err(io::Error::other(error)));
+            if sender.send(read).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 /// The pods an earlier kubelet left in `runs`. A folder without a record can't be taken over: what is mounted in it goes,
@@ -236,5 +277,28 @@ async fn collect_networks(agent: &Agent, records: &HashMap<String, PodRecord>) {
             error = text::chain(&error),
             "can't collect stale network attachments"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_left_of_a_static_pod_stays_until_the_manifests_were_read() {
+        let record = |uid: &str, source: &str| {
+            let annotations = json!({crate::manifests::SOURCE: source});
+            let pod = json!({"metadata": {"uid": uid, "annotations": annotations}});
+            let pod: Pod = serde_json::from_value(pod).expect("a pod");
+            (uid.to_owned(), PodRecord::new(&pod, Timestamp::UNIX_EPOCH))
+        };
+        let mut records = HashMap::from([record("a", "api"), record("s", "file")]);
+        let uids = |orphans: Vec<PodRecord>| -> Vec<String> {
+            orphans.into_iter().map(|record| record.uid).collect()
+        };
+        assert_eq!(uids(take_orphans(&mut records, false)), ["a"]);
+        assert_eq!(uids(take_orphans(&mut records, true)), ["s"]);
     }
 }

@@ -51,6 +51,8 @@ pub struct Mirrors {
     seen: HashMap<FullName, (String, watch::Sender<Option<Pod>>)>,
     /// Mirrors as the API server has them.
     known: HashMap<FullName, Pod>,
+    /// It is known which static pods there are.
+    is_settled: bool,
 }
 
 impl Mirrors {
@@ -60,6 +62,7 @@ impl Mirrors {
             node,
             seen: HashMap::new(),
             known: HashMap::new(),
+            is_settled: false,
         }
     }
 
@@ -98,14 +101,26 @@ impl Mirrors {
         self.seen.retain(|_, (of, _)| of != uid);
     }
 
-    /// The API server has this mirror pod. One that shows nothing is deleted.
+    /// All static pods that there are were shown: from now on a mirror that shows none is deleted.
+    pub fn settle(&mut self) {
+        self.is_settled = true;
+        for mirror in unshown(&self.known, &self.running()) {
+            self.delete(mirror);
+        }
+    }
+
+    /// The API server has this mirror pod.
     pub fn see(&mut self, mirror: Pod) {
         let name = full_name(&mirror);
         self.known.insert(name.clone(), mirror.clone());
         if let Some((_, seen)) = self.seen.get(&name) {
             seen.send_replace(Some(mirror));
-            return;
+        } else if self.is_settled {
+            self.delete(mirror);
         }
+    }
+
+    fn delete(&self, mirror: Pod) {
         let client = self.agent.client.clone();
         tokio::spawn(async move {
             if let Err(error) = mirror::delete(&client, &mirror).await {
@@ -138,6 +153,12 @@ impl Mirrors {
     }
 }
 
+/// The mirrors of static pods that don't run.
+fn unshown(known: &HashMap<FullName, Pod>, running: &HashMap<FullName, String>) -> Vec<Pod> {
+    let unshown = known.iter().filter(|(name, _)| !running.contains_key(name));
+    unshown.map(|(_, mirror)| mirror.clone()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +185,14 @@ mod tests {
         running.remove(&name("removed"));
         let then = plan(&wanted, &running);
         assert_eq!(then.start, [wanted[1].clone(), wanted[2].clone()]);
+    }
+    #[test]
+    fn only_the_mirrors_of_pods_that_do_not_run_are_left_over() {
+        let mirrors = [pod("runs", "m1"), pod("left", "m2")];
+        let known = mirrors.map(|mirror| (full_name(&mirror), mirror));
+        let name = ("default".to_owned(), "runs".to_owned());
+        let running = HashMap::from([(name, "r1".to_owned())]);
+        let left = unshown(&HashMap::from(known), &running);
+        assert_eq!(left, [pod("left", "m2")]);
     }
 }
