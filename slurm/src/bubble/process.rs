@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
@@ -183,13 +183,14 @@ impl Supervisor {
         self.lock().stopping = true;
     }
 
-    /// Signals one daemon, if it runs, and waits until it has ended, at most for `limit`.
+    /// Signals one daemon, if it runs, and waits until it has ended, at most for `limit`. Not its group: what it runs itself
+    /// need not know the signal.
     pub async fn signal_to_end(&self, name: &str, signal: Signal, limit: Duration) {
         let Some(pid) = self.lock().running.get(name).copied() else {
             return;
         };
         // One that has ended meanwhile is seen as such below.
-        let _ = killpg(Pid::from_raw(pid), signal);
+        let _ = kill(Pid::from_raw(pid), signal);
         let end = Instant::now() + limit;
         while self.lock().running.contains_key(name) {
             if Instant::now() > end {
@@ -276,6 +277,29 @@ mod tests {
         loop {
             match events.recv().await {
                 Some(Event::Restarted(text)) if text.contains("/no/such/program") => break,
+                Some(Event::Restarted(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let ready = logs.path().join("ready");
+        nix::unistd::mkfifo(&ready, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let script = format!(
+            "trap 'kill $child; wait $child; echo its child ended with $?; exit 4' USR1
+            sleep 1000 & child=$!
+            echo > {}
+            wait",
+            ready.display()
+        );
+        supervisor.keep(daemon(&["sh", "-c", &script]));
+        tokio::fs::read(&ready).await.unwrap();
+        let limit = Duration::from_secs(10);
+        supervisor
+            .signal_to_end("test", Signal::SIGUSR1, limit)
+            .await;
+        loop {
+            match events.recv().await {
+                // 128 and SIGTERM's number: the script's own signal, not the daemon's.
+                Some(Event::Restarted(text)) if text.contains("ended with 143") => break,
                 Some(Event::Restarted(_)) => {}
                 other => panic!("{other:?}"),
             }
