@@ -3,7 +3,7 @@
 //!
 //! Protocol: whoever ends the node writes `shutdown` in the run folder, the seconds that pods get in it, and sends SIGUSR1. The
 //! kubelet is then not Ready, takes no pod, ends all others and then the critical ones, removes the file, and ends itself. A
-//! kubelet that finds the file at its start goes on with that.
+//! kubelet that finds the file at its start knows no pods yet, and ends at once: they are left to whoever ends the node.
 
 use std::fs;
 use std::io;
@@ -44,9 +44,9 @@ struct Periods {
     critical: u64,
 }
 
-/// A quarter is kept for critical pods, which others may need for their own end.
-fn periods(seconds: u64) -> Periods {
-    let critical = seconds / 4;
+/// A quarter is kept for critical pods where there are any: others may need them for their own end.
+fn periods(seconds: u64, has_critical: bool) -> Periods {
+    let critical = if has_critical { seconds / 4 } else { 0 };
     Periods {
         others: seconds - critical,
         critical,
@@ -66,7 +66,9 @@ pub async fn on_order(agent: &Arc<Agent>) {
     loop {
         match read(&path) {
             Ok(Some(seconds)) => {
-                end_pods(agent, periods(seconds)).await;
+                let entries = agent.registry.all();
+                let has_critical = entries.iter().any(|e| is_critical(&e.pod) && e.is_up());
+                end_pods(agent, periods(seconds, has_critical)).await;
                 if let Err(error) = fs::remove_file(&path) {
                     warn!(%error, "can't tell that the pods have ended");
                 }
@@ -140,10 +142,11 @@ mod tests {
     #[test]
     fn critical_pods_get_the_last_quarter() {
         let all = |seconds| {
-            let Periods { others, critical } = periods(seconds);
+            let Periods { others, critical } = periods(seconds, true);
             (others, critical)
         };
         assert_eq!([8, 30, 1].map(all), [(6, 2), (23, 7), (1, 0)]);
+        assert_eq!(periods(8, false).others, 8);
     }
 
     #[test]
