@@ -1,5 +1,6 @@
 //! Where manifests and blobs come from.
 
+mod failure;
 pub mod local;
 pub mod registry;
 

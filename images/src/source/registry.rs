@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use oci_client::client::BlobResponse;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
+use oci_client::errors::OciDistributionError;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
+use super::failure::{Class, FIRST_PAUSE, classify, is_busy, pause};
 use super::{Error, Source, chain};
 use crate::credentials::Credentials;
 use crate::layer::hex;
@@ -27,11 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often something is tried without getting on.
 const ATTEMPTS: u32 = 5;
-/// Between the first two attempts, then twice as long each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// The same where the registry says that it is asked too often. (Its Retry-After isn't passed on by the crate.)
-const FIRST_BUSY_PAUSE: Duration = Duration::from_secs(2);
-/// Bytes that an attempt must bring to count as getting on.
+/// Bytes beyond all that came before, to count as getting on.
 const GAIN: u64 = 1 << 20;
 
 /// One endpoint, asked for one image with one set of credentials.
@@ -160,6 +157,8 @@ impl Registry {
                     return Ok(Err(Fault::Corrupt("more bytes came".to_owned())));
                 }
                 Ok(chunk) => download.write(&chunk, progress).await?,
+                // All is there, and there is no rest to ask for: the digest tells.
+                Err(_) if download.have == blob.size => break,
                 Err(e) => return Ok(Err(Fault::Call(e.into()))),
             }
         }
@@ -267,9 +266,8 @@ impl Source for Registry {
             hash: Sha256::new(),
         };
         download.begin_anew().await?;
-        let mut attempt = 1;
+        let (mut attempt, mut furthest) = (1, 0);
         loop {
-            let before = download.have;
             let Err(fault) = self.download(&mut download, progress).await? else {
                 return Ok(());
             };
@@ -278,10 +276,11 @@ impl Source for Registry {
                 Fault::Corrupt(_) => Class::Corrupt,
                 Fault::Short(_) => Class::MayPass,
             };
-            // A connection that breaks now and then gets on; one that brings nothing is given up.
-            if download.have >= before + GAIN {
+            // A connection that breaks now and then gets on; one that brings nothing, or the same again, is given up.
+            if class == Class::MayPass && download.have >= furthest + GAIN {
                 attempt = 1;
             }
+            furthest = furthest.max(download.have);
             if attempt == ATTEMPTS || !matches!(class, Class::MayPass | Class::Corrupt) {
                 return Err(match fault {
                     Fault::Call(e) => self.error(&what, e),
@@ -383,69 +382,6 @@ fn make_client(endpoint: &Endpoint) -> Result<Client, Error> {
     Client::try_from(config).map_err(|e| error(chain(&e)))
 }
 
-/// The registry answers, and asks for patience.
-fn is_busy(error: &OciDistributionError) -> bool {
-    use OciDistributionError as E;
-    match error {
-        E::ServerError { code, .. } => *code >= 500 || *code == 429,
-        E::RegistryError { .. } => classify(error) == Class::MayPass,
-        _ => false,
-    }
-}
-
-/// How long to wait after the failed attempt of that number, from 1.
-fn pause(attempt: u32, error: &OciDistributionError) -> Duration {
-    use OciDistributionError as E;
-    let first = match error {
-        E::ServerError { code: 429, .. } | E::RegistryError { .. } => FIRST_BUSY_PAUSE,
-        _ => FIRST_PAUSE,
-    };
-    first * (1 << (attempt - 1))
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Class {
-    NotFound,
-    Unauthorized,
-    Corrupt,
-    MayPass,
-    Final,
-}
-
-fn classify(error: &OciDistributionError) -> Class {
-    use OciDistributionError as E;
-    match error {
-        E::ImageManifestNotFoundError(_) => Class::NotFound,
-        E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => Class::Unauthorized,
-        E::DigestError(_) => Class::Corrupt,
-        E::RegistryError { envelope, .. } => match envelope.errors.first().map(|e| &e.code) {
-            Some(
-                OciErrorCode::ManifestUnknown
-                | OciErrorCode::NameUnknown
-                | OciErrorCode::NameInvalid
-                | OciErrorCode::NotFound
-                | OciErrorCode::BlobUnknown
-                | OciErrorCode::ManifestBlobUnknown,
-            ) => Class::NotFound,
-            Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => Class::Unauthorized,
-            Some(OciErrorCode::Toomanyrequests) => Class::MayPass,
-            _ => Class::Final,
-        },
-        E::ServerError { code: 404, .. } => Class::NotFound,
-        E::ServerError {
-            code: 401 | 403, ..
-        } => Class::Unauthorized,
-        E::ServerError { code, .. } if *code >= 500 || *code == 429 => Class::MayPass,
-        E::RequestError(_) => Class::MayPass,
-        // The stream's digest check reaches us as an I/O error with its cause inside.
-        E::IoError(e) if e.get_ref().is_some_and(|inner| inner.is::<DigestError>()) => {
-            Class::Corrupt
-        }
-        E::IoError(_) => Class::MayPass,
-        _ => Class::Final,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -478,28 +414,6 @@ mod tests {
         assert_eq!(
             (own.resolve_registry(), own.namespace()),
             ("registry-1.docker.io", None)
-        );
-    }
-
-    #[test]
-    fn failures_are_told_apart() {
-        let server = |code| OciDistributionError::ServerError {
-            code,
-            url: String::new(),
-            message: String::new(),
-        };
-        assert_eq!(classify(&server(404)), Class::NotFound);
-        assert_eq!(classify(&server(403)), Class::Unauthorized);
-        assert_eq!(classify(&server(503)), Class::MayPass);
-        let digest = DigestError::VerificationError {
-            expected: "a".into(),
-            actual: "b".into(),
-        };
-        assert_eq!(
-            classify(&OciDistributionError::IoError(std::io::Error::other(
-                digest
-            ))),
-            Class::Corrupt
         );
     }
 }
