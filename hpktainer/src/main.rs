@@ -11,9 +11,10 @@
 //! - [`config`]: the places, from the environment
 //! - [`container`]: what is remembered of a container, and finding it
 //! - [`spec`]: the OCI runtime spec (pure)
-//! - [`settings`]: environment files, `--bind`, `--net` (pure)
+//! - [`settings`]: environment files, `--bind`, `--net`, HPK_SQUASH_IDS
 //! - [`network`]: namespace and CNI; [`publish`]: ports
 //! - [`task`]: the shim, from start to delete
+//! - [`claim`]: holding the image
 //! - [`sweep`]: what killed ones left; [`locks`]
 //! - [`detach`]: hpktainer in the background
 //! - [`stdio`]: terminal, pipes, signals between the caller and the container
@@ -23,6 +24,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bars;
+mod claim;
 mod config;
 mod container;
 mod detach;

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use hpk_images::process_defaults::{for_container, merge_env, signal_number};
-use hpk_images::store::Claims;
 use hpk_images::{Image, Mounter, PullPolicy, Reference, Store};
 use hpk_shim_client::{Shim, Stdio, serve_events};
 
+use crate::claim::{Claim, claim};
 use crate::config::Config;
 use crate::container::{self, Places, Record};
 use crate::publish::{self, Publish};
@@ -99,19 +99,20 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         make_record(&turn, config, &args, &image)?
     };
     let places = Places::of(config, &record.id);
-    let mut signals = Signals::take()?;
-    let (claims, image) = claim(&store, &args, &record.id, image).await?;
-    let ran = run(config, &args, &image, &places, &mut record, &mut signals).await;
-    let removed = finish(
-        config,
-        &args,
-        &places,
-        &mut record,
-        ran.as_ref().ok().copied(),
-    )
-    .await;
-    // One that can't be taken back ends by itself.
-    let removed = removed.and(claims.end().await.context("giving the image back"));
+    let (ran, claim) = match prepare(&store, &args, &record.id, image).await {
+        Err(e) => (Err(e), None),
+        Ok((mut signals, claim, image)) => {
+            let ran = run(config, &args, &image, &places, &mut record, &mut signals).await;
+            (ran, Some(claim))
+        }
+    };
+    let code = ran.as_ref().ok().copied();
+    let removed = finish(config, &args, &places, &mut record, code).await;
+    let given_back = match claim {
+        Some(claim) => claim.end().await,
+        None => Ok(()),
+    };
+    let removed = removed.and(given_back);
     match (ran, removed) {
         (Ok(code), Ok(())) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
         (Ok(code), Err(e)) => {
@@ -124,29 +125,15 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     }
 }
 
-/// Claims the image for as long as the container lives, so that nobody removes it; one that was removed in between is
-/// pulled again.
-async fn claim(
+async fn prepare(
     store: &Store,
     args: &Args,
     id: &str,
-    mut image: Image,
-) -> anyhow::Result<(Claims, Image)> {
-    let claims = store.claims(&format!("hpktainer-{id}")).await?;
-    while !claims.add(&image.digest).await? {
-        image = pull::image(store, &args.reference, args.pull, args.quiet).await?;
-    }
-    let beating = claims.clone();
-    tokio::spawn(async move {
-        let mut beats = tokio::time::interval(hpk_images::store::claims::BEAT);
-        loop {
-            beats.tick().await;
-            if let Err(error) = beating.beat().await {
-                tracing::warn!(%error, "the claim on the image could not be renewed");
-            }
-        }
-    });
-    Ok((claims, image))
+    image: Image,
+) -> anyhow::Result<(Signals, Claim, Image)> {
+    let signals = Signals::take()?;
+    let (claim, image) = claim(store, args, id, image).await?;
+    Ok((signals, claim, image))
 }
 
 /// What can be found wrong before anything is made.

@@ -185,7 +185,9 @@ pub fn hpktainer_on_a_bare_host_makes_a_bubble_of_its_own(context: &mut Context)
              code -v /no/such:/x {IMAGE} true
              hpktainer run --rm --net none {IMAGE} sh -c 'ls /sys/class/net'
              export HPK_STORE=$(mktemp -d)
-             hpktainer pull -q {IMAGE} >/dev/null; hpktainer images prune; hpktainer images -q; rm -r $HPK_STORE"
+             hpktainer pull -q {IMAGE} >/dev/null
+             : >$HPK_STORE/claims; code {IMAGE} true; hpktainer ps -aq; rm $HPK_STORE/claims
+             hpktainer images prune; hpktainer images -q; rm -r $HPK_STORE"
         ),
     )
     .success()?;
@@ -200,6 +202,7 @@ pub fn hpktainer_on_a_bare_host_makes_a_bubble_of_its_own(context: &mut Context)
         "code 126",
         "code 125",
         "lo",
+        "code 125",
         "sha256:",
     ];
     let lines: Vec<&str> = said.lines().collect();
