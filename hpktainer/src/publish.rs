@@ -14,19 +14,22 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
+use tokio::task::AbortHandle;
 
 /// Numbers of the listening sockets, for the program that goes on in the namespaces.
 pub const VARIABLE: &str = "HPKTAINER_PUBLISHED";
 
 /// How long an exchange of datagrams is remembered without any.
 const UDP_IDLE: Duration = Duration::from_secs(60);
+/// How many clients of a UDP port are remembered: each takes a descriptor, and a sender's address can be forged.
+const UDP_CLIENTS: usize = 256;
 /// After a failed accept: most often there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const DATAGRAM: usize = 65536;
@@ -52,7 +55,8 @@ pub struct Publish {
 impl FromStr for Publish {
     type Err = String;
 
-    /// Takes `[[ADDRESS:]HOST_PORT:]PORT[/tcp|/udp]`, an IPv6 address in brackets; as Docker does.
+    /// Takes `[[ADDRESS:]HOST_PORT:]PORT[/tcp|/udp]`, an IPv6 address in brackets, as Docker does; but without an address
+    /// it is 127.0.0.1, not 0.0.0.0: hosts are shared with other users and their networks.
     fn from_str(text: &str) -> Result<Self, String> {
         let (ports, protocol) = match text.split_once('/') {
             None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Protocol::Tcp),
@@ -73,7 +77,7 @@ impl FromStr for Publish {
         };
         let address = address.trim_start_matches('[').trim_end_matches(']');
         let address = match address {
-            "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            "" => IpAddr::V4(Ipv4Addr::LOCALHOST),
             text => text
                 .parse()
                 .map_err(|_| format!("{text:?} is no IP address"))?,
@@ -283,11 +287,56 @@ async fn carry_tcp(listener: tokio::net::TcpListener, to: SocketAddr) {
 }
 
 /// A socket towards the container for each client: its answers go back to that one.
-type Clients = Arc<Mutex<HashMap<SocketAddr, Arc<tokio::net::UdpSocket>>>>;
+#[derive(Debug, Default)]
+struct Clients {
+    of: HashMap<SocketAddr, Client>,
+    /// Datagrams so far.
+    asked: u64,
+}
+
+#[derive(Debug)]
+struct Client {
+    server: Arc<tokio::net::UdpSocket>,
+    answers: AbortHandle,
+    /// Which datagram was its last.
+    asked: u64,
+}
+
+impl Clients {
+    fn known(&mut self, address: SocketAddr) -> Option<Arc<tokio::net::UdpSocket>> {
+        self.asked += 1;
+        let client = self.of.get_mut(&address)?;
+        client.asked = self.asked;
+        Some(Arc::clone(&client.server))
+    }
+
+    /// In place of the one that asked longest ago, where there are as many as may be.
+    fn add(
+        &mut self,
+        address: SocketAddr,
+        server: Arc<tokio::net::UdpSocket>,
+        answers: AbortHandle,
+    ) {
+        let last = self.of.iter().min_by_key(|(_, client)| client.asked);
+        if let Some(last) = last.map(|(address, _)| *address)
+            && self.of.len() >= UDP_CLIENTS
+            && let Some(gone) = self.of.remove(&last)
+        {
+            gone.answers.abort();
+        }
+        let asked = self.asked;
+        let client = Client {
+            server,
+            answers,
+            asked,
+        };
+        self.of.insert(address, client);
+    }
+}
 
 async fn carry_udp(socket: tokio::net::UdpSocket, to: SocketAddr) {
     let socket = Arc::new(socket);
-    let clients = Clients::default();
+    let clients = Arc::default();
     let mut buffer = vec![0; DATAGRAM];
     loop {
         let carried = async {
@@ -303,16 +352,12 @@ async fn carry_udp(socket: tokio::net::UdpSocket, to: SocketAddr) {
 }
 
 async fn reach(
-    clients: &Clients,
+    clients: &Arc<Mutex<Clients>>,
     socket: &Arc<tokio::net::UdpSocket>,
     client: SocketAddr,
     to: SocketAddr,
 ) -> io::Result<Arc<tokio::net::UdpSocket>> {
-    let known = |clients: &Clients| {
-        let clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.get(&client).cloned()
-    };
-    if let Some(server) = known(clients) {
+    if let Some(server) = locked(clients).known(client) {
         return Ok(server);
     }
     let any: IpAddr = match to.ip() {
@@ -321,20 +366,24 @@ async fn reach(
     };
     let server = Arc::new(tokio::net::UdpSocket::bind((any, 0)).await?);
     server.connect(to).await?;
-    let mut all = clients.lock().unwrap_or_else(PoisonError::into_inner);
-    all.insert(client, Arc::clone(&server));
-    let (answers, back, clients) = (Arc::clone(&server), Arc::clone(socket), Arc::clone(clients));
-    tokio::spawn(async move {
+    let (answers, back, all) = (Arc::clone(&server), Arc::clone(socket), Arc::clone(clients));
+    // Locked before: its end can't come before its beginning is known.
+    let mut known = locked(clients);
+    let carrying = tokio::spawn(async move {
         let mut buffer = vec![0; DATAGRAM];
         while let Ok(Ok(length)) = tokio::time::timeout(UDP_IDLE, answers.recv(&mut buffer)).await {
             if back.send_to(&buffer[..length], client).await.is_err() {
                 break;
             }
         }
-        let mut all = clients.lock().unwrap_or_else(PoisonError::into_inner);
-        all.remove(&client);
+        locked(&all).of.remove(&client);
     });
+    known.add(client, Arc::clone(&server), carrying.abort_handle());
     Ok(server)
+}
+
+fn locked(clients: &Mutex<Clients>) -> MutexGuard<'_, Clients> {
+    clients.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -347,9 +396,10 @@ mod tests {
     fn ports_are_written_as_for_docker() {
         let text = |given: &str| given.parse::<Publish>().map(|p| p.to_string());
         for (given, meant) in [
-            ("80", "0.0.0.0:0->80/tcp"),
-            ("8080:80", "0.0.0.0:8080->80/tcp"),
-            ("8080:80/tcp", "0.0.0.0:8080->80/tcp"),
+            ("80", "127.0.0.1:0->80/tcp"),
+            ("8080:80", "127.0.0.1:8080->80/tcp"),
+            ("8080:80/tcp", "127.0.0.1:8080->80/tcp"),
+            ("0.0.0.0:8080:80", "0.0.0.0:8080->80/tcp"),
             ("127.0.0.1:53:5353/udp", "127.0.0.1:53->5353/udp"),
             ("127.0.0.1::80", "127.0.0.1:0->80/tcp"),
             ("[::1]:8080:80", "[::1]:8080->80/tcp"),
@@ -368,6 +418,37 @@ mod tests {
         ] {
             assert!(text(bad).is_err(), "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_client_that_asked_longest_ago_makes_room() {
+        let echo = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let to = echo.local_addr().unwrap();
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (socket, clients) = (Arc::new(socket), Arc::default());
+        let at = |n: usize| SocketAddr::from(([127, 0, 0, 1], u16::try_from(n).unwrap()));
+        let mut second = None;
+        for n in 1..=UDP_CLIENTS {
+            let server = reach(&clients, &socket, at(n), to).await.unwrap();
+            if n == 2 {
+                second = Some(server);
+            }
+        }
+        for n in [1, UDP_CLIENTS + 1] {
+            reach(&clients, &socket, at(n), to).await.unwrap();
+        }
+        let second = second.unwrap();
+        let known = |n| locked(&clients).of.contains_key(&at(n));
+        assert_eq!(
+            (known(1), known(2), known(UDP_CLIENTS + 1)),
+            (true, false, true)
+        );
+        assert_eq!(locked(&clients).of.len(), UDP_CLIENTS);
+        // Nobody but us holds its socket any more.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Arc::strong_count(&second), 1);
     }
 
     /// In the own namespace, which the thread enters anew: nothing but the carrying is shown here.

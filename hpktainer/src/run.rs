@@ -323,7 +323,14 @@ fn write_bundle(
     };
     let netns = (args.net != Net::Host).then_some(places.netns.as_path());
     let volumes: Vec<Volume> = volumes(args).cloned().collect();
-    let spec = spec::container(&run, hostname, netns, &etc, &volumes)?;
+    let spec = spec::container(
+        &run,
+        hostname,
+        netns,
+        &etc,
+        &volumes,
+        settings::squash_ids()?,
+    )?;
     // The environment may hold secrets: 0600.
     container::write_file(
         &places.bundle().join("config.json"),

@@ -1,4 +1,5 @@
-//! What of the command line is more than a word: environment files, `--bind`, `--net`. Pure, but for reading the files.
+//! What of the command line and environment is more than a word: environment files, `--bind`, `--net`, HPK_SQUASH_IDS.
+//! Pure, but for reading them.
 
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,15 @@ pub fn check_sources<'a>(volumes: impl IntoIterator<Item = &'a Volume>) -> anyho
         }
     }
     Ok(())
+}
+
+/// HPK_SQUASH_IDS, as jobs have it: whether a user that there isn't may be root instead.
+pub fn squash_ids() -> anyhow::Result<bool> {
+    match std::env::var("HPK_SQUASH_IDS").as_deref() {
+        Err(_) | Ok("" | "0") => Ok(false),
+        Ok("1") => Ok(true),
+        Ok(other) => bail!("HPK_SQUASH_IDS={other} is neither 1 nor 0"),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The container's OCI runtime spec. Pure: all that is looked up comes in.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -13,6 +13,9 @@ use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
     Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
+
+/// The shim's annotation for a container that may be root where its user isn't mapped.
+const SQUASH: &str = "io.hpk.squash-ids";
 
 /// A folder or file of the bubble in the container: `-v`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +112,7 @@ pub fn container(
     netns: Option<&Path>,
     etc: &Path,
     volumes: &[Volume],
+    squash: bool,
 ) -> anyhow::Result<Spec> {
     let mut namespaces = Vec::new();
     for kind in [
@@ -142,6 +146,7 @@ pub fn container(
         .hostname(hostname)
         .mounts(mounts(netns.is_some(), etc, volumes)?)
         .linux(linux.build()?)
+        .annotations(HashMap::from([(SQUASH.to_owned(), squash.to_string())]))
         .build()
         .context("building the runtime spec")
 }
@@ -235,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_network_namespace_is_the_one_given() {
+    fn network_volumes_and_the_opt_in_are_those_given() {
         let (defaults, user) = (defaults(), user(0));
         let run = Run {
             defaults: &defaults,
@@ -250,6 +255,7 @@ mod tests {
             Some("/run/netns/x".as_ref()),
             "/e".as_ref(),
             &volumes,
+            true,
         )
         .unwrap();
         let json = serde_json::to_value(&spec).unwrap();
@@ -262,6 +268,7 @@ mod tests {
             (network.len(), &network[0]["path"]),
             (1, &"/run/netns/x".into())
         );
+        assert_eq!(json["annotations"], serde_json::json!({SQUASH: "true"}));
         let last = json["mounts"].as_array().unwrap().last().unwrap().clone();
         assert_eq!(
             (&last["destination"], &last["options"][2]),

@@ -13,14 +13,13 @@
 //! - `link`: what the host's and the bubble's part say to each other
 //! - `local`, `sweep`: node-local folders, and what earlier clusters left
 //! - `userns`: removing what the bubble's users own; probing the kernel
-//! - `attempts`, `backoff`, `files`, `logs`, `procfs`: what the others share
+//! - `attempts`, `files`, `logs`, `procfs`: what the others share
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod address;
 mod allocation;
 mod attempts;
-mod backoff;
 mod bubble;
 mod cgroups;
 mod clock;

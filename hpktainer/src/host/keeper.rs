@@ -9,12 +9,13 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use hpk_uplink::backoff::{Failures, TRIES, WINDOW};
 use hpk_uplink::{Addresses, INTERFACE, MTU, Program, Uplink, routes};
 use hpk_userns::Ids;
 use ipnet::Ipv4Net;
@@ -26,6 +27,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::local::{ALIVE, STATE, State, USERS, remove};
+use super::permission;
 use crate::container::{make_dir, write_file};
 use crate::locks::{lock, try_lock};
 
@@ -36,8 +38,8 @@ pub const READY: &str = "ready";
 
 /// Longest wait for the uplink's interface.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between the uplink's end and its next start.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Between the uplink's end and its next start, then twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Networks for containers that are tried in turn.
 const POD_NETWORKS: [Ipv4Addr; 4] = [
@@ -79,8 +81,8 @@ pub fn run(folder: &Path) -> anyhow::Result<()> {
         api_socket: folder.join("slirp.sock"),
         ends_with_stdin: true,
     };
-    let mut child = start_uplink(&uplink)?;
-    await_uplink(&uplink, &mut child)?;
+    let mut running = start_uplink(&uplink)?;
+    await_uplink(&uplink, &mut running.child)?;
     write_network(folder, pods, addresses)?;
     let state = serde_json::to_vec(&State {
         init: init.as_raw(),
@@ -88,7 +90,7 @@ pub fn run(folder: &Path) -> anyhow::Result<()> {
     .context("writing the state")?;
     write_file(&folder.join(STATE), 0o600, &state)?;
     tell_ready()?;
-    watch(folder, uplink, child, init)
+    watch(folder, uplink, running, init)
 }
 
 /// The starter put it into a process group of its own, whose leader can't make a session: then that is enough.
@@ -108,7 +110,7 @@ fn make_namespaces() -> anyhow::Result<Pid> {
         ForkResult::Child => {
             drop(made);
             let Err(error) = be_init(tell);
-            eprintln!("hpktainer: {error:#}");
+            eprintln!("hpktainer: {:#}", permission::explain(error));
             // SAFETY: _exit takes no memory and ends only this process.
             unsafe { libc::_exit(1) }
         }
@@ -139,7 +141,15 @@ fn be_init(mut tell: io::PipeWriter) -> anyhow::Result<std::convert::Infallible>
     }
 }
 
-fn start_uplink(uplink: &Uplink) -> anyhow::Result<Child> {
+/// The uplink's program.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    /// Its end is the program's. (In `child`, waiting would close it.)
+    _stdin: Option<ChildStdin>,
+}
+
+fn start_uplink(uplink: &Uplink) -> anyhow::Result<Running> {
     let program = uplink.program.file();
     let mut child = Command::new(program)
         .args(uplink.plan().0)
@@ -147,9 +157,8 @@ fn start_uplink(uplink: &Uplink) -> anyhow::Result<Child> {
         .stdout(Stdio::null())
         .spawn()
         .with_context(|| format!("running {}", program.display()))?;
-    // Held open for as long as we live: its end is the program's. (`wait` on the child would close it.)
-    std::mem::forget(child.stdin.take());
-    Ok(child)
+    let _stdin = child.stdin.take();
+    Ok(Running { child, _stdin })
 }
 
 /// Waits until the interface has its default route.
@@ -233,9 +242,9 @@ fn leave_stdout() -> anyhow::Result<()> {
 }
 
 /// Keeps the uplink running until nobody uses the bubble, then ends all and removes the folder.
-fn watch(folder: &Path, uplink: Uplink, child: Child, init: Pid) -> anyhow::Result<()> {
+fn watch(folder: &Path, uplink: Uplink, running: Running, init: Pid) -> anyhow::Result<()> {
     // Killed and reaped only under this lock: a number that was reaped may be another's.
-    let running = Arc::new(Mutex::new(child));
+    let running = Arc::new(Mutex::new(running));
     let kept = Arc::clone(&running);
     thread::spawn(move || {
         let Err(error) = keep_uplink(&uplink, &kept, init);
@@ -243,32 +252,45 @@ fn watch(folder: &Path, uplink: Uplink, child: Child, init: Pid) -> anyhow::Resu
         std::process::exit(1);
     });
     let _last = lock(&folder.join(USERS), FlockArg::LockExclusive)?;
-    let mut child = running.lock().unwrap_or_else(PoisonError::into_inner);
-    child.kill().context("ending the uplink")?;
+    let mut ours = locked(&running);
+    // Of one that was reaped std knows it, and kills nobody.
+    ours.child.kill().context("ending the uplink")?;
     kill(init, Signal::SIGKILL).context("ending the namespaces")?;
     let removed = remove(folder);
     // Nobody is to see their end as a fault: the lock is kept to ours.
-    std::mem::forget(child);
+    std::mem::forget(ours);
     removed
 }
 
 fn keep_uplink(
     uplink: &Uplink,
-    running: &Mutex<Child>,
+    running: &Mutex<Running>,
     init: Pid,
 ) -> anyhow::Result<std::convert::Infallible> {
+    let mut failures = Failures::new(FIRST_PAUSE);
     loop {
         let ended = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
         let ended = ended.context("waiting for the uplink")?;
-        let mut child = running.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.pid() == Some(init) {
-            bail!("the local bubble's first process ended: {ended:?}");
-        }
-        let status = child.wait().context("waiting for the uplink")?;
+        let status = {
+            let mut running = locked(running);
+            if ended.pid() == Some(init) {
+                bail!("the local bubble's first process ended: {ended:?}");
+            }
+            running.child.wait().context("waiting for the uplink")?
+        };
+        let Some(pause) = failures.add(Instant::now()) else {
+            let window = WINDOW.as_secs();
+            bail!("the uplink ended {TRIES} times within {window} s, last with {status}");
+        };
         eprintln!("hpktainer: the uplink ended ({status}) and is started again");
-        thread::sleep(PAUSE);
-        *child = start_uplink(uplink)?;
+        // Unlocked: the bubble's end doesn't wait for it.
+        thread::sleep(pause);
+        *locked(running) = start_uplink(uplink)?;
     }
+}
+
+fn locked(running: &Mutex<Running>) -> MutexGuard<'_, Running> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@
 //!
 //! - `bubble`: finding a bubble of a job of the user's on this host
 //! - `local`: finding or making the local one; `keeper`: the process that holds it
-//! - `namespaces`: entering new ones
+//! - `namespaces`: entering new ones; `permission`: why a host may refuse them
 
 mod bubble;
 pub mod keeper;
 mod local;
 mod namespaces;
+mod permission;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -66,7 +67,8 @@ pub fn start_again(need: Need, background: bool, published: &[Publish]) -> anyho
     }
     command.env(publish::VARIABLE, publish::hand_on(&published)?);
     if need != Need::Places
-        && let Some(code) = namespaces::enter(background, network.local())?
+        && let Some(code) =
+            namespaces::enter(background, network.local()).map_err(permission::explain)?
     {
         return Ok(code);
     }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use hpk_uplink::backoff::{Failures, TRIES, WINDOW};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -20,7 +21,6 @@ use tokio::sync::mpsc;
 
 use super::daemons::Daemon;
 use super::reaper::{Reaper, describe};
-use crate::backoff::{Failures, TRIES, WINDOW};
 use crate::logs::{last_lines, open_log, tail};
 
 /// The first pause before a restart.

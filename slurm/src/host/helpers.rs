@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hpk_uplink::Uplink;
+use hpk_uplink::backoff::{Failures, TRIES};
 use tokio::process::Child;
 use tokio::task::JoinSet;
 
 use super::overlay::Overlay;
 use super::uplink;
-use crate::backoff::{Failures, TRIES};
 use crate::forward::Forward;
 use crate::logs::{last_lines, open_log, tail};
 

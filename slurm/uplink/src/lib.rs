@@ -6,9 +6,11 @@
 //! - [`Program`]: which one there is
 //! - [`Addresses`], [`routes`]: networks that aren't the host's own
 //! - [`Uplink`]: the command line
+//! - [`backoff`]: when what has ended may start again
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod backoff;
 pub mod routes;
 
 use std::net::Ipv4Addr;
