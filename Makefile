@@ -3,8 +3,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := programs
 ARCH := $(shell uname -m)
 export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
-# The same bytes wherever the checkout and cargo's home are.
-export RUSTFLAGS += --remap-path-prefix=$(CURDIR)=/hpk --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 # `make PROFILE=dev …` trades speed of the programs for speed of the build.
 PROFILE ?= release
 OUT := $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -23,10 +21,6 @@ deps: ## install what building and testing needs (Debian 12, root)
 programs: deps ## our programs for this machine, static, in bin/
 	@$(STEP) "build our programs ($(PROFILE))" env -u MAKEFLAGS cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
 	@scripts/install-binaries $(OUT) bin $(PROGRAMS)
-
-.PHONY: binaries
-binaries: programs control-plane ## all programs for amd64 and arm64, in bin/linux-*; this machine's in bin/
-	@for arch in amd64 arm64; do scripts/binaries $$arch bin/linux-$$arch $(PROGRAMS) || exit 1; done
 
 .PHONY: control-plane
 control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/

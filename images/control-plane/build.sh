@@ -3,9 +3,8 @@
 # flanneld and CoreDNS in one static binary, from the module versions pinned in go.mod; and
 # bin/cnitool. Four minutes the first time, nothing when nothing changed.
 #
-#   build.sh                        build what is not cached, link it into bin/
-#   build.sh --arch GOARCH FOLDER   for another architecture, into FOLDER
-#   build.sh --tidy                 renew go.mod and go.sum after a change of versions or imports
+#   build.sh          build what is not cached, link it into bin/
+#   build.sh --tidy   renew go.mod and go.sum after a change of versions or imports
 set -euo pipefail
 # shellcheck source=images/lib.sh
 . "$(dirname "$0")/../lib.sh"
@@ -41,7 +40,7 @@ compile() { # DIR
         flags+=" -X $package.gitCommit=$kubernetes -X $package.gitTreeState=clean -X $package.buildDate=$time"
     done
     flags+=" -X github.com/coredns/coredns/coremain.GitCommit=$(module_version "$module/go.mod" github.com/coredns/coredns)"
-    (cd "$module" && step "compile hpk-control-plane (Kubernetes $kubernetes, $(go env GOARCH))" \
+    (cd "$module" && step "compile hpk-control-plane (Kubernetes $kubernetes)" \
         go build -trimpath -buildvcs=false -ldflags "$flags" -o "$dir/hpk-control-plane" .)
     rm -r "$module"
 }
@@ -61,16 +60,11 @@ if [ "${1:-}" = --tidy ]; then
     exit
 fi
 
-folder=$CHECKOUT/bin
-if [ "${1:-}" = --arch ]; then
-    export GOARCH=$2
-    folder=$3
-fi
-main=$HPK_CACHE/go/$({ go version; go env GOARCH; cat "$HERE"/*.go "$HERE/go.mod" "$HERE/go.sum" "$HERE/build.sh"; } | key)
-tools=$HPK_CACHE/go/tools-$({ go version; go env GOARCH; cat "$IMAGES"/tools/go.mod "$IMAGES"/tools/go.sum "$IMAGES"/tools/*/*.go; } | key)
+main=$HPK_CACHE/go/$({ go version; cat "$HERE"/*.go "$HERE/go.mod" "$HERE/go.sum" "$HERE/build.sh"; } | key)
+tools=$HPK_CACHE/go/tools-$({ go version; cat "$IMAGES"/tools/go.mod "$IMAGES"/tools/go.sum "$IMAGES"/tools/*/*.go; } | key)
 ensure "$main" "control plane" compile
 ensure "$tools" "cnitool and mksif" compile_tools
-keep_newest "$HPK_CACHE/go" 6
-publish "$main/hpk-control-plane" "$folder/hpk-control-plane"
-publish "$tools/cnitool" "$folder/cnitool"
-publish "$tools/mksif" "$folder/mksif"
+keep_newest "$HPK_CACHE/go" 4
+publish "$main/hpk-control-plane" "$CHECKOUT/bin/hpk-control-plane"
+publish "$tools/cnitool" "$CHECKOUT/bin/cnitool"
+publish "$tools/mksif" "$CHECKOUT/bin/mksif"
