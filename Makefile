@@ -1,6 +1,6 @@
 # One Makefile for people and CI: `make help` lists the targets.
 SHELL := /bin/bash
-.DEFAULT_GOAL := programs
+.DEFAULT_GOAL := binaries
 ARCH := $(shell uname -m)
 export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
 # `make PROFILE=dev …` trades speed of the programs for speed of the build.
@@ -17,8 +17,8 @@ help: ## this list
 deps: ## install what building and testing needs (Debian 12, root)
 	@scripts/deps
 
-.PHONY: programs
-programs: deps ## our programs for this machine, static, in bin/
+.PHONY: binaries
+binaries: deps ## our programs, static, in bin/
 	@$(STEP) "build our programs ($(PROFILE))" env -u MAKEFLAGS cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
 	@scripts/install-binaries $(OUT) bin $(PROGRAMS)
 
@@ -35,7 +35,7 @@ roots: deps ## the Debian roots of bubble and testbed
 # jobserver that it was not handed.)
 .PHONY: parts
 parts: deps
-	@$(MAKE) --no-print-directory -j3 programs control-plane roots
+	@$(MAKE) --no-print-directory -j3 binaries control-plane roots
 
 .PHONY: images
 images: parts ## the bubble image, bin/hpk-bubble.sif
@@ -67,7 +67,7 @@ unit: deps ## unit tests: no privileges needed
 	@$(STEP) "unit tests" cargo test --quiet --locked --workspace --profile $(PROFILE)
 
 .PHONY: kernel
-kernel: deps programs ## tests on the real kernel, in namespaces of their own
+kernel: deps binaries ## tests on the real kernel, in namespaces of their own
 	@scripts/kernel-tests --profile $(PROFILE)
 
 .PHONY: test-programs

@@ -51,7 +51,7 @@ for program in "${PROGRAMS[@]}" "${PLUGINS[@]}"; do
     elif [ -n "$allow_missing" ]; then
         echo "warning: bin/$program is missing: the image goes without it" >&2
     else
-        die "bin/$program is missing: run make programs control-plane first, or give --allow-missing"
+        die "bin/$program is missing: run make binaries control-plane first, or give --allow-missing"
     fi
 done
 [ -x "$CHECKOUT/bin/mksif" ] || "$IMAGES/control-plane/build.sh"
