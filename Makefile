@@ -57,7 +57,8 @@ testbed: images test-images ## bring the testbed up
 	@$(STEP) "testbed up" conformance/testbed up --nodes 3
 
 .PHONY: lint
-lint: deps ## rustfmt, clippy, and the Vagrantfile
+lint: ## rustfmt, clippy, and the Vagrantfile
+	@scripts/deps lint
 	@$(STEP) "rustfmt" cargo fmt --all --check
 	@cd vagrant && VAGRANT_DOTFILE_PATH=../target/vagrant ../$(STEP) "vagrant validate" vagrant validate --ignore-provider >/dev/null
 	@$(STEP) "clippy" cargo clippy --quiet --locked --workspace --all-targets --profile $(PROFILE) -- -D warnings
