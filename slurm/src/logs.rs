@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 
 /// Characters of a line that are repeated elsewhere.
 const LINE: usize = 300;
+/// How clap's lines begin that stand behind the one that says what is wrong.
+const HINTS: [&str; 3] = ["For more information, try", "Usage: ", "tip: "];
 
 /// Opens a log to write at its end, 0600.
 pub fn open_log(path: &Path) -> Result<File> {
@@ -40,7 +42,7 @@ pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<String> = text
         .lines()
         .map(str::trim)
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !HINTS.iter().any(|hint| line.starts_with(hint)))
         .map(|line| line.chars().take(LINE).collect())
         .collect();
     lines[lines.len().saturating_sub(count)..].join("; ")
@@ -58,6 +60,12 @@ mod tests {
         open_log(&path).unwrap().write_all(b"one\ntwo\n\n").unwrap();
         open_log(&path).unwrap().write_all(b"three\n \n").unwrap();
         assert_eq!(last_lines(&tail(&path, 4096), 2), "two; three");
+        let refused = "error: unexpected argument '--x' found\n\n  tip: a similar one\n\n\
+                       Usage: hpk-kubelet [OPTIONS]\n\nFor more information, try '--help'.\n";
+        assert_eq!(
+            last_lines(refused, 1),
+            "error: unexpected argument '--x' found"
+        );
         assert_eq!(tail(&path, 3), "\n \n");
         assert_eq!(tail(&dir.path().join("none"), 3), "");
     }
