@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::bench::on_host::Times;
 use crate::testbed::{Exec, Testbed};
 use crate::wait;
 
@@ -22,6 +23,17 @@ pub struct Cluster {
     pub nodes: usize,
     /// From sbatch to the job's "Ready" line, in seconds.
     pub ready_after: f64,
+}
+
+/// Seconds that all of some pods may take.
+const PODS: u64 = 300;
+
+/// Pods that do nothing, bound to a node: no scheduler takes part.
+#[derive(Debug, Clone, Copy)]
+pub struct PodsOf<'a> {
+    pub namespace: &'a str,
+    pub node: &'a str,
+    pub count: usize,
 }
 
 /// The job script, and the folder that it is submitted in.
@@ -306,6 +318,34 @@ impl Cluster {
     /// Runs a program in a pod's container and gives its output.
     pub fn exec(&self, namespace: &str, pod: &str, command: &str) -> Exec<'_> {
         self.kubectl(&format!("-n {namespace} exec {pod} -- {command}"))
+    }
+
+    /// Starts the pods at once, and returns when all are running.
+    pub fn start_pods(&self, pods: &PodsOf) -> Result<Times> {
+        self.pods("start", pods)
+    }
+
+    /// Deletes them, and returns when the API server has none left.
+    pub fn remove_pods(&self, pods: &PodsOf) -> Result<Times> {
+        self.pods("remove", pods)
+    }
+
+    /// On `login`, so that no way there is timed with them.
+    fn pods(&self, action: &str, pods: &PodsOf) -> Result<Times> {
+        let PodsOf {
+            namespace,
+            node,
+            count,
+        } = pods;
+        let script = format!(
+            "/hpk/bin/hpk-conformance on-host pods {action} --kubeconfig ~/.hpk/kubeconfig \\
+             --context hpk-{} --namespace {namespace} --node {node} --count {count} --limit {PODS} \\
+             --image docker.io/library/busybox:1.37",
+            self.job
+        );
+        let exec = self.testbed.on("hpc", "login", script).limit(PODS + 10);
+        let text = exec.success()?;
+        serde_json::from_str(&text).with_context(|| format!("the host said {text:?}"))
     }
 
     /// A single value by JSONPath.

@@ -5,15 +5,12 @@ use anyhow::{Context as _, Result};
 use super::STOCK;
 use crate::bench::net::HOSTS;
 use crate::bench::on_host::Times;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PodsOf};
 use crate::testbed::Testbed;
 
 const NAMESPACE: &str = "bench";
-const IMAGE: &str = "docker.io/library/busybox:1.37";
 /// Of the job: the control plane is in it.
 const SIZE: &str = "--cpus-per-task=2 --mem=6G";
-/// Seconds that all pods of a measure may take.
-const LIMIT: u64 = 300;
 
 /// The daemons of a node, and what it runs for each pod, as pgrep's patterns for command lines.
 struct Programs {
@@ -56,6 +53,14 @@ fn node(contender: &str) -> &'static str {
     }
 }
 
+fn pods(contender: &str, count: usize) -> PodsOf<'static> {
+    PodsOf {
+        namespace: NAMESPACE,
+        node: node(contender),
+        count,
+    }
+}
+
 impl Nodes {
     /// Starts the cluster; its bubble is on the first host.
     pub fn start(testbed: &Testbed) -> Result<Self> {
@@ -95,30 +100,12 @@ impl Nodes {
 
     /// Starts `count` pods at once, and returns when all are running.
     pub fn run(&self, contender: &str, count: usize) -> Result<Times> {
-        self.pods("start", contender, count)
+        self.cluster.start_pods(&pods(contender, count))
     }
 
     /// Deletes them, and returns when the API server has none left.
     pub fn remove(&self, contender: &str, count: usize) -> Result<Times> {
-        self.pods("remove", contender, count)
-    }
-
-    fn pods(&self, action: &str, contender: &str, count: usize) -> Result<Times> {
-        let text = self
-            .testbed
-            .on(
-                "hpc",
-                "login",
-                format!(
-                    "/hpk/bin/hpk-conformance on-host pods {action} --kubeconfig ~/.hpk/kubeconfig \
-                     --context hpk-{} --namespace {NAMESPACE} --node {} --image {IMAGE} --count {count} --limit {LIMIT}",
-                    self.cluster.job,
-                    node(contender)
-                ),
-            )
-            .limit(LIMIT + 10)
-            .success()?;
-        serde_json::from_str(&text).with_context(|| format!("the host said {text:?}"))
+        self.cluster.remove_pods(&pods(contender, count))
     }
 
     /// What the node's programs use, over `seconds`.
