@@ -1,5 +1,7 @@
 //! `hpktainer exec`
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, bail};
 use hpk_images::process_defaults::{ProcessDefaults, merge_env};
 use hpk_images::user;
@@ -8,6 +10,7 @@ use oci_spec::runtime::Spec;
 
 use crate::config::Config;
 use crate::container::{self, Places};
+use crate::root::root_of;
 use crate::run::env_entries;
 use crate::spec::{Run, process};
 use crate::stdio::{Pipes, Signals, serve};
@@ -46,10 +49,11 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         bail!("container {} is not running: {status}", record.name);
     }
     let places = Places::of(config, &record.id);
-    let process = plan(&args, &places).await?;
     let shim = task::reach(&places)
         .await?
         .context("the container's runtime is gone")?;
+    let state = shim.state(&record.id, "").await?;
+    let process = plan(&args, &places, || root_of(&record.id, state.pid))?;
     let exec_id = format!("exec-{}", std::process::id());
     let mut signals = Signals::take()?;
     let pipes = Pipes::make(&places.run, &exec_id, args.interactive, args.tty)?;
@@ -89,8 +93,12 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     Ok(u8::try_from(done?).unwrap_or(u8::MAX))
 }
 
-/// The container's own process with another command.
-async fn plan(args: &Args, places: &Places) -> anyhow::Result<oci_spec::runtime::Process> {
+/// The container's own process with another command; a user is looked up in the container's `root`, as it is now.
+fn plan(
+    args: &Args,
+    places: &Places,
+    root: impl FnOnce() -> anyhow::Result<PathBuf>,
+) -> anyhow::Result<oci_spec::runtime::Process> {
     let path = places.bundle().join("config.json");
     let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     let spec: Spec =
@@ -109,14 +117,7 @@ async fn plan(args: &Args, places: &Places) -> anyhow::Result<oci_spec::runtime:
         .clone()
         .unwrap_or_else(|| process_now.cwd().to_string_lossy().into_owned());
     if let Some(wanted) = &args.user {
-        let mounter = hpk_images::Mounter::new(places.run.join("images"));
-        let digest = mounter
-            .mounted()
-            .await?
-            .pop()
-            .context("the container's image is not mounted")?;
-        let lower = places.run.join("images").join(digest.replace(':', "-"));
-        let (user, bounding) = task::lookups(&lower, wanted)?;
+        let (user, bounding) = task::lookups(&root()?, wanted)?;
         return of_user(args, env, cwd, &user, bounding);
     }
     process_now.set_args(Some(args.command.clone()));

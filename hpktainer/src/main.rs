@@ -17,6 +17,7 @@
 //! - [`claim`]: holding the image
 //! - [`sweep`]: what killed ones left; [`locks`]
 //! - [`detach`]: hpktainer in the background
+//! - [`root`]: a running container's root file system
 //! - [`stdio`]: terminal, pipes, signals between the caller and the container
 //! - [`host`]: outside any bubble
 //! - [`bars`]: progress on a terminal
@@ -39,6 +40,7 @@ mod ps;
 mod publish;
 mod pull;
 mod rm;
+mod root;
 mod run;
 mod settings;
 mod spec;

@@ -197,7 +197,8 @@ fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
 
 /// `file` below `rootfs` with every symbolic link resolved as a process whose root is `rootfs` would see it.
 ///
-/// For trees nobody changes meanwhile (an image's mount); what doesn't exist is kept as it stands.
+/// For trees nobody changes meanwhile (an image's mount); what doesn't exist is kept as it stands. Of a running
+/// container's root it may lead elsewhere if the container changes it meanwhile: so let only ids depend on it.
 pub fn resolve_in_root(rootfs: &Path, file: &Path) -> PathBuf {
     // Linux' own limit on links in one path (path_resolution(7)).
     const MAX_LINKS: usize = 40;

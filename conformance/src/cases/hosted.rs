@@ -177,7 +177,8 @@ pub fn hpktainer_on_a_bare_host_makes_a_bubble_of_its_own(context: &mut Context)
              ip=$(hpktainer inspect web | sed -n 's/.*\"IPAddress\": \"\\(.*\\)\".*/\\1/p')
              hpktainer run --rm {IMAGE} wget -qO- http://$ip:8000/
              hpktainer run --rm {IMAGE} wget -qO- http://outside.hpk.test/
-             hpktainer exec web hostname >/dev/null
+             hpktainer exec web sh -c 'echo web:x:123:124::/: >>/etc/passwd'
+             hpktainer exec -u web web id -u
              hpktainer logs -f web & hpktainer stop -t 0 web >/dev/null; wait $!
              hpktainer ps -a --format json; hpktainer rm web >/dev/null
              code() {{ hpktainer run --rm \"$@\" 2>/dev/null || echo code $?; }}
@@ -195,6 +196,7 @@ pub fn hpktainer_on_a_bare_host_makes_a_bubble_of_its_own(context: &mut Context)
         "served",
         "served",
         "hello from outside",
+        "123",
         "begun",
         "\"State\":\"exited\"",
         "code 23",
