@@ -1,5 +1,5 @@
-//! What a running container weighs: what the machine has less of it, and what its processes
-//! have of their own.
+//! What running containers and pods weigh: what their processes have (PSS: of memory that several share, each one's
+//! part), and what the machine has less of it, which moves with all else that it does.
 
 use anyhow::{Context as _, Result};
 
@@ -10,20 +10,30 @@ use crate::bench::scenario::{Aim, Better, Bound, Measure, Metric, Pace, Scenario
 use crate::testbed::Testbed;
 
 const CONTAINERS: (usize, usize) = (100, 3);
+/// Each a sandbox and one container, in one shim.
+const PODS: (usize, usize) = (50, 2);
+const POD_MEASURE: &str = "pods-50";
+const CONTAINER_MEASURE: &str = "containers-100";
+/// Shims group containers by it, runc's too.
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 /// How many are started at once.
 const PARALLEL: usize = 4;
-const METRICS: &[Metric] = &[
-    Metric {
-        name: "memory of the machine a container (MemAvailable)",
-        unit: "MB",
-        better: Better::Lower,
-    },
-    Metric {
-        name: "memory of its processes a container (PSS)",
-        unit: "MB",
-        better: Better::Lower,
-    },
+const CONTAINER_METRICS: &[Metric] = &[
+    megabytes("memory of its processes a container (PSS)"),
+    megabytes("memory of the machine a container (MemAvailable)"),
 ];
+const POD_METRICS: &[Metric] = &[
+    megabytes("memory of its processes a pod (PSS)"),
+    megabytes("memory of the machine a pod (MemAvailable)"),
+];
+
+const fn megabytes(name: &'static str) -> Metric {
+    Metric {
+        name,
+        unit: "MB",
+        better: Better::Lower,
+    }
+}
 
 pub struct Memory {
     containerd: Containerd,
@@ -76,21 +86,32 @@ impl Scenario for Memory {
     }
 
     fn measures(&self) -> Vec<Measure> {
-        vec![Measure {
-            word: "containers-100",
-            section: "100 containers on one containerd",
-            metrics: METRICS,
-        }]
+        vec![
+            Measure {
+                word: CONTAINER_MEASURE,
+                section: "100 containers on one containerd",
+                metrics: CONTAINER_METRICS,
+            },
+            Measure {
+                word: POD_MEASURE,
+                section: "50 pods, of a sandbox and a container, on one containerd",
+                metrics: POD_METRICS,
+            },
+        ]
     }
 
     fn aims(&self) -> Vec<Aim> {
-        vec![Aim {
-            measure: "containers-100",
-            metric: METRICS[0].name,
+        let aim = |measure, metrics: &[Metric]| Aim {
+            measure,
+            metric: metrics[0].name,
             contender: HPK,
             against: Some(RUNC),
             bound: Bound::AtMost(1.5),
-        }]
+        };
+        vec![
+            aim(CONTAINER_MEASURE, CONTAINER_METRICS),
+            aim(POD_MEASURE, POD_METRICS),
+        ]
     }
 
     /// One container is run and removed, so that what a runtime does only once is done.
@@ -105,24 +126,27 @@ impl Scenario for Memory {
         Ok(())
     }
 
-    fn measure(&mut self, contender: &'static str, _: &str, pace: Pace) -> Result<Vec<f64>> {
-        let count = pace.count(CONTAINERS.0, CONTAINERS.1);
+    fn measure(&mut self, contender: &'static str, measure: &str, pace: Pace) -> Result<Vec<f64>> {
+        let run = format!("ctr run -d --runtime {}", runtime(contender));
+        let ((full, quick), command) = if measure == POD_MEASURE {
+            let of_pod = format!("{run} --annotation {SANDBOX}={contender}-{{}} {IMAGE}");
+            let sandbox = format!("{of_pod} {contender}-{{}} sleep 86400");
+            let app = format!("{of_pod} {contender}-{{}}-app sleep 86400");
+            (PODS, format!("sh -c '{sandbox} && {app}'"))
+        } else {
+            let command = format!("{run} {IMAGE} {contender}-{{}} sleep 86400");
+            (CONTAINERS, command)
+        };
+        let count = pace.count(full, quick);
         let before = self.used()?;
-        let started = self.containerd.time(
-            count,
-            PARALLEL,
-            &format!(
-                "ctr run -d --runtime {} {IMAGE} {contender}-{{}} sleep 86400",
-                runtime(contender)
-            ),
-        );
+        let started = self.containerd.time(count, PARALLEL, &command);
         let after = started.and_then(|_| self.used());
         self.containerd.clear()?;
         let after = after?;
         let each = |before: f64, after: f64| (after - before) / count as f64;
         Ok(vec![
-            each(before.machine, after.machine),
             each(before.processes, after.processes),
+            each(before.machine, after.machine),
         ])
     }
 
