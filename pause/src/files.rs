@@ -91,6 +91,9 @@ pub fn set_up(setup: &Setup, cwd: &str, fds: &Descriptors, shim: &Shim) -> Resul
     if !setup.keep_proc {
         detach("/proc")?;
     }
+    if setup.root_propagation != 0 {
+        set_propagation("/", setup.root_propagation)?;
+    }
     if setup.readonly_root {
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | root_flags()?;
         mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
@@ -141,17 +144,15 @@ fn attach(m: &Mount, fds: &Descriptors) -> Result<(), Error> {
         },
     }
     if m.propagation != 0 {
-        let flags = MsFlags::from_bits_retain(m.propagation as _);
-        mount(
-            None::<&str>,
-            m.destination.as_str(),
-            None::<&str>,
-            flags,
-            None::<&str>,
-        )
-        .context(|| format!("set propagation of {}", m.destination))?;
+        set_propagation(&m.destination, m.propagation)?;
     }
     Ok(())
+}
+
+fn set_propagation(path: &str, flags: u64) -> Result<(), Error> {
+    let flags = MsFlags::from_bits_retain(flags as _);
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
+        .context(|| format!("set propagation of {path}"))
 }
 
 fn is_unsupported(e: &io::Error) -> bool {

@@ -173,6 +173,8 @@ record! {
         pub readonly_paths: Vec<String>,
         pub masked_paths: Vec<String>,
         pub readonly_root: bool,
+        /// Of /, when all is mounted: as a mount's, 0 for private.
+        pub root_propagation: u64,
         /// Apptainer mounts /proc and /sys; take away what the spec doesn't list.
         pub keep_proc: bool,
         pub keep_sys: bool,

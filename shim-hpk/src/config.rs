@@ -12,6 +12,12 @@ const SANDBOX_ID: [&str; 2] = [
     "io.kubernetes.cri-o.SandboxID",
 ];
 
+/// The annotation that tells a sandbox from a container.
+const CONTAINER_TYPE: [&str; 2] = [
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri-o.ContainerType",
+];
+
 /// Reads the bundle's runtime spec.
 pub fn load(bundle: &Path) -> Result<Spec, Error> {
     let path = bundle.join("config.json");
@@ -31,6 +37,13 @@ pub fn grouping(spec: &Spec, id: &str) -> String {
         .filter(|sandbox| !sandbox.is_empty())
         .unwrap_or(id)
         .to_owned()
+}
+
+/// Whether it is a pod's sandbox.
+pub fn is_sandbox(spec: &Spec) -> bool {
+    CONTAINER_TYPE
+        .iter()
+        .any(|name| annotation(spec, name) == Some("sandbox"))
 }
 
 /// One of the spec's annotations.

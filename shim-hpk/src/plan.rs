@@ -3,13 +3,15 @@
 //! - [`container`] – a whole container. [`exec`] – a further process in one.
 //! - `mounts` – the spec's mounts and devices. `process` – its `process`. `rootfs` – the mounts of
 //!   the Create request. `engine` – Apptainer's command line and configuration. `seccomp` – a filter
-//!   for the kernel. [`hooks`]. [`ids`] – which users there are. `sysctl`. `refuse` – what isn't supported. `cgroup_view` – /sys/fs/cgroup.
+//!   for the kernel. [`namespaces`]. [`hooks`]. [`gpu`] – a driver's files and nodes. [`ids`] – which users there are. `sysctl`. `refuse` – what isn't supported. `cgroup_view` – /sys/fs/cgroup.
 
 mod cgroup_view;
 pub mod engine;
+pub mod gpu;
 pub mod hooks;
 pub mod ids;
 mod mounts;
+pub mod namespaces;
 mod process;
 mod refuse;
 pub mod rootfs;
@@ -21,7 +23,7 @@ use std::path::{Path, PathBuf};
 use hpk_pause::wire;
 use hpk_userns::Mapped;
 use nix::sched::CloneFlags;
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
 pub use mounts::MOUNT_OPTIONS;
 pub use process::capability_name;
@@ -40,17 +42,6 @@ pub struct Source {
     pub optional: bool,
 }
 
-/// The container's PID namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PidNamespace {
-    /// Its own; its program is PID 1.
-    New,
-    /// The shim's.
-    Host,
-    /// Another container's.
-    Join(PathBuf),
-}
-
 /// All that creating one container takes.
 #[derive(Debug, PartialEq)]
 pub struct Container {
@@ -61,16 +52,15 @@ pub struct Container {
     /// Namespaces made before Apptainer runs.
     pub unshare: CloneFlags,
     /// Namespaces joined before Apptainer runs.
-    pub join: Vec<(PathBuf, CloneFlags)>,
-    pub pid_namespace: PidNamespace,
+    pub join: Vec<namespaces::Joined>,
+    pub pid_namespace: namespaces::Pid,
     /// Descriptors of the sources start at [`first_source`] in the configuration.
     pub sources: Vec<Source>,
     pub setup: wire::Setup,
     pub process: wire::Process,
     pub cgroup: hpk_cgroup::Request,
     pub hooks: hooks::Hooks,
-    /// Whether its processes run as root where their users aren't mapped.
-    pub squash: bool,
+    pub inherited: Inherited,
     /// Asked for, and not done: for the log.
     pub warnings: Vec<String>,
 }
@@ -100,7 +90,7 @@ pub fn container(
     } else {
         bundle.join("rootfs")
     };
-    let namespaces = namespaces(spec)?;
+    let namespaces = namespaces::plan(spec)?;
     let mut planned = mounts::plan(spec, bundle, first_source(terminal))?;
     let mut process = match spec.process() {
         Some(process) => process::plan(process, terminal)?,
@@ -118,7 +108,7 @@ pub fn container(
     let uts_is_a_pods = namespaces
         .join
         .iter()
-        .any(|(_, flag)| *flag == CloneFlags::CLONE_NEWUTS);
+        .any(|joined| joined.flag == CloneFlags::CLONE_NEWUTS);
     for (field, name) in [
         ("hostname", spec.hostname()),
         ("domainname", spec.domainname()),
@@ -135,6 +125,7 @@ pub fn container(
     planned
         .warnings
         .extend(ids::check(mapped, &mut process, squash)?);
+    planned.warnings.extend(namespaces.warning);
     Ok(Container {
         rootfs,
         rootfs_mounts,
@@ -160,6 +151,7 @@ pub fn container(
             readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
             masked_paths: linux.masked_paths().clone().unwrap_or_default(),
             readonly_root: root.and_then(|r| r.readonly()).unwrap_or(false),
+            root_propagation: mounts::root_propagation(linux.rootfs_propagation().as_deref())?,
             keep_proc: planned.keep_proc,
             keep_sys: planned.keep_sys,
         },
@@ -169,75 +161,37 @@ pub fn container(
             resources: linux.resources().clone().unwrap_or_default(),
         },
         hooks: hooks::plan(spec, id, bundle)?,
-        squash,
+        inherited: Inherited {
+            squash,
+            gpu_libraries: false,
+        },
         warnings: planned.warnings,
     })
 }
 
-/// Plans a further process of a container that has `squash`; with what was asked for and isn't done.
+/// What a container has for its execs, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Processes are root's where their users aren't mapped.
+    pub squash: bool,
+    /// There are a GPU's libraries.
+    pub gpu_libraries: bool,
+}
+
+/// Plans a further process of a container; with what was asked for and isn't done.
 pub fn exec(
     process: &Process,
     terminal: bool,
     mapped: &Mapped,
-    squash: bool,
+    inherited: Inherited,
 ) -> Result<(wire::Process, Vec<String>), Error> {
     refuse::process(process)?;
     let mut planned = process::plan(process, terminal)?;
-    let warnings = ids::check(mapped, &mut planned, squash)?;
-    Ok((planned, warnings))
-}
-
-struct Namespaces {
-    unshare: CloneFlags,
-    join: Vec<(PathBuf, CloneFlags)>,
-    pid: PidNamespace,
-    new_cgroup: bool,
-}
-
-fn namespaces(spec: &Spec) -> Result<Namespaces, Error> {
-    let mut all = Namespaces {
-        unshare: CloneFlags::CLONE_NEWNS,
-        join: Vec::new(),
-        pid: PidNamespace::Host,
-        new_cgroup: false,
-    };
-    let linux = spec.linux().as_ref();
-    for namespace in linux
-        .and_then(|l| l.namespaces().as_ref())
-        .into_iter()
-        .flatten()
-    {
-        let path = namespace
-            .path()
-            .clone()
-            .filter(|p| !p.as_os_str().is_empty());
-        let flag = match namespace.typ() {
-            LinuxNamespaceType::Mount if path.is_none() => continue,
-            LinuxNamespaceType::Pid => {
-                all.pid = path.map_or(PidNamespace::New, PidNamespace::Join);
-                continue;
-            }
-            LinuxNamespaceType::Cgroup if path.is_none() => {
-                all.new_cgroup = true;
-                continue;
-            }
-            LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-            LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
-            LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
-            LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
-            other => {
-                return Err(Error::Unsupported {
-                    field: format!("linux.namespaces {}", format!("{other:?}").to_lowercase()),
-                    why: "containers live in the bubble's",
-                });
-            }
-        };
-        match path {
-            Some(path) => all.join.push((path, flag)),
-            None => all.unshare |= flag,
-        }
+    let warnings = ids::check(mapped, &mut planned, inherited.squash)?;
+    if inherited.gpu_libraries {
+        gpu::extend_library_path(&mut planned.env);
     }
-    Ok(all)
+    Ok((planned, warnings))
 }
 
 #[cfg(test)]

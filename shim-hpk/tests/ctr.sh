@@ -282,6 +282,19 @@ createRuntime creating noted value inside
 poststart running noted value inside
 poststop stopped noted value none'
 }
+the_roots_propagation_is_applied() {
+    local root=$WORK/spread pid
+    mkdir -p "$root/bin"
+    cp "$(command -v hpk-pause)" "$root/bin/program"
+    ctr oci spec | jq --arg r "$root" --arg id "$PREFIX" \
+        '.root.path = $r | .process.args = ["/bin/program"] | .process.terminal = false
+         | .linux.cgroupsPath = "/" + $id + "/" + $id + "-prop" | .linux.rootfsPropagation = "rshared"' >"$WORK/spread.json"
+    run -d --config "$WORK/spread.json" $PREFIX-prop || return 1
+    pid=$(ctr task ls | awk -v t="$PREFIX-prop" '$1==t{print $2}')
+    root=$(awk '$5 == "/" {print $7}' "/proc/$pid/mountinfo")
+    gone prop
+    is "${root%:*}" shared
+}
 much_terminal_output_arrives_whole() {
     # The wait at the end is for script(1), which drops what its terminal holds when ctr ends.
     local text
@@ -340,6 +353,7 @@ check 'a kill for lack of memory is told, once, before the end' lack_of_memory_i
 check 'events in order, each once' events_come_in_order_and_once
 check 'seccomp profiles, in an exec too' seccomp_profiles_are_in_force
 check 'hooks run in their order, with the state' hooks_run_in_their_order_with_the_state
+check 'the propagation of the root is the spec'"'"'s' the_roots_propagation_is_applied
 check '3 MB of terminal output arrive whole' much_terminal_output_arrives_whole
 check 'no process of the engine stays' no_engine_process_stays
 check 'a killed shim leaves nothing' killed_shim_leaves_nothing

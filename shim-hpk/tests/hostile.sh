@@ -78,9 +78,14 @@ no source	.mounts += [{"destination": "/x", "type": "bind"}]
 nonsense	.mounts += [{"destination": "/x", "type": "nonsense", "source": "nonsense"}]
 /x	.mounts += [{"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["size=nonsense"]}]
 namespaces user	.linux.namespaces += [{"type": "user"}]
+linux.namespaces mount is not supported	.linux.namespaces |= map(if .type == "mount" then .path = "/proc/1/ns/mnt" else . end)
+linux.namespaces network is invalid	.linux.namespaces += [{"type": "network"}]
+linux.namespaces ipc is invalid	.linux.namespaces |= map(if .type == "ipc" then .path = "proc/1/ns/ipc" else . end)
+linux.rootfsPropagation is invalid	.linux.rootfsPropagation = "everywhere"
+the root itself	.mounts += [{"destination": "/x/..", "type": "tmpfs", "source": "tmpfs"}]
 namespaces time	.linux.namespaces += [{"type": "time"}]
 /no/such/netns	.linux.namespaces |= map(if .type == "network" then .path = "/no/such/netns" else . end)
-join a namespace	.linux.namespaces |= map(if .type == "network" then .path = "/etc/passwd" else . end)
+linux.namespaces network: join /etc/passwd	.linux.namespaces |= map(if .type == "network" then .path = "/etc/passwd" else . end)
 linux.uidMappings	.linux.uidMappings = [{"containerID": 0, "hostID": 1000, "size": 1}]
 linux.sysctl kernel.core_pattern	.linux.sysctl = {"kernel.core_pattern": "|/bin/sh"}
 no name of a sysctl	.linux.sysctl = {"net.//.//.//.tmp.x": "1"}
@@ -108,6 +113,8 @@ hooks.startContainer	.hooks = {"startContainer": [{"path": "/bin/true"}]}
 ok	.hooks = {"poststop": [{"path": "/bin/false"}]}
 linux.intelRdt	.linux.intelRdt = {"closID": "x"}
 linux.personality	.linux.personality = {"domain": "LINUX32"}
+annotation io.hpk.gpu.*nonsense	.annotations = {"io.hpk.gpu": "nonsense"}
+io.hpk.gpu.*no /dev/nvidiactl	.annotations = {"io.hpk.gpu": "nv"}
 linux.mountLabel	.linux.mountLabel = "x"
 TABLE
 echo "1..$count"

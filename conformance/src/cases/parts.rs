@@ -48,20 +48,20 @@ pub fn the_ctr_example_of_the_docs_works(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// The shim's own table of promises, with the image given as an archive.
-fn ctr_script(settings: &str) -> String {
+/// A table of promises of the shim's, with the image given as an archive.
+fn shim_script(script: &str, settings: &str) -> String {
     format!(
         "set -e; work=$(mktemp -d); trap 'rm -r \"$work\"' EXIT; \
          image=docker.io/library/busybox:latest; \
          skopeo copy -q docker://docker.io/library/busybox:1.37 docker-archive:$work/image.tar:$image; \
-         PATH=/hpk/bin:$PATH IMAGE=$image IMAGE_TAR=$work/image.tar {settings} bash /hpk/shim-hpk/tests/ctr.sh"
+         PATH=/hpk/bin:$PATH IMAGE=$image IMAGE_TAR=$work/image.tar {settings} bash /hpk/shim-hpk/tests/{script}"
     )
 }
 
 pub fn the_shim_keeps_its_promises_under_containerd(context: &mut Context) -> Result<()> {
     let output = context
         .testbed
-        .on("root", "node2", ctr_script(""))
+        .on("root", "node2", shim_script("ctr.sh", ""))
         .limit(300)
         .output()?;
     all_are_ok(&output)
@@ -69,7 +69,8 @@ pub fn the_shim_keeps_its_promises_under_containerd(context: &mut Context) -> Re
 
 /// On a machine whose controllers are on v1, v2's own tree has its freezer and counts time; runc runs nothing on it.
 pub fn the_shim_pauses_on_a_tree_of_cgroup_v2_alone(context: &mut Context) -> Result<()> {
-    let script = ctr_script(
+    let script = shim_script(
+        "ctr.sh",
         "ONLY='pause|each once|killed shim|nothing is left' ADDRESS=$work/containerd.sock",
     );
     let output = context
@@ -81,6 +82,16 @@ pub fn the_shim_pauses_on_a_tree_of_cgroup_v2_alone(context: &mut Context) -> Re
                 "unshare --mount bash -c 'umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec bash' <<'V2'\n{script}\nV2"
             ),
         )
+        .limit(120)
+        .output()?;
+    all_are_ok(&output)
+}
+
+/// The driver is made up: there is no GPU here.
+pub fn the_shim_gives_containers_the_driver_of_their_gpus(context: &mut Context) -> Result<()> {
+    let output = context
+        .testbed
+        .on("root", "node3", shim_script("gpu.sh", ""))
         .limit(120)
         .output()?;
     all_are_ok(&output)

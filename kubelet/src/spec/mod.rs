@@ -105,7 +105,13 @@ fn texts(list: &[&str]) -> Vec<String> {
     list.iter().map(|text| (*text).to_owned()).collect()
 }
 
-/// Annotations by which a shim groups containers into one process per pod (containerd's CRI names).
+/// A pod's annotation: which GPUs' drivers its containers have.
+const GPU: &str = "slurm.hpk.io/gpu";
+/// The container's that it is for HPK's shim, which says which values there are.
+const SHIMS_GPU: &str = "io.hpk.gpu";
+
+/// Annotations by which a shim groups containers into one process per pod (containerd's CRI names), and what
+/// the pod asks of HPK's.
 fn annotations(
     pod: &Pod,
     kind: &str,
@@ -124,6 +130,10 @@ fn annotations(
     ]);
     if let Some(name) = name {
         annotations.insert(key("container-name"), name.to_owned());
+        let asked = meta.annotations.as_ref().and_then(|all| all.get(GPU));
+        if let Some(drivers) = asked {
+            annotations.insert(SHIMS_GPU.to_owned(), drivers.clone());
+        }
     }
     annotations
 }

@@ -181,6 +181,16 @@ fn the_sandbox_is_marked_for_the_shim() {
 }
 
 #[test]
+fn a_pods_gpu_annotation_reaches_its_containers_and_not_its_sandbox() {
+    let pod: Pod =
+        serde_json::from_value(json!({"metadata": {"annotations": {"slurm.hpk.io/gpu": "nv"}}}))
+            .expect("pod");
+    let given = |kind, name| annotations(&pod, kind, "s1", name).remove("io.hpk.gpu");
+    assert_eq!(given("container", Some("c")).as_deref(), Some("nv"));
+    assert_eq!(given("sandbox", None), None);
+}
+
+#[test]
 fn where_root_is_all_there_is_the_sandbox_runs_as_root() {
     let user = |ids| {
         let host = Host { ids, ..host() };

@@ -13,7 +13,7 @@ use std::{
     ffi::CString,
     fs::File,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     path::Path,
@@ -23,7 +23,6 @@ use std::{
 use hpk_cgroup::Cgroup;
 use hpk_pause::{sys, wire};
 use nix::{
-    mount::MsFlags,
     sched::CloneFlags,
     sys::{
         memfd::{MFdFlags, memfd_create},
@@ -31,11 +30,18 @@ use nix::{
     },
     unistd::Pid,
 };
+use oci_spec::runtime::LinuxNamespaceType;
 
-use super::{Waiting, channel, hooks, programs::Programs, reaper, words::words_of};
+use super::{
+    Waiting, channel, hooks,
+    outside::{Outside, open_namespace},
+    programs::Programs,
+    reaper,
+    words::words_of,
+};
 use crate::{
     error::Error,
-    plan::{self, PidNamespace, Source, engine, hooks::Hooks, rootfs},
+    plan::{self, Source, engine, hooks::Hooks, namespaces},
     record::Record,
 };
 
@@ -83,8 +89,11 @@ async fn try_launch(
     plan.show_cgroup(&cgroup.views());
     let trees = open_sources(&mut plan)?;
     let pid_namespace = match &plan.pid_namespace {
-        PidNamespace::Join(path) => Some(open_namespace(path)?),
-        PidNamespace::New | PidNamespace::Host => None,
+        namespaces::Pid::Join(path) => {
+            let field = namespaces::field(LinuxNamespaceType::Pid);
+            Some(open_namespace(&field, path)?)
+        }
+        namespaces::Pid::New | namespaces::Pid::Host => None,
     };
     let (mut channel, theirs) = channel::pair()?;
     let said = memfd_create(c"apptainer", MFdFlags::MFD_CLOEXEC)
@@ -277,12 +286,6 @@ fn is_that_device(path: &Path, device: &wire::Device) -> bool {
     })
 }
 
-fn open_namespace(path: &Path) -> Result<OwnedFd, Error> {
-    File::open(path)
-        .map(OwnedFd::from)
-        .map_err(Error::system(format!("open namespace {}", path.display())))
-}
-
 /// The command, ready to spawn.
 fn apptainer(
     plan: &plan::Container,
@@ -304,7 +307,7 @@ fn apptainer(
         .args(engine::arguments(
             &configuration,
             &plan.rootfs,
-            plan.pid_namespace == PidNamespace::New,
+            plan.pid_namespace == namespaces::Pid::New,
             permitted,
             &format!("/proc/self/fd/{pause}"),
             &socket.as_raw_fd().to_string(),
@@ -332,142 +335,4 @@ fn clone_of(fd: &OwnedFd) -> Result<Stdio, Error> {
     fd.try_clone()
         .map(Stdio::from)
         .map_err(Error::system("duplicate a descriptor"))
-}
-
-/// What the child does before it becomes Apptainer. Everything is allocated before the fork.
-struct Outside {
-    unshare: CloneFlags,
-    join: Vec<(OwnedFd, CloneFlags)>,
-    mounts: Vec<RootMount>,
-    rootfs: CString,
-    /// Directories Apptainer mounts on.
-    mount_points: [CString; 3],
-    inherit: [RawFd; 2],
-}
-
-struct RootMount {
-    directory: Option<CString>,
-    kind: CString,
-    source: CString,
-    flags: libc::c_ulong,
-    data: CString,
-}
-
-impl Outside {
-    fn new(plan: &plan::Container, inherit: [RawFd; 2]) -> Result<Self, Error> {
-        let join = plan
-            .join
-            .iter()
-            .map(|(path, flag)| Ok((open_namespace(path)?, *flag)))
-            .collect::<Result<_, Error>>()?;
-        let mounts = plan
-            .rootfs_mounts
-            .iter()
-            .map(root_mount)
-            .collect::<Result<_, Error>>()?;
-        let inside = |name: &str| c_string(&plan.rootfs.join(name).to_string_lossy());
-        Ok(Self {
-            unshare: plan.unshare,
-            join,
-            mounts,
-            rootfs: c_string(&plan.rootfs.to_string_lossy())?,
-            mount_points: [inside("proc")?, inside("sys")?, inside("dev")?],
-            inherit,
-        })
-    }
-
-    /// Runs in the forked child: system calls only.
-    fn run(&self) -> std::io::Result<()> {
-        self.namespaces()?;
-        for mount in &self.mounts {
-            self.mount(mount)?;
-        }
-        for path in &self.mount_points {
-            // SAFETY: a valid string. An existing or a read-only one shows later, in Apptainer's words.
-            unsafe { libc::mkdir(path.as_ptr(), 0o755) };
-        }
-        for (namespace, flag) in &self.join {
-            step("join a namespace", nix::sched::setns(namespace, *flag))?;
-        }
-        // SAFETY: plain system calls on valid arguments.
-        unsafe {
-            for fd in self.inherit {
-                libc::fcntl(fd, libc::F_SETFD, 0);
-            }
-            libc::chdir(c"/".as_ptr());
-        }
-        Ok(())
-    }
-
-    fn namespaces(&self) -> std::io::Result<()> {
-        step("make namespaces", nix::sched::unshare(self.unshare))?;
-        // Mounts of the container must not show outside; an unmount outside must still reach here.
-        let flags = libc::MS_REC | libc::MS_SLAVE;
-        let null = std::ptr::null();
-        // SAFETY: the target is a valid string, the other pointers may be null.
-        let result = unsafe { libc::mount(null, c"/".as_ptr(), null, flags, null.cast()) };
-        step(
-            "make mounts slaves",
-            nix::errno::Errno::result(result).map(drop),
-        )
-    }
-
-    fn mount(&self, m: &RootMount) -> std::io::Result<()> {
-        let call = |flags| {
-            // SAFETY: every string was made before the fork and outlives the call.
-            let result = unsafe {
-                libc::mount(
-                    m.source.as_ptr(),
-                    self.rootfs.as_ptr(),
-                    m.kind.as_ptr(),
-                    flags,
-                    m.data.as_ptr().cast(),
-                )
-            };
-            nix::errno::Errno::result(result).map(drop)
-        };
-        if let Some(directory) = &m.directory {
-            // SAFETY: a valid string.
-            step(
-                "enter the layers' directory",
-                nix::errno::Errno::result(unsafe { libc::chdir(directory.as_ptr()) }).map(drop),
-            )?;
-        }
-        step("mount the root file system", call(m.flags))?;
-        let bind = m.flags & libc::MS_BIND != 0;
-        if bind && m.flags & libc::MS_RDONLY != 0 {
-            let again = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
-            let remounted =
-                call(again | (m.flags & (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC)))
-                    .or_else(|_| call(again | libc::MS_NOSUID | libc::MS_NODEV));
-            step("make the root file system read-only", remounted)?;
-        }
-        Ok(())
-    }
-}
-
-/// On failure names the step on stderr, as only an errno goes through a fork.
-fn step(what: &'static str, result: nix::Result<()>) -> std::io::Result<()> {
-    result.map_err(|e| {
-        // SAFETY: a valid buffer.
-        unsafe { libc::write(2, what.as_ptr().cast(), what.len()) };
-        e.into()
-    })
-}
-
-fn root_mount(m: &rootfs::Mount) -> Result<RootMount, Error> {
-    Ok(RootMount {
-        directory: m.directory.as_deref().map(c_string).transpose()?,
-        kind: c_string(&m.kind)?,
-        source: c_string(&m.source)?,
-        flags: (m.flags & !MsFlags::MS_SILENT).bits(),
-        data: c_string(&m.data)?,
-    })
-}
-
-fn c_string(text: &str) -> Result<CString, Error> {
-    CString::new(text).map_err(|_| Error::Invalid {
-        field: "rootfs".into(),
-        why: "a NUL in a path or option".into(),
-    })
 }

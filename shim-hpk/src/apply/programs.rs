@@ -43,6 +43,11 @@ impl Programs {
         }
     }
 
+    /// Another program, by its name.
+    pub fn in_path(&self, name: &str) -> Option<PathBuf> {
+        in_path(&self.path, name)
+    }
+
     /// Apptainer's binary.
     pub fn apptainer(&self) -> Result<&Path, Error> {
         self.apptainer.as_deref().ok_or_else(|| Error::NoEngine {
@@ -58,7 +63,8 @@ impl Programs {
     }
 }
 
-fn in_path(path: &str, name: &str) -> Option<PathBuf> {
+/// The program of that name in the first of the folders that has one.
+pub fn in_path(path: &str, name: &str) -> Option<PathBuf> {
     path.split(':')
         .map(|dir| Path::new(dir).join(name))
         .find(|p| is_program(p))

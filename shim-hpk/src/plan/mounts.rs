@@ -156,12 +156,19 @@ impl Planned {
                 });
             }
         }
+        let destination = absolute(m.destination());
+        if is_root(&destination) {
+            return Err(Error::Invalid {
+                field,
+                why: "its destination is the root itself".to_owned(),
+            });
+        }
         let options = parse_options(m.options().as_deref().unwrap_or_default(), &field)?;
         let kind = m.typ().clone().unwrap_or_default();
         let bind = options.bind || kind == "bind" || kind == "rbind";
         let source = m.source().clone().unwrap_or_default();
         let mut mount = wire::Mount {
-            destination: absolute(m.destination()),
+            destination,
             tree: None,
             source: source.to_string_lossy().into_owned(),
             flags: options.flags.bits(),
@@ -284,6 +291,16 @@ fn absolute(path: &Path) -> String {
     }
 }
 
+/// Whether a path is / in another form, links aside.
+fn is_root(path: &str) -> bool {
+    let depth = path.split('/').try_fold(0_usize, |depth, part| match part {
+        "" | "." => Some(depth),
+        ".." => Some(depth.saturating_sub(1)),
+        _ => depth.checked_add(1),
+    });
+    depth == Some(0)
+}
+
 /// Mount options, sorted out.
 pub struct Options {
     pub flags: MsFlags,
@@ -318,17 +335,13 @@ pub fn parse_options(options: &[String], field: &str) -> Result<Options, Error> 
             all.recursive_flags |= recursive;
             continue;
         }
+        if let Some(flags) = propagation(option) {
+            all.propagation = flags;
+            continue;
+        }
         match option.as_str() {
             "bind" => all.bind = true,
             "rbind" => (all.bind, all.recursive) = (true, true),
-            "private" => all.propagation = MsFlags::MS_PRIVATE,
-            "rprivate" => all.propagation = MsFlags::MS_PRIVATE | MsFlags::MS_REC,
-            "slave" => all.propagation = MsFlags::MS_SLAVE,
-            "rslave" => all.propagation = MsFlags::MS_SLAVE | MsFlags::MS_REC,
-            "shared" => all.propagation = MsFlags::MS_SHARED,
-            "rshared" => all.propagation = MsFlags::MS_SHARED | MsFlags::MS_REC,
-            "unbindable" => all.propagation = MsFlags::MS_UNBINDABLE,
-            "runbindable" => all.propagation = MsFlags::MS_UNBINDABLE | MsFlags::MS_REC,
             "defaults" | "" => {}
             "idmap" | "ridmap" | "tmpcopyup" => {
                 return Err(Error::Unsupported {
@@ -340,6 +353,35 @@ pub fn parse_options(options: &[String], field: &str) -> Result<Options, Error> 
         }
     }
     Ok(all)
+}
+
+/// How mounts and unmounts reach a mount and leave it.
+fn propagation(name: &str) -> Option<MsFlags> {
+    Some(match name {
+        "private" => MsFlags::MS_PRIVATE,
+        "rprivate" => MsFlags::MS_PRIVATE | MsFlags::MS_REC,
+        "slave" => MsFlags::MS_SLAVE,
+        "rslave" => MsFlags::MS_SLAVE | MsFlags::MS_REC,
+        "shared" => MsFlags::MS_SHARED,
+        "rshared" => MsFlags::MS_SHARED | MsFlags::MS_REC,
+        "unbindable" => MsFlags::MS_UNBINDABLE,
+        "runbindable" => MsFlags::MS_UNBINDABLE | MsFlags::MS_REC,
+        _ => return None,
+    })
+}
+
+/// `linux.rootfsPropagation` as [`wire::Setup::root_propagation`]. Private is what the root is anyway; said of it, it
+/// doesn't hold for the mounts below, which have their own: as in runc.
+pub fn root_propagation(name: Option<&str>) -> Result<u64, Error> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Ok(0);
+    };
+    let flags = propagation(name).ok_or_else(|| Error::Invalid {
+        field: "linux.rootfsPropagation".to_owned(),
+        why: format!("{name:?} is no propagation"),
+    })?;
+    let is_private = flags.contains(MsFlags::MS_PRIVATE);
+    Ok(if is_private { 0 } else { flags.bits() })
 }
 
 /// A flag option: its bit, and whether it sets or clears it.

@@ -52,6 +52,14 @@ fn refusal(extra: Value) -> String {
     .to_string()
 }
 
+fn joined(path: &str, flag: CloneFlags, name: &str) -> namespaces::Joined {
+    namespaces::Joined {
+        path: path.into(),
+        flag,
+        field: format!("linux.namespaces {name}"),
+    }
+}
+
 #[test]
 fn a_pods_namespaces_are_joined_by_path() {
     let plan = planned(json!({"linux": {"namespaces": [
@@ -61,15 +69,15 @@ fn a_pods_namespaces_are_joined_by_path() {
     assert_eq!(
         plan.join,
         [
-            ("/run/netns/pod".into(), CloneFlags::CLONE_NEWNET),
-            ("/proc/7/ns/ipc".into(), CloneFlags::CLONE_NEWIPC),
+            joined("/run/netns/pod", CloneFlags::CLONE_NEWNET, "network"),
+            joined("/proc/7/ns/ipc", CloneFlags::CLONE_NEWIPC, "ipc"),
         ]
     );
     assert_eq!(
         plan.unshare,
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS
     );
-    assert_eq!(plan.pid_namespace, PidNamespace::New);
+    assert_eq!(plan.pid_namespace, namespaces::Pid::New);
     assert_eq!(plan.setup.hostname.as_deref(), Some("web-0"));
     assert!(!plan.setup.loopback_up);
 }
@@ -80,7 +88,7 @@ fn the_host_name_of_a_shared_uts_namespace_is_left_alone() {
         {"type": "uts", "path": "/proc/7/ns/uts"},
     ]}}));
     assert_eq!(plan.setup.hostname, None);
-    assert_eq!(plan.pid_namespace, PidNamespace::Host);
+    assert_eq!(plan.pid_namespace, namespaces::Pid::Host);
 }
 
 #[test]
@@ -293,4 +301,30 @@ fn a_container_without_a_cgroup_sees_the_outer_ones_read_only() {
     assert_eq!(mount.source, "/sys/fs/cgroup");
     assert!(mount.recursive_flags && mount.flags & libc::MS_RDONLY != 0);
     assert!(plan.sources.last().unwrap().recursive);
+}
+
+#[test]
+fn the_roots_propagation_is_applied_last_and_a_wrong_one_refused() {
+    let root = |name: &str| planned(json!({"linux": {"rootfsPropagation": name}})).setup;
+    let shared = libc::MS_SHARED | libc::MS_REC;
+    assert_eq!(root("rshared").root_propagation, shared);
+    assert_eq!(root("unbindable").root_propagation, libc::MS_UNBINDABLE);
+    for private in ["", "private", "rprivate"] {
+        assert_eq!(root(private).root_propagation, 0);
+    }
+    let text = refusal(json!({"linux": {"rootfsPropagation": "everywhere"}}));
+    assert!(
+        text.starts_with("linux.rootfsPropagation is invalid: \"everywhere\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn nothing_is_mounted_over_the_root_itself() {
+    for destination in ["/", "", "/.", "/x/..", "//", "../"] {
+        let text = refusal(json!({"mounts": [{"destination": destination, "type": "tmpfs"}]}));
+        assert!(text.contains("the root itself"), "{destination:?}: {text}");
+    }
+    let plan = planned(json!({"mounts": [{"destination": "/x/../y", "type": "tmpfs"}]}));
+    assert_eq!(plan.setup.mounts[0].destination, "/x/../y");
 }

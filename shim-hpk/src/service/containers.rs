@@ -13,7 +13,7 @@ use crate::{
     },
     error::Error,
     life::Life,
-    plan::hooks::Hooks,
+    plan::{Inherited, hooks::Hooks},
     procfs::Membership,
     stdio::{Held, Stdio},
 };
@@ -30,8 +30,7 @@ pub struct Container {
     pub paused: bool,
     /// For its execs too.
     pub seccomp: Option<wire::Seccomp>,
-    /// Whether its execs, too, are root's where their users aren't mapped.
-    pub squash: bool,
+    pub inherited: Inherited,
     pub oom: Option<Watched>,
     /// For its start and its end; `None` if it has none.
     pub hooks: Option<Arc<Hooks>>,
@@ -85,7 +84,7 @@ impl Container {
             cgroup: Arc::default(),
             paused: false,
             seccomp: None,
-            squash: false,
+            inherited: Inherited::default(),
             oom: None,
             hooks: None,
         }

@@ -8,20 +8,21 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use oci_spec::runtime::Spec;
 
 use super::{Container, Service};
 use crate::{
     apply::{
         Waiting,
         channel::Channel,
-        hooks,
+        gpu as look, hooks,
         launch::{self, Place},
         reaper::{Exit, ExitReceiver, ended},
     },
     bootstrap::timestamp,
     config,
     error::Error,
-    plan::{self, hooks::Hooks},
+    plan::{self, gpu, hooks::Hooks},
     procfs::Membership,
     record,
     stdio::{self, Held, Stdin, Stdio},
@@ -43,6 +44,13 @@ pub struct Prepared {
     pub held: Held,
 }
 
+/// What came of a container's drivers.
+#[derive(Default)]
+struct Drivers {
+    has_libraries: bool,
+    warnings: Vec<String>,
+}
+
 impl Service {
     /// Makes a container, up to but not including its program; gives its pid.
     pub(super) async fn create_container(&self, request: Create) -> Result<u32, Error> {
@@ -52,7 +60,8 @@ impl Service {
             rootfs,
             stdio,
         } = request;
-        let spec = config::load(&bundle)?;
+        let mut spec = config::load(&bundle)?;
+        let drivers = self.add_drivers(&mut spec).await?;
         let mut plan = plan::container(
             &spec,
             &id,
@@ -62,8 +71,9 @@ impl Service {
             &self.inner.mapped,
         )?;
         drop(spec);
+        plan.inherited.gpu_libraries = drivers.has_libraries;
         let hooks = Arc::new(std::mem::take(&mut plan.hooks));
-        for warning in &plan.warnings {
+        for warning in plan.warnings.iter().chain(&drivers.warnings) {
             log::warn!("{id}: {warning}");
         }
         let container = Container::new(bundle.clone(), stdio.clone());
@@ -104,6 +114,19 @@ impl Service {
         made
     }
 
+    /// Adds the drivers of the GPUs that the container asks for to its spec.
+    async fn add_drivers(&self, spec: &mut Spec) -> Result<Drivers, Error> {
+        let wanted = gpu::wanted(spec)?;
+        let mut all = Drivers::default();
+        for each in wanted {
+            let found = look::driver(each, &self.inner.programs, &self.inner.reaper).await?;
+            gpu::add(spec, each, &found.driver)?;
+            all.has_libraries |= !found.driver.libraries.is_empty();
+            all.warnings.extend(found.warning);
+        }
+        Ok(all)
+    }
+
     /// A failure is told in the log only: the container is gone whatever they do.
     pub(super) async fn run_poststop(&self, id: &str, hooks: &Hooks) {
         let state = hooks.state("stopped", None);
@@ -120,9 +143,9 @@ impl Service {
         place: Place<'_>,
     ) -> Result<u32, Error> {
         let inner = &self.inner;
-        let own_pid_namespace = plan.pid_namespace == plan::PidNamespace::New;
+        let own_pid_namespace = plan.pid_namespace == plan::namespaces::Pid::New;
         let uid = plan.process.uid;
-        let (seccomp, squash) = (plan.process.seccomp.clone(), plan.squash);
+        let (seccomp, inherited) = (plan.process.seccomp.clone(), plan.inherited);
         let Place {
             bundle,
             cgroup,
@@ -145,7 +168,7 @@ impl Service {
             container.init.set_up(pid, prepared.channel, prepared.held);
             container.init.uid = uid;
             container.seccomp = seccomp;
-            container.squash = squash;
+            container.inherited = inherited;
             container.cgroup = Arc::clone(&cgroup);
             Ok(())
         })?;

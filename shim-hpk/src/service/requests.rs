@@ -167,8 +167,9 @@ impl Task for Service {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
         let spec = serde_json::from_slice(&request.spec().value).map_err(Error::ExecSpec)?;
-        let squash = self.with_container(&request.id, |container| Ok(container.squash))?;
-        let (program, warnings) = plan::exec(&spec, request.terminal, &self.inner.mapped, squash)?;
+        let inherited = self.with_container(&request.id, |container| Ok(container.inherited))?;
+        let (program, warnings) =
+            plan::exec(&spec, request.terminal, &self.inner.mapped, inherited)?;
         for warning in warnings {
             log::warn!("{}: {warning}", super::label(&request.id, &request.exec_id));
         }

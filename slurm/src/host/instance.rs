@@ -23,6 +23,8 @@ pub struct Start<'a> {
     pub binds: &'a [Bind],
     pub host_name: &'a str,
     pub ids: &'a Ids,
+    /// Options for the drivers of the host's GPUs.
+    pub drivers: &'a [&'static str],
     /// Where Apptainer writes its init's PID.
     pub pid_file: &'a Path,
     /// The first that the user has free on this host is taken.
@@ -57,6 +59,7 @@ impl Start<'_> {
             // would use if it found one, pretends what isn't so in other users' sight.
             arguments.extend(["--ignore-subuid", "--ignore-fakeroot-command"].map(str::to_owned));
         }
+        arguments.extend(self.drivers.iter().map(|option| (*option).to_owned()));
         for bind in self.binds {
             arguments.push("--bind".into());
             arguments.push(bind.argument()?);
@@ -173,6 +176,7 @@ mod tests {
             binds: &[Bind::new("/tmp/x", "/var/lib/hpk")],
             host_name: "node1",
             ids: &Ids::Single { why: String::new() },
+            drivers: &["--nv"],
             pid_file: Path::new("/p"),
             names: &[],
             turn: Path::new("/l"),
@@ -181,7 +185,7 @@ mod tests {
         assert!(line.contains("--fakeroot --net --network none"), "{line}");
         assert!(line.contains("--ignore-subuid"), "{line}");
         assert!(
-            line.ends_with("--bind /tmp/x:/var/lib/hpk /i.sif bubble1"),
+            line.ends_with("--nv --bind /tmp/x:/var/lib/hpk /i.sif bubble1"),
             "{line}"
         );
     }

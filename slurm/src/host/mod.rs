@@ -7,6 +7,7 @@
 //! - `watch`: while the bubble runs
 
 mod binds;
+mod gpus;
 mod helpers;
 mod instance;
 mod overlay;
@@ -226,6 +227,7 @@ impl Bubble<'_> {
             }),
             host_name: &self.node.name,
             ids: &ids,
+            drivers: &gpus::driver_options(Path::new("/dev")),
             pid_file: &self.local.join("instance.pid"),
             names: &[short.clone(), format!("{short}-{}", self.cluster.id)],
             turn: &hpk_home
