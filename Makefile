@@ -1,26 +1,34 @@
 # One Makefile for people and CI: `make help` lists the targets.
 SHELL := /bin/bash
-.DEFAULT_GOAL := binaries
+.DEFAULT_GOAL := programs
 ARCH := $(shell uname -m)
 export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
 # `make PROFILE=dev …` trades speed of the programs for speed of the build.
 PROFILE ?= release
 OUT := $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 PROGRAMS := cni-hpk hpk-net-daemon containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer hpk-bubble hpk-conformance
+# What a user needs of them: the others are for building and testing.
+SHIPPED := hpk-bubble hpk-net-daemon cni-hpk containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer
 STEP := scripts/step
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 .PHONY: deps
 deps: ## install what building and testing needs (Debian 12, root)
 	@scripts/deps
 
-.PHONY: binaries
-binaries: deps ## our programs, static, in bin/
+.PHONY: programs
+programs: deps ## our programs for this machine, static, in bin/
 	@$(STEP) "build our programs ($(PROFILE))" env -u MAKEFLAGS cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
 	@scripts/install-binaries $(OUT) bin $(PROGRAMS)
+
+# The host's own too in bin/: what follows is built from those, and `make test` needs no others.
+.PHONY: binaries
+binaries: programs control-plane ## all programs for amd64 and arm64, static, in bin/linux-*; this machine's in bin/
+	@scripts/binaries amd64 $(SHIPPED)
+	@scripts/binaries arm64 $(SHIPPED)
 
 .PHONY: control-plane
 control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
@@ -35,15 +43,13 @@ roots: deps ## the Debian roots of bubble and testbed
 # jobserver that it was not handed.)
 .PHONY: parts
 parts: deps
-	@$(MAKE) --no-print-directory -j3 binaries control-plane roots
+	@$(MAKE) --no-print-directory -j3 programs control-plane roots
 
 .PHONY: images
 images: parts ## the bubble image, bin/hpk-bubble.sif
 	@images/bubble/build.sh
 	@images/pause/build.sh
 
-# What a user needs of bin/: the others are for building and testing, or in the image.
-SHIPPED := hpk-bubble hpk-net-daemon cni-hpk containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer
 .PHONY: dist
 dist: images ## the tarball that a user unpacks as ~/hpk, in dist/
 	@$(STEP) "make the tarball" scripts/dist $(SHIPPED)
@@ -68,8 +74,17 @@ unit: deps ## unit tests: no privileges needed
 	@$(STEP) "unit tests" cargo test --quiet --locked --workspace --profile $(PROFILE)
 
 .PHONY: kernel
-kernel: deps binaries ## tests on the real kernel, in namespaces of their own
+kernel: deps programs ## tests on the real kernel, in namespaces of their own
 	@scripts/kernel-tests --profile $(PROFILE)
+
+.PHONY: test-arm64
+test-arm64: programs control-plane ## the programs for arm64 under qemu's user mode, beside this machine's
+	@scripts/binaries arm64 $(SHIPPED)
+	@$(STEP) "programs for arm64" scripts/test-arm64 $(SHIPPED) hpk-control-plane cnitool
+
+.PHONY: test-reproducible
+test-reproducible: ## build twice, in two folders with two homes of cargo, and compare (REPRODUCE="arm64 PROGRAM…")
+	@scripts/test-reproducible $(or $(REPRODUCE),amd64 $(SHIPPED))
 
 .PHONY: test-programs
 test-programs: deps ## tests that run on the testbed's hosts, in bin/

@@ -3,8 +3,9 @@
 # flanneld and CoreDNS in one static binary, from the module versions pinned in go.mod; and
 # bin/cnitool. Four minutes the first time, nothing when nothing changed.
 #
-#   build.sh          build what is not cached, link it into bin/
-#   build.sh --tidy   renew go.mod and go.sum after a change of versions or imports
+#   build.sh                        build what is not cached, link it into bin/
+#   build.sh --arch GOARCH FOLDER   hpk-control-plane and cnitool for an architecture, into a folder
+#   build.sh --tidy                 renew go.mod and go.sum after a change of versions or imports
 set -euo pipefail
 # shellcheck source=images/lib.sh
 . "$(dirname "$0")/../lib.sh"
@@ -40,13 +41,13 @@ compile() { # DIR
         flags+=" -X $package.gitCommit=$kubernetes -X $package.gitTreeState=clean -X $package.buildDate=$time"
     done
     flags+=" -X github.com/coredns/coredns/coremain.GitCommit=$(module_version "$module/go.mod" github.com/coredns/coredns)"
-    (cd "$module" && step "compile hpk-control-plane (Kubernetes $kubernetes)" \
+    (cd "$module" && step "compile hpk-control-plane (Kubernetes $kubernetes, $(go env GOARCH))" \
         go build -trimpath -buildvcs=false -ldflags "$flags" -o "$dir/hpk-control-plane" .)
     rm -r "$module"
 }
 
 compile_tools() { # DIR
-    (cd "$IMAGES/tools" && step "compile cnitool and mksif" \
+    (cd "$IMAGES/tools" && step "compile cnitool and mksif ($(go env GOARCH))" \
         go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$1/" ./mksif github.com/containernetworking/cni/cnitool)
 }
 
@@ -60,11 +61,17 @@ if [ "${1:-}" = --tidy ]; then
     exit
 fi
 
-main=$HPK_CACHE/go/$({ go version; cat "$HERE"/*.go "$HERE/go.mod" "$HERE/go.sum" "$HERE/build.sh"; } | key)
-tools=$HPK_CACHE/go/tools-$({ go version; cat "$IMAGES"/tools/go.mod "$IMAGES"/tools/go.sum "$IMAGES"/tools/*/*.go; } | key)
+folder=$CHECKOUT/bin
+if [ "${1:-}" = --arch ]; then
+    export GOARCH=$2
+    folder=$3
+fi
+main=$HPK_CACHE/go/$({ go version; go env GOARCH; cat "$HERE"/*.go "$HERE/go.mod" "$HERE/go.sum"; declare -f write_flanneld compile; } | key)
+tools=$HPK_CACHE/go/tools-$({ go version; go env GOARCH; cat "$IMAGES"/tools/go.mod "$IMAGES"/tools/go.sum "$IMAGES"/tools/*/*.go; } | key)
 ensure "$main" "control plane" compile
-ensure "$tools" "cnitool and mksif" compile_tools
-keep_newest "$HPK_CACHE/go" 4
-publish "$main/hpk-control-plane" "$CHECKOUT/bin/hpk-control-plane"
-publish "$tools/cnitool" "$CHECKOUT/bin/cnitool"
-publish "$tools/mksif" "$CHECKOUT/bin/mksif"
+ensure "$tools" "Go tools" compile_tools
+keep_newest "$HPK_CACHE/go" 8
+publish "$main/hpk-control-plane" "$folder/hpk-control-plane"
+publish "$tools/cnitool" "$folder/cnitool"
+# The build's own: it runs on this machine.
+[ "${1:-}" = --arch ] || publish "$tools/mksif" "$folder/mksif"

@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "$0")/../lib.sh"
 # shellcheck source=images/oci.sh
 . "$IMAGES/oci.sh"
-[ -x "$CHECKOUT/bin/hpk-pause" ] || die "bin/hpk-pause is missing: run make binaries first"
+[ -x "$CHECKOUT/bin/hpk-pause" ] || die "bin/hpk-pause is missing: run make programs first"
 need jq jq
 
 archive() { # DIR

@@ -36,7 +36,7 @@ need jq jq zstd zstd dpkg-deb dpkg /usr/share/keyrings/debian-archive-keyring.gp
 command -v go >/dev/null || die "go is missing: install Go 1.26 or newer"
 PAUSE=$CHECKOUT/bin/hpk-pause
 if ! [ -x "$PAUSE" ]; then
-    [ -n "$allow_missing" ] || die "bin/hpk-pause is missing: run make binaries first, or give --allow-missing"
+    [ -n "$allow_missing" ] || die "bin/hpk-pause is missing: run make programs first, or give --allow-missing"
     echo "warning: bin/hpk-pause is missing: no pause image" >&2
     PAUSE=/dev/null
 fi
