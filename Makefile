@@ -1,6 +1,8 @@
 # One Makefile for people and CI: `make help` lists the targets.
 SHELL := /bin/bash
-.DEFAULT_GOAL := programs
+# Where images are pushed to, such as myregistry.io/user: `REGISTRY=… make` builds and pushes them.
+REGISTRY ?=
+.DEFAULT_GOAL := $(if $(REGISTRY),push,programs)
 ARCH := $(shell uname -m)
 export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
 # `make PROFILE=dev …` trades speed of the programs for speed of the build.
@@ -50,9 +52,27 @@ images: parts ## the bubble image, bin/hpk-bubble.sif
 	@images/bubble/build.sh
 	@images/pause/build.sh
 
+# For users; `make test` wants a tenth of that work, which is `images`.
+IMAGES := hpk-pause hpk-bubble
+.PHONY: images-all
+images-all: binaries ## our images for amd64 and arm64 as OCI archives, in bin/images (IMAGES="hpk-pause …")
+	@images/release.sh $(IMAGES)
+
+.PHONY: push
+push: images-all ## those, to REGISTRY
+	@images/push.sh "$(REGISTRY)" $(IMAGES)
+
+.PHONY: test-images-all
+test-images-all: images-all ## those through a registry, and beside buildah's build of the Containerfiles
+	@images/test-release.sh $(IMAGES)
+
 .PHONY: dist
 dist: images ## the tarball that a user unpacks as ~/hpk, in dist/
 	@$(STEP) "make the tarball" scripts/dist $(SHIPPED)
+
+.PHONY: dist-airgapped
+dist-airgapped: images images-all ## and one with our images and a mirror list, for sites without the internet
+	@$(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
 
 .PHONY: test-images
 test-images: parts ## the images that the testbed's registry serves

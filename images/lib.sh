@@ -141,3 +141,21 @@ debian_root() {
         "$@" sid "$tar" "$(debian_mirror)" >"$log" 2>&1 ||
         die "mmdebstrap failed; the end of its log:"$'\n'"$(tail -n 15 "$log")"
 }
+
+# debian_root_of ARCH TAR LOG PACKAGES(,) [MMDEBSTRAP OPTIONS…]: the same for an architecture; for another than this
+# machine's, its programs run by qemu.
+debian_root_of() {
+    local arch=$1
+    shift
+    if [ "$arch" = "$GO_ARCH" ]; then
+        debian_root "$@"
+    else
+        "$IMAGES/emulate" "$arch" bash -euo pipefail -c '. "$0"; debian_root "$@"' "$IMAGES/lib.sh" "$@" \
+            --arch="$arch" --mode=root --skip=check/qemu
+    fi
+}
+
+# packages_of LIST: the packages that a list names, joined by commas.
+packages_of() {
+    sed 's/#.*//' "$1" | tr -s '[:space:]' ',' | sed 's/^,//; s/,$//'
+}

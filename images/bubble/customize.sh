@@ -4,7 +4,7 @@
 set -eu
 root=$1
 rm -rf "$root"/var/cache/* "$root"/var/log/* "$root"/etc/apt/sources.list* "${root:?}"/boot \
-    "$root"/usr/lib/systemd "$root"/usr/lib/x86_64-linux-gnu/systemd "$root"/etc/systemd \
+    "$root"/usr/lib/systemd "$root"/usr/lib/*-linux-gnu/systemd "$root"/etc/systemd \
     "$root"/usr/bin/etcdutl "$root"/usr/lib/*/gconv "$root"/usr/share/vim/vim*/doc
 # Where CNI's callers look for plugins by default; dhcp wants a daemon and is the largest.
 mkdir -p "$root/opt/cni/bin"

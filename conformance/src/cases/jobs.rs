@@ -165,7 +165,7 @@ pub fn the_tarball_is_all_that_a_user_needs(context: &mut Context) -> Result<()>
     };
     let testbed = &context.testbed;
     let home = |script: &str| testbed.on("hpc", "login", script).limit(120).success();
-    home("cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*.tar.gz")?;
+    home("cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*-linux-*64.tar.gz")?;
     testbed.cut("registry")?;
     let started = Cluster::start_from(testbed, UNPACKED, 1, SIZE);
     testbed.heal("registry")?;
