@@ -19,6 +19,12 @@ use crate::quantity::Quantity;
 const SINGLE_ID: &str = "SingleId";
 /// The label of nodes of which that is true.
 const SINGLE_ID_LABEL: &str = "hpk.io/single-id";
+/// What callers ask a node for before they use it, sorted. Source: k8s.io/component-helpers,
+/// nodedeclaredfeatures.
+const DECLARED_FEATURES: [&str; 2] = [
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+];
 /// Pods may use more than their limits.
 const LIMITS_NOT_ENFORCED: &str = "LimitsNotEnforced";
 
@@ -125,6 +131,7 @@ pub fn status(
         capacity: Some(to_api(capacity(config, observed))),
         conditions: Some(conditions(observed, old, now)),
         images: Some(observed.images.clone()),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
                 port: i32::from(config.args.port),

@@ -287,4 +287,19 @@ mod tests {
         let verdict = refuse(&pod, &[], &BTreeMap::new(), &BTreeMap::new(), 0).expect("refused");
         assert!(verdict.message.contains("volumeDevices (container c)"));
     }
+
+    #[test]
+    fn a_rule_that_would_restart_all_containers_is_refused_by_name() {
+        let exit = json!({"operator": "In", "values": [1]});
+        let rule = json!([{"action": "RestartAllContainers", "exitCodes": exit}]);
+        let container = json!({"name": "c", "restartPolicyRules": rule});
+        let pod = pod(json!({"containers": [container]}));
+        let verdict = refuse(&pod, &[], &BTreeMap::new(), &BTreeMap::new(), 0).expect("refused");
+        assert_eq!(verdict.reason, "UnsupportedByHPK");
+        assert!(
+            verdict
+                .message
+                .contains("action RestartAllContainers of restartPolicyRules (container c)")
+        );
+    }
 }

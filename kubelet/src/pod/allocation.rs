@@ -1,15 +1,23 @@
-//! CPU and memory that a pod's containers have been promised, which a resize changes. Pure.
-//! Source: KEP-1287, "In-place Update of Pod Resources"; pkg/kubelet/allocation.
+//! CPU and memory that a pod and its containers have been promised, which a resize changes. Pure.
+//! Source: KEP-1287, "In-place Update of Pod Resources"; KEP-5419, of the pod as a whole;
+//! pkg/kubelet/allocation.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use serde::{Deserialize, Serialize};
 
 use crate::quantity::Quantity;
 
-/// By container name.
-pub type Allocation = BTreeMap<String, ResourceRequirements>;
+/// What a pod has been promised; nothing before it is admitted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// By name. A pod has one container at least.
+    containers: BTreeMap<String, ResourceRequirements>,
+    /// To the pod as a whole, where it asks so.
+    whole: Option<ResourceRequirements>,
+}
 
 /// What can be resized.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
@@ -23,19 +31,25 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
 
 /// What the spec asks for.
 pub fn of(spec: &PodSpec) -> Allocation {
-    containers(spec)
-        .map(|container| {
-            let resources = container.resources.clone().unwrap_or_default();
-            (container.name.clone(), resources)
-        })
-        .collect()
+    let containers = containers(spec).map(|container| {
+        let resources = container.resources.clone().unwrap_or_default();
+        (container.name.clone(), resources)
+    });
+    Allocation {
+        containers: containers.collect(),
+        whole: spec.resources.clone(),
+    }
 }
 
 /// Puts what was promised in place of what is asked for. A container without a promise keeps its own.
 pub fn apply(spec: &mut PodSpec, allocation: &Allocation) {
+    if allocation.containers.is_empty() {
+        return;
+    }
+    spec.resources = allocation.whole.clone();
     let init = spec.init_containers.iter_mut().flatten();
     for container in init.chain(&mut spec.containers) {
-        if let Some(resources) = allocation.get(&container.name) {
+        if let Some(resources) = allocation.containers.get(&container.name) {
             container.resources = Some(resources.clone());
         }
     }
@@ -43,12 +57,13 @@ pub fn apply(spec: &mut PodSpec, allocation: &Allocation) {
 
 /// Whether what is asked for is what was promised.
 pub fn is_met(desired: &PodSpec, spec: &PodSpec) -> bool {
-    containers(desired)
-        .zip(containers(spec))
-        .all(|(a, b)| same(a.resources.as_ref(), b.resources.as_ref()))
+    same(desired.resources.as_ref(), spec.resources.as_ref())
+        && containers(desired)
+            .zip(containers(spec))
+            .all(|(a, b)| same(a.resources.as_ref(), b.resources.as_ref()))
 }
 
-/// Whether two containers' CPU and memory are the same, however they are written.
+/// Whether two CPUs and memories are the same, however they are written.
 pub fn same(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>) -> bool {
     RESIZABLE
         .iter()
@@ -98,6 +113,21 @@ mod tests {
         assert!(!is_met(&desired, &known));
         apply(&mut known, &of(&desired));
         assert!(is_met(&desired, &known));
+    }
+
+    #[test]
+    fn what_was_promised_to_the_pod_as_a_whole_stands_too() {
+        let whole = |cpu: &str| PodSpec {
+            resources: serde_json::from_value(json!({"limits": {"cpu": cpu}})).expect("resources"),
+            ..spec("1")
+        };
+        let desired = whole("2");
+        let mut known = desired.clone();
+        apply(&mut known, &Allocation::default());
+        assert!(is_met(&desired, &known));
+        apply(&mut known, &of(&whole("1")));
+        assert_eq!(known, whole("1"));
+        assert!(!is_met(&desired, &known));
     }
 
     #[test]

@@ -166,6 +166,8 @@ pub struct Live {
     pub clearing: Op<()>,
     /// The API object is being deleted.
     pub deleting: Op<()>,
+    /// The cgroup around its containers' is being given other limits.
+    pub resizing: Op<()>,
     /// When containers began to be stopped: their grace is the pod's, all in all.
     pub ending_since: Option<Timestamp>,
     pub containers: BTreeMap<String, LiveContainer>,

@@ -215,7 +215,7 @@ impl PodRecord {
             containers,
             verdict: None,
             order: None,
-            allocation: Allocation::new(),
+            allocation: Allocation::default(),
             resize: ResizeRecord::default(),
             volume_images: BTreeSet::new(),
         }

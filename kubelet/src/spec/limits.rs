@@ -47,6 +47,11 @@ impl Limits {
         }
     }
 
+    /// Bytes; none if it isn't limited.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory.and_then(|bytes| u64::try_from(bytes).ok())
+    }
+
     /// The looser of each: what holds while containers go from one to the other.
     pub fn or_looser(self, other: Self) -> Self {
         let looser = |a: Option<i64>, b: Option<i64>| Some(a?.max(b?));

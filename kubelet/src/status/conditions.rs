@@ -207,12 +207,14 @@ fn resize(inputs: &Inputs<'_>) -> Vec<Draft> {
         });
     }
     if under_way.is_some() {
-        let mut failures = inputs
-            .live
+        let live = inputs.live;
+        let containers = live
             .containers
             .values()
-            .filter_map(|live| live.resizing.failure());
-        let failure = failures.next();
+            .map(|container| &container.resizing);
+        let failure = containers
+            .chain([&live.resizing])
+            .find_map(|resizing| resizing.failure());
         drafts.push(Draft {
             reason: failure.map(|failure| failure.reason.to_owned()),
             message: failure.map(|failure| failure.message.clone()),

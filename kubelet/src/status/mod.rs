@@ -11,16 +11,23 @@ pub mod sync;
 #[cfg(test)]
 mod tests;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
+use crate::pod::admission;
 use crate::pod::live::Live;
 use crate::pod::phase::roles;
 use crate::pod::record::PodRecord;
 use crate::pod::restart::{Policy, Role, init_role};
 use crate::pod::state::State;
 use crate::qos;
+use crate::quantity::Quantity;
 
 /// What a status is made from.
 #[derive(Debug)]
@@ -71,6 +78,7 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
     };
     let conditions = conditions::compute(inputs, phase, &init, &apps);
     let started = record.state != State::Pending;
+    let whole = whole(spec);
     PodStatus {
         phase: Some(phase.as_str().to_owned()),
         conditions: Some(conditions),
@@ -100,14 +108,27 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
             .verdict
             .as_ref()
             .map(|verdict| verdict.message.clone()),
-        resources: spec.resources.clone(),
-        allocated_resources: spec
-            .resources
-            .as_ref()
-            .and_then(|whole| whole.requests.clone()),
+        allocated_resources: whole.requests.clone(),
+        resources: Some(whole),
         observed_generation: pod.metadata.generation,
         ..PodStatus::default()
     }
+}
+
+/// CPU, memory and the rest of the pod as a whole: as it asks for them, else what its containers ask
+/// for in sum. Source: pkg/kubelet/kubelet_pods.go, getEffectiveAllocatedResources.
+fn whole(spec: &PodSpec) -> ResourceRequirements {
+    let fill = |map: &mut Option<BTreeMap<String, ApiQuantity>>,
+                sum: BTreeMap<String, Quantity>| {
+        for (name, quantity) in sum {
+            let known = map.get_or_insert_default().entry(name);
+            known.or_insert_with(|| quantity.to_api());
+        }
+    };
+    let mut whole = spec.resources.clone().unwrap_or_default();
+    fill(&mut whole.requests, admission::requests(spec));
+    fill(&mut whole.limits, admission::limits(spec));
+    whole
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! Resizing in place: what is asked for is promised once it fits, then each running container is
-//! given it, by its cgroup or by a restart.
+//! given it, by its cgroup or by a restart, and at last the cgroup around them.
 
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::jiff::SignedDuration;
@@ -31,7 +31,10 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
         complete &= resize(view, &container, plan);
     }
     if complete && plan.steps.is_empty() {
-        plan.step(Step::CompleteResize);
+        match view.live.resizing.failure() {
+            Some(failure) if failure.retry_at > view.now => plan.wake_at(failure.retry_at),
+            _ => plan.step(Step::CompleteResize),
+        }
     }
 }
 
@@ -114,6 +117,16 @@ mod tests {
         live: &Live,
         resize: Option<Result<(), Verdict>>,
     ) -> Vec<Step> {
+        steps_at(pod, record, live, resize, Timestamp::UNIX_EPOCH)
+    }
+
+    fn steps_at(
+        pod: &Pod,
+        record: &PodRecord,
+        live: &Live,
+        resize: Option<Result<(), Verdict>>,
+        now: Timestamp,
+    ) -> Vec<Step> {
         let spec: &PodSpec = pod.spec.as_ref().expect("spec");
         let mut planned = Plan::default();
         plan(
@@ -125,7 +138,7 @@ mod tests {
                 deletion: None,
                 refused: None,
                 resize,
-                now: Timestamp::UNIX_EPOCH,
+                now,
             },
             &mut planned,
         );
@@ -180,7 +193,9 @@ mod tests {
         let pod = pod("1", "NotRequired");
         let mut record = running(&pod);
         record.resize.under_way = Some(2);
-        let planned = steps(&pod, &record, &Live::default(), None);
-        assert_eq!(planned, [Step::CompleteResize]);
+        let mut live = Live::default();
+        assert_eq!(steps(&pod, &record, &live, None), [Step::CompleteResize]);
+        live.resizing.fail(1, 30, "Error", "busy".to_owned());
+        assert_eq!(steps_at(&pod, &record, &live, None, Timestamp::now()), []);
     }
 }

@@ -41,13 +41,21 @@ impl Worker {
 
     pub(super) fn allocate(&mut self) {
         let (old, new) = (Limits::of_pod(&self.spec), Limits::of_pod(&self.desired));
-        self.limit(old.or_looser(new));
+        // What the containers are given must fit into it; what they have does already.
+        if let Err(error) = self.limit(old.or_looser(new)) {
+            warn!(
+                pod = self.record.name,
+                error = text::chain(&error),
+                "the pod's own limits stay for now"
+            );
+        }
         self.record.allocation = allocation::of(&self.desired);
         self.spec = self.desired.clone();
         self.apply_allocation();
         let generation = self.pod.metadata.generation.unwrap_or_default();
         self.record.resize.held = None;
         self.record.resize.under_way = Some(generation);
+        self.live.resizing = Op::Idle;
         for live in self.live.containers.values_mut() {
             live.resizing = Op::Idle;
         }
@@ -64,7 +72,14 @@ impl Worker {
     }
 
     pub(super) fn complete_resize(&mut self) {
-        self.limit(Limits::of_pod(&self.spec));
+        let limits = Limits::of_pod(&self.spec);
+        let fits = group::fits(&self.agent.cgroups, &self.record.uid, limits);
+        if let Err(error) = fits.and_then(|()| self.limit(limits)) {
+            let reason = text::chain(&error);
+            self.tell_resize_error(&reason);
+            return self.live.resizing.fail(1, 30, "Error", reason);
+        }
+        self.live.resizing = Op::Idle;
         if let Some(generation) = self.record.resize.under_way.take() {
             let message = message("Pod resize completed", &self.spec, generation, None);
             self.tell(Kind::Normal, "ResizeCompleted", message);
@@ -72,15 +87,20 @@ impl Worker {
     }
 
     /// Of the pod as a whole.
-    fn limit(&self, limits: Limits) {
-        let outcome = group::ensure(&self.agent.cgroups, &self.record.uid, limits);
-        if let Err(error) = outcome {
-            warn!(
-                pod = self.record.name,
-                error = text::chain(&error),
-                "the pod's own limits stay"
-            );
-        }
+    fn limit(&self, limits: Limits) -> Result<(), group::Error> {
+        group::ensure(&self.agent.cgroups, &self.record.uid, limits)
+    }
+
+    fn tell_resize_error(&self, reason: &str) {
+        let generation = self.record.resize.under_way.unwrap_or_default();
+        let message = message("Pod resize error", &self.spec, generation, Some(reason));
+        self.tell(Kind::Warning, "ResizeError", message);
+    }
+
+    fn fail_resize(&mut self, container: &str, reason: String) {
+        self.tell_resize_error(&reason);
+        let resizing = &mut self.live.container(container).resizing;
+        resizing.fail(1, 30, "Error", reason);
     }
 
     pub(super) fn resize_container(&mut self, name: &str) {
@@ -92,12 +112,17 @@ impl Worker {
             let resizing = &mut self.live.container(name).resizing;
             return resizing.fail(1, 30, "Error", message);
         };
+        let limits = Limits::of_container(&container);
+        let (cgroups, uid) = (&self.agent.cgroups, &self.record.uid);
+        if let Err(error) = group::container_fits(cgroups, uid, (name, &target.id), limits) {
+            return self.fail_resize(name, text::chain(&error));
+        }
         self.live.container(name).resizing.begin();
         let resources = container.resources.clone().unwrap_or_default();
         let name = name.to_owned();
         self.spawn(async move {
             Signal::Resized {
-                outcome: Box::new(update(&target, &container).await),
+                outcome: Box::new(update(&target, limits).await),
                 container: name,
                 id: target.id,
                 resources: Box::new(resources),
@@ -117,12 +142,7 @@ impl Worker {
         }
         match outcome {
             Err(error) if !error.is_for_want_of_cgroups() => {
-                let reason = text::chain(&error);
-                let generation = self.record.resize.under_way.unwrap_or_default();
-                let message = message("Pod resize error", &self.spec, generation, Some(&reason));
-                self.tell(Kind::Warning, "ResizeError", message);
-                let resizing = &mut self.live.container(name).resizing;
-                return resizing.fail(1, 30, "Error", reason);
+                return self.fail_resize(name, text::chain(&error));
             }
             // On a node without limits a resize changes what the scheduler counts, and no more.
             Err(_) => info!(
@@ -154,8 +174,8 @@ impl Error {
     }
 }
 
-async fn update(target: &Target, container: &Container) -> Result<(), Error> {
-    let limits = Limits::of_container(container).for_update()?;
+async fn update(target: &Target, limits: Limits) -> Result<(), Error> {
+    let limits = limits.for_update()?;
     let limits = serde_json::to_value(limits).map_err(oci_spec::OciSpecError::from)?;
     Ok(target.shim.update(&target.id, &limits).await?)
 }
