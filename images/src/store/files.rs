@@ -2,7 +2,7 @@
 //!
 //! - `sha256-HEX.sqfs`, `sha256-HEX.json`: an image (complete once the json is there)
 //! - `refs/HASH.json`: what a reference was last resolved to, named by the reference's sha256
-//! - `leases/sha256-HEX.lease`: who pulls it
+//! - `leases/sha256-HEX.lease`: who pulls it; or who writes the reference of that hash
 //! - `claims/HOLDER`: what a node or process has mounted (`claims`)
 //! - `tmp/HEX.NONCE`: half-made, whoever holds the lease of HEX owns it
 
@@ -38,7 +38,7 @@ pub(super) struct ImageRecord {
 }
 
 /// What a reference was resolved to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RefRecord {
     pub reference: String,
     /// Digest the registry has for it; an index's where it is one.
@@ -77,7 +77,7 @@ impl Files {
     }
 
     pub fn reference(&self, reference: &str) -> PathBuf {
-        let name = hex(&Sha256::digest(reference.as_bytes()));
+        let name = reference_hex(reference);
         self.root.join("refs").join(format!("{name}.json"))
     }
 
@@ -159,6 +159,11 @@ impl Drop for Temp {
         // Gone already where it was placed.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// What the files of a reference are named by.
+pub(super) fn reference_hex(reference: &str) -> String {
+    hex(&Sha256::digest(reference.as_bytes()))
 }
 
 /// The JSON file at `path`; none if there is none.

@@ -245,22 +245,35 @@ impl Store {
     }
 
     async fn remember(&self, reference: &Reference, resolved: &Resolved) -> Result<(), Error> {
-        let name = key(reference);
         let record = RefRecord {
-            reference: name.clone(),
+            reference: key(reference),
             resolved: resolved.top.clone(),
             digest: resolved.digest.clone(),
         };
+        let (files, wanted) = (self.files.clone(), record.clone());
+        let known = blocking(move || {
+            let known = read_json::<RefRecord>(&files.reference(&wanted.reference));
+            Ok(known.ok().flatten() == Some(wanted))
+        });
+        if known.await? {
+            return Ok(());
+        }
+        // The image's lease is over, and who opens the store removes what nobody's lease is for.
+        let hex = files::reference_hex(&record.reference);
+        let lease = self.files.lease(&hex);
+        let mut watch = Watch::new(&lease)?;
+        let _lease = loop {
+            if let Some(lease) = Lease::try_acquire(&lease).map_err(full_or)? {
+                break lease;
+            }
+            if watch.look()?.is_some() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
         let files = self.files.clone();
         blocking(move || {
-            let path = files.reference(&name);
-            let hex = hex_of(&record.digest)?;
-            let known = read_json::<RefRecord>(&path).ok().flatten();
-            match known.is_some_and(|k| k.digest == record.digest && k.resolved == record.resolved)
-            {
-                true => Ok(()),
-                false => files.write_json(&hex, &path, &record),
-            }
+            files.remove_stale_temps(Some(&hex))?;
+            files.write_json(&hex, &files.reference(&record.reference), &record)
         })
         .await
     }
