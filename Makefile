@@ -162,7 +162,9 @@ demo: ## a cluster on the testbed, with a small application
 test-e2e: images test-images ## Kubernetes' own end-to-end suite, judged by docs/conformance.md
 	@conformance/e2e/build.sh
 	@conformance/e2e/images.sh
+	@conformance/metrics-server/build.sh
 	@$(STEP) "testbed up" conformance/testbed up --nodes 3
+	@bin/hpk-conformance test kubectl_top
 	@bin/hpk-conformance e2e
 
 .PHONY: deny

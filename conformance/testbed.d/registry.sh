@@ -70,11 +70,10 @@ write_user_registries() {
 	} | install -o "$id" -g "$id" -m 0600 /dev/stdin "$home/.hpk/registries.yaml"
 }
 
-# Gives the registry what the sets of images in the cache name, those of the end-to-end suite when
-# they have been built.
+# Gives the registry what the sets of images in the cache name, as far as they have been built.
 push_images() {
 	local set
-	for set in test-images e2e-images; do
+	for set in test-images metrics-server e2e-images; do
 		push_set "$HPK_CACHE/$set/current"
 	done
 }

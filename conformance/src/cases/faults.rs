@@ -30,7 +30,7 @@ spec:
 "#;
 
 /// Process ids of hpc's processes on `host` whose command line matches `pattern`.
-fn pids(testbed: &Testbed, host: &str, pattern: &str) -> Result<Vec<String>> {
+pub fn pids(testbed: &Testbed, host: &str, pattern: &str) -> Result<Vec<String>> {
     let output = testbed
         .on(
             "root",
@@ -69,29 +69,33 @@ pub fn kill_and_await_return(testbed: &Testbed, host: &str, pattern: &str) -> Re
     )
 }
 
-fn container_ids(cluster: &Cluster, namespace: &str) -> Result<Vec<(String, String, u64)>> {
+/// The run of a pod's container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ran {
+    pub pod: String,
+    id: String,
+    restarts: u64,
+}
+
+/// Of all pods of one container, by name.
+pub fn ran(cluster: &Cluster, namespace: &str) -> Result<Vec<Ran>> {
     let pods = cluster.json(&format!("-n {namespace} get pods"))?;
-    let mut ids: Vec<_> = pods["items"]
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut all: Vec<Ran> = pods["items"]
         .as_array()
         .into_iter()
         .flatten()
         .map(|pod| {
             let status = &pod["status"]["containerStatuses"][0];
-            (
-                pod["metadata"]["name"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned(),
-                status["containerID"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned(),
-                status["restartCount"].as_u64().unwrap_or(u64::MAX),
-            )
+            Ran {
+                pod: text(&pod["metadata"]["name"]),
+                id: text(&status["containerID"]),
+                restarts: status["restartCount"].as_u64().unwrap_or(u64::MAX),
+            }
         })
         .collect();
-    ids.sort();
-    Ok(ids)
+    all.sort();
+    Ok(all)
 }
 
 fn node_ready(cluster: &Cluster, node: &str) -> Result<bool> {
@@ -109,7 +113,7 @@ pub fn twenty_pods_outlive_a_killed_kubelet(context: &mut Context) -> Result<()>
         let node = "node2";
         cluster.apply(namespace, &COUNTERS.replace("NODE", node))?;
         cluster.roll_out(namespace, "deployment/counters", 120)?;
-        let before = container_ids(cluster, namespace)?;
+        let before = ran(cluster, namespace)?;
         kill_and_await_return(&testbed, node, KUBELET)?;
         wait::until(
             "the node's lease to be renewed",
@@ -130,12 +134,12 @@ pub fn twenty_pods_outlive_a_killed_kubelet(context: &mut Context) -> Result<()>
                 })
             },
         )?;
-        let after = container_ids(cluster, namespace)?;
+        let after = ran(cluster, namespace)?;
         ensure!(
             before.len() == 20 && before == after,
             "containers changed:\n{before:?}\n{after:?}"
         );
-        for (pod, _, _) in &after {
+        for Ran { pod, .. } in &after {
             let log = cluster
                 .kubectl(&format!("-n {namespace} logs {pod}"))
                 .success()?;

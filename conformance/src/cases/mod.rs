@@ -3,7 +3,7 @@
 //!
 //! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
 //! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
-//! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `faults` (killed processes), `jobs` (the
+//! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `top` (metrics-server), `scale` (many pods, and an absent API server), `faults` (killed processes), `jobs` (the
 //! job's life), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
 //! figures).
 
@@ -20,8 +20,10 @@ mod overlay;
 mod parts;
 mod pods;
 mod refusals;
+mod scale;
 mod single;
 mod streams;
+mod top;
 mod volumes;
 
 use std::time::{Duration, Instant};
@@ -254,6 +256,8 @@ pub const TABLE: &[Case] = table! {
         a_node_without_cgroups_says_so_and_a_resize_is_counted
         what_pods_use_is_served_as_metrics_server_reads_it
         limits_are_enforced_in_a_cgroup_that_the_site_gives;
+    top:
+        kubectl_top_shows_what_nodes_and_pods_use;
     node:
         a_full_node_takes_a_pod_for_each_that_ends
         a_pod_that_writes_more_than_it_may_is_evicted
@@ -274,6 +278,9 @@ pub const TABLE: &[Case] = table! {
     overlay:
         a_connection_lives_through_killed_overlay_daemons
         a_connection_lives_through_a_cut_host;
+    scale:
+        a_node_of_110_pods_loses_none_with_its_kubelet_and_replaces_twenty_at_once
+        pods_go_on_while_the_api_server_is_away_and_their_status_catches_up;
     faults:
         twenty_pods_outlive_a_killed_kubelet
         every_other_process_of_a_bubble_comes_back
