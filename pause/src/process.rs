@@ -215,7 +215,7 @@ fn become_user(process: &Process, shim: &Shim) -> Result<(), Error> {
         // In a user namespace without a subgid range setgroups is denied; harmless if no more is asked than the
         // primary group, which is listed too by some callers.
         Err(Errno::EPERM) if process.groups.iter().all(|&group| group == process.gid) => {}
-        other => other.context(|| format!("set groups {:?}", process.groups))?,
+        other => other.context(|| format!("set {} additional groups", groups.len()))?,
     }
     let gid = Gid::from_raw(process.gid);
     setresgid(gid, gid, gid).context(|| format!("become group {}", process.gid))?;
@@ -261,6 +261,12 @@ fn set_capabilities(wanted: &Capabilities, shim: &Shim) -> Result<(), Error> {
     )
     .context(|| "clear ambient capabilities".into())?;
     let ambient = wanted.ambient & permitted & inheritable;
+    let lost = wanted.ambient & !ambient;
+    if lost != 0 {
+        shim.warn(&format!(
+            "ambient capabilities {lost:#x} are not given: they are not permitted and inheritable"
+        ));
+    }
     for n in (0..64).filter(|n| ambient & (1 << n) != 0) {
         sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, n)
             .context(|| format!("raise ambient capability {n}"))?;

@@ -70,6 +70,9 @@ pub fn first_source(terminal: bool) -> wire::Fd {
     if terminal { 1 } else { 4 }
 }
 
+/// Of host and domain, bytes (__NEW_UTS_LEN). /proc would cut a longer one.
+const LONGEST_NAME: usize = 64;
+
 /// Plans a container.
 ///
 /// # Errors
@@ -86,7 +89,11 @@ pub fn container(
     let linux = spec.linux().clone().unwrap_or_default();
     let root = spec.root().as_ref();
     let rootfs = if rootfs_mounts.is_empty() {
-        bundle.join(root.map_or(Path::new("rootfs"), |r| r.path().as_path()))
+        let named = root.map(|r| r.path()).filter(|p| !p.as_os_str().is_empty());
+        bundle.join(named.ok_or_else(|| Error::Invalid {
+            field: "root.path".into(),
+            why: "it is missing, and nothing is mounted there".into(),
+        })?)
     } else {
         bundle.join("rootfs")
     };
@@ -114,6 +121,12 @@ pub fn container(
         ("domainname", spec.domainname()),
     ] {
         let given = name.as_deref().filter(|name| !name.is_empty());
+        if let Some(name) = given.filter(|name| name.len() > LONGEST_NAME) {
+            return Err(Error::Invalid {
+                field: field.into(),
+                why: format!("{name:?} is longer than {LONGEST_NAME} bytes"),
+            });
+        }
         if let Some(name) = given.filter(|_| !uts_is_ours && !uts_is_a_pods) {
             return Err(Error::Invalid {
                 field: field.into(),
@@ -148,8 +161,8 @@ pub fn container(
             loopback_up: namespaces.unshare.contains(CloneFlags::CLONE_NEWNET),
             new_cgroup_namespace: namespaces.new_cgroup,
             sysctls: sysctl::plan(spec)?,
-            readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
-            masked_paths: linux.masked_paths().clone().unwrap_or_default(),
+            readonly_paths: below_root("linux.readonlyPaths", linux.readonly_paths())?,
+            masked_paths: below_root("linux.maskedPaths", linux.masked_paths())?,
             readonly_root: root.and_then(|r| r.readonly()).unwrap_or(false),
             root_propagation: mounts::root_propagation(linux.rootfs_propagation().as_deref())?,
             keep_proc: planned.keep_proc,
@@ -167,6 +180,18 @@ pub fn container(
         },
         warnings: planned.warnings,
     })
+}
+
+/// Paths that are covered: a mount over the root itself would cover nothing.
+fn below_root(field: &str, paths: &Option<Vec<String>>) -> Result<Vec<String>, Error> {
+    let paths = paths.clone().unwrap_or_default();
+    match paths.iter().find(|path| mounts::is_root(path)) {
+        None => Ok(paths),
+        Some(path) => Err(Error::Invalid {
+            field: field.into(),
+            why: format!("{path:?} is the root itself"),
+        }),
+    }
 }
 
 /// What a container has for its execs, too.

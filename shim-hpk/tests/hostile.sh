@@ -69,10 +69,23 @@ CAP_NONSENSE	.process.capabilities.effective = ["CAP_NONSENSE"]
 oom_score_adj	.process.oomScoreAdj = 100000
 process.apparmorProfile	.process.apparmorProfile = "x"
 process.selinuxLabel	.process.selinuxLabel = "a:b:c:d"
+process.user.umask	.process.user.umask = 4294967295
+set 70000 additional groups	.process.user.additionalGids = [range(70000)]
+root.path	del(.root)
+root.path	.root.path = ""
+domainname is invalid	.domainname = ("d" * 65)
+linux.devices /dev/x major	.linux.devices = [{"path": "/dev/x", "type": "c", "major": 99999999, "minor": 3}]
+linux.devices /dev/null is invalid	.linux.devices = [{"path": "/dev/null", "type": "c", "major": 1, "minor": 5}]
+linux.maskedPaths is invalid	.linux.maskedPaths = ["/"]
+linux.readonlyPaths is invalid	.linux.readonlyPaths = ["/etc/.."]
+a bind has no option .nonsense	.mounts += [{"destination": "/x", "type": "bind", "source": "/etc", "options": ["bind", "nonsense"]}]
+linux.namespaces pid is invalid	.linux.namespaces |= map(if .type == "pid" then .path = "/proc/1/ns/net" else . end)
+first process ended in its set-up .killed by signal 9	.linux.resources.memory = {"limit": 4096}
+linux.resources.cpu.shares is invalid	.linux.resources.cpu = {"shares": 99999999999}
 process.scheduler	.process.scheduler = {"policy": "SCHED_FIFO", "priority": 99}
 process.ioPriority	.process.ioPriority = {"class": "IOPRIO_CLASS_RT", "priority": 0}
 rootfs|no such file	.root.path = "/no/such/rootfs"
-host name|ENAMETOOLONG|[Nn]ame too long|Invalid argument	.hostname = ("h" * 300)
+hostname is invalid	.hostname = ("h" * 300)
 no source	.mounts += [{"destination": "/x", "type": "bind"}]
 /no/such/source	.mounts += [{"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}]
 nonsense	.mounts += [{"destination": "/x", "type": "nonsense", "source": "nonsense"}]
@@ -85,7 +98,7 @@ linux.rootfsPropagation is invalid	.linux.rootfsPropagation = "everywhere"
 the root itself	.mounts += [{"destination": "/x/..", "type": "tmpfs", "source": "tmpfs"}]
 namespaces time	.linux.namespaces += [{"type": "time"}]
 /no/such/netns	.linux.namespaces |= map(if .type == "network" then .path = "/no/such/netns" else . end)
-linux.namespaces network: join /etc/passwd	.linux.namespaces |= map(if .type == "network" then .path = "/etc/passwd" else . end)
+linux.namespaces network is invalid: /etc/passwd is no such namespace	.linux.namespaces |= map(if .type == "network" then .path = "/etc/passwd" else . end)
 linux.uidMappings	.linux.uidMappings = [{"containerID": 0, "hostID": 1000, "size": 1}]
 linux.sysctl kernel.core_pattern	.linux.sysctl = {"kernel.core_pattern": "|/bin/sh"}
 no name of a sysctl	.linux.sysctl = {"net.//.//.//.tmp.x": "1"}

@@ -241,6 +241,7 @@ pub const TABLE: &[Case] = table! {
         the_shim_keeps_its_promises_under_containerd
         the_shim_pauses_on_a_tree_of_cgroup_v2_alone
         the_shim_gives_containers_the_driver_of_their_gpus
+        the_shim_under_a_containerd_of_a_user_without_subuids_has_root_alone
         the_shim_refuses_hostile_specs_and_leaves_nothing
         the_shim_runs_pods_as_the_kubelet_drives_it
         the_same_kubelet_runs_pods_on_runc_and_the_bridge_plugin

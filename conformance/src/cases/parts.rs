@@ -97,6 +97,17 @@ pub fn the_shim_gives_containers_the_driver_of_their_gpus(context: &mut Context)
     all_are_ok(&output)
 }
 
+pub fn the_shim_under_a_containerd_of_a_user_without_subuids_has_root_alone(
+    context: &mut Context,
+) -> Result<()> {
+    let output = context
+        .testbed
+        .on("nosub", "node3", shim_script("single.sh", ""))
+        .limit(120)
+        .output()?;
+    all_are_ok(&output)
+}
+
 pub fn the_shim_refuses_hostile_specs_and_leaves_nothing(context: &mut Context) -> Result<()> {
     let output = context
         .testbed

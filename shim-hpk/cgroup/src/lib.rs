@@ -91,7 +91,7 @@ pub fn path(asked: Option<&Path>, id: &str) -> Result<PathBuf, Error> {
         _ => Path::new(text.trim_start_matches('/')).to_owned(),
     };
     let plain = |c: Component<'_>| matches!(c, Component::Normal(_));
-    if path.as_os_str().is_empty() || !path.components().all(plain) {
+    if path.as_os_str().is_empty() || !path.components().all(plain) || text.contains('\0') {
         return Err(Error::Invalid {
             field: "linux.cgroupsPath".into(),
             why: format!("{text:?} names no cgroup"),

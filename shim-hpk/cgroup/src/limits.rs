@@ -107,6 +107,9 @@ pub fn plan(version: Version, resources: &LinuxResources) -> Result<Vec<Write>, 
     Ok(plan.writes)
 }
 
+/// MAX_SHARES of the kernel's scheduler.
+const MOST_SHARES: u64 = 262_144;
+
 /// A name from the spec that becomes a file's.
 fn file_name(field: &str, name: &str) -> Result<(), Error> {
     if name.is_empty() || name.contains('/') || name.starts_with('.') {
@@ -212,6 +215,13 @@ impl Plan {
 
     fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), Error> {
         if let Some(shares) = cpu.shares().filter(|&s| s > 0) {
+            // The kernel would take it for that.
+            if shares > MOST_SHARES {
+                return Err(Error::Invalid {
+                    field: "linux.resources.cpu.shares".into(),
+                    why: format!("{shares} is above {MOST_SHARES}"),
+                });
+            }
             self.either(
                 "cpu.shares",
                 "cpu",
@@ -393,7 +403,7 @@ fn unlimited_as_max(value: i64) -> String {
 
 /// 2..262144 onto 1..10000, as in the kernel's documentation and runc.
 fn weight_of_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    1 + (shares.clamp(2, MOST_SHARES) - 2) * 9999 / (MOST_SHARES - 2)
 }
 
 #[cfg(test)]

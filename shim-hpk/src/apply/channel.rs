@@ -123,15 +123,13 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits until the process is set up.
-    pub async fn ready(&mut self) -> Result<Ready, Error> {
+    /// Waits until the process is set up; nothing if it has ended.
+    pub async fn ready(&mut self) -> Result<Option<Ready>, Error> {
         let (mut terminal, mut warnings) = (None, Vec::new());
         loop {
             let Some(mut message) = self.receive(SETUP_LIMIT, "the container's set-up").await?
             else {
-                return Err(Error::Container(
-                    "the container's first process ended in its set-up".into(),
-                ));
+                return Ok(None);
             };
             match message.kind {
                 wire_channel::WARNING => warnings.push(message.text()),
@@ -141,11 +139,11 @@ impl Channel {
                         Error::Container("the container's pid is not visible here".into())
                     })?;
                     self.until_exec = message.fds.pop().map(watch).transpose()?;
-                    return Ok(Ready {
+                    return Ok(Some(Ready {
                         pid,
                         terminal,
                         warnings,
-                    });
+                    }));
                 }
                 _ => return Err(Error::Container(message.text())),
             }

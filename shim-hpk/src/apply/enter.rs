@@ -85,7 +85,8 @@ pub async fn enter(
     // Before it is told anything: what it forks is in the cgroup from the beginning.
     cgroup.join(helper_pid)?;
     channel.configure(&config, &fds).await?;
-    let ready = channel.ready().await?;
+    let ended = || Error::Container("the process ended in its set-up".into());
+    let ready = channel.ready().await?.ok_or_else(ended)?;
     for warning in &ready.warnings {
         log::warn!("exec: {warning}");
     }

@@ -91,7 +91,7 @@ async fn try_launch(
     let pid_namespace = match &plan.pid_namespace {
         namespaces::Pid::Join(path) => {
             let field = namespaces::field(LinuxNamespaceType::Pid);
-            Some(open_namespace(&field, path)?)
+            Some(open_namespace(&field, path, CloneFlags::CLONE_NEWPID)?)
         }
         namespaces::Pid::New | namespaces::Pid::Host => None,
     };
@@ -168,7 +168,16 @@ async fn try_launch(
     };
     channel.configure(&config, &fds).await?;
     drop(trees);
-    let ready = channel.ready().await?;
+    let ready = match channel.ready().await? {
+        Some(ready) => ready,
+        None => {
+            let exit = reaper::ended(exit).await;
+            return Err(Error::Container(format!(
+                "the container's first process ended in its set-up ({})",
+                describe(exit.code)
+            )));
+        }
+    };
     for warning in &ready.warnings {
         log::warn!("{}: {warning}", bundle.display());
     }
@@ -219,7 +228,8 @@ pub fn terminate(pid: i32) {
 
 fn describe(code: u32) -> String {
     match code {
-        129.. => format!("killed by signal {}", code - 128),
+        // Signals go up to 64; an exit code may be higher.
+        129..=192 => format!("killed by signal {}", code - 128),
         _ => format!("exit code {code}"),
     }
 }

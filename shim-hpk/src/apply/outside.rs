@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     fs::File,
     os::{
-        fd::{OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
     path::Path,
@@ -17,6 +17,9 @@ use crate::{
     error::Error,
     plan::{self, namespaces, rootfs},
 };
+
+/// ioctl_nsfs(2)
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
 /// Everything is allocated before the fork.
 pub struct Outside {
@@ -51,7 +54,7 @@ impl Outside {
             .iter()
             .map(|namespaces::Joined { path, flag, field }| {
                 Ok(Join {
-                    namespace: open_namespace(field, path)?,
+                    namespace: open_namespace(field, path, *flag)?,
                     flag: *flag,
                     step: format!("{field}: join {}", path.display()),
                 })
@@ -144,13 +147,24 @@ impl Outside {
 }
 
 /// Opens a namespace that `field` names. Never waits: a path may lead to a pipe.
-pub fn open_namespace(field: &str, path: &Path) -> Result<OwnedFd, Error> {
-    File::options()
+///
+/// # Errors
+/// [`Error::Invalid`] if it is none, or of another kind than `flag`'s.
+pub fn open_namespace(field: &str, path: &Path, flag: CloneFlags) -> Result<OwnedFd, Error> {
+    let file = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .map(OwnedFd::from)
-        .map_err(Error::system(format!("{field}: open {}", path.display())))
+        .map_err(Error::system(format!("{field}: open {}", path.display())))?;
+    // SAFETY: integers only.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    if kind != flag.bits() {
+        return Err(Error::Invalid {
+            field: field.to_owned(),
+            why: format!("{} is no such namespace", path.display()),
+        });
+    }
+    Ok(file.into())
 }
 
 /// On failure names the step on stderr, as only an errno goes through a fork.

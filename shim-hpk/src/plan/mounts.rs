@@ -20,6 +20,10 @@ const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
+/// Twelve bits and twenty (linux/kdev_t.h).
+const MOST_MAJOR: u32 = 0xfff;
+const MOST_MINOR: u32 = 0xf_ffff;
+
 /// A mount of cgroups, until it is known which.
 pub const CGROUP: &str = "cgroup";
 
@@ -112,7 +116,7 @@ pub fn plan(spec: &Spec, bundle: &Path, first: wire::Fd) -> Result<Planned, Erro
                 (libc::S_IFCHR, 0o666, major, minor),
                 (0, 0),
                 true,
-            );
+            )?;
         }
         let linux = spec.linux().as_ref();
         for device in linux
@@ -183,6 +187,12 @@ impl Planned {
             mount.kind = CGROUP.to_owned();
             mount.data.clear();
         } else if bind {
+            if let Some(option) = options.data.first() {
+                return Err(Error::Invalid {
+                    field,
+                    why: format!("a bind has no option {option:?}"),
+                });
+            }
             if source.as_os_str().is_empty() {
                 return Err(Error::Invalid {
                     field,
@@ -216,11 +226,20 @@ impl Planned {
         (kind, mode, major, minor): (u32, u32, u32, u32),
         (uid, gid): (u32, u32),
         optional: bool,
-    ) {
+    ) -> Result<(), Error> {
         let name = path.to_string_lossy().into_owned();
         // A spec may list a default device again; the first one is there already.
-        if self.devices.iter().any(|d| d.path == name) {
-            return;
+        if let Some(first) = self.devices.iter().find(|d| d.path == name) {
+            if (first.kind, first.major, first.minor) == (kind, major, minor) {
+                return Ok(());
+            }
+            return Err(Error::Invalid {
+                field: format!("linux.devices {name}"),
+                why: format!(
+                    "it is {major}:{minor}, and {}:{} as well",
+                    first.major, first.minor
+                ),
+            });
         }
         let tree = (kind != libc::S_IFIFO).then(|| {
             let field = format!("linux.devices {name}");
@@ -245,6 +264,7 @@ impl Planned {
             gid,
             optional,
         });
+        Ok(())
     }
 
     fn spec_device(&mut self, first: wire::Fd, device: &LinuxDevice) -> Result<(), Error> {
@@ -259,8 +279,9 @@ impl Planned {
                 });
             }
         };
-        let number = |name: &str, n: i64| {
-            u32::try_from(n).map_err(|_| Error::Invalid {
+        let number = |name: &str, n: i64, most: u32| {
+            let fits = u32::try_from(n).ok().filter(|n| *n <= most);
+            fits.ok_or_else(|| Error::Invalid {
                 field: format!("linux.devices {} {name}", device.path().display()),
                 why: format!("{n} is no device number"),
             })
@@ -268,12 +289,11 @@ impl Planned {
         let node = (
             kind,
             device.file_mode().unwrap_or(0o666) & 0o7777,
-            number("major", device.major())?,
-            number("minor", device.minor())?,
+            number("major", device.major(), MOST_MAJOR)?,
+            number("minor", device.minor(), MOST_MINOR)?,
         );
         let owner = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
-        self.device(first, device.path().clone(), node, owner, false);
-        Ok(())
+        self.device(first, device.path().clone(), node, owner, false)
     }
 }
 
@@ -292,7 +312,7 @@ fn absolute(path: &Path) -> String {
 }
 
 /// Whether a path is / in another form, links aside.
-fn is_root(path: &str) -> bool {
+pub fn is_root(path: &str) -> bool {
     let depth = path.split('/').try_fold(0_usize, |depth, part| match part {
         "" | "." => Some(depth),
         ".." => Some(depth.saturating_sub(1)),

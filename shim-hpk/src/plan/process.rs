@@ -74,6 +74,12 @@ pub fn plan(process: &Process, terminal: bool) -> Result<wire::Process, Error> {
             });
         }
     }
+    if let Some(mask) = user.umask().filter(|mask| *mask > 0o777) {
+        return Err(Error::Invalid {
+            field: "process.user.umask".into(),
+            why: format!("{mask:#o} is no file mode creation mask"),
+        });
+    }
     let cwd = process.cwd();
     if !cwd.as_os_str().is_empty() && !cwd.is_absolute() {
         return Err(Error::Invalid {

@@ -328,3 +328,44 @@ fn nothing_is_mounted_over_the_root_itself() {
     let plan = planned(json!({"mounts": [{"destination": "/x/../y", "type": "tmpfs"}]}));
     assert_eq!(plan.setup.mounts[0].destination, "/x/../y");
 }
+
+#[test]
+fn what_the_kernel_would_cut_or_cover_in_vain_is_refused_by_its_name() {
+    let device = |path: &str, major: u32, minor: u32| json!({"linux": {"devices": [{"path": path, "type": "c", "major": major, "minor": minor}]}});
+    let bind = json!({"destination": "/x", "type": "bind", "source": "/s", "options": ["bind", "nonsense"]});
+    let own_uts = json!([{"type": "uts"}, {"type": "mount"}]);
+    for (extra, wanted) in [
+        (device("/dev/x", 4096, 0), "linux.devices /dev/x major"),
+        (device("/dev/x", 1, 1 << 20), "linux.devices /dev/x minor"),
+        (
+            device("/dev/null", 1, 5),
+            "linux.devices /dev/null is invalid: it is 1:5, and 1:3",
+        ),
+        (
+            json!({"mounts": [bind]}),
+            "mounts[0] (/x) is invalid: a bind has no option \"nonsense\"",
+        ),
+        (
+            json!({"linux": {"maskedPaths": ["/proc/kcore", "/"]}}),
+            "linux.maskedPaths",
+        ),
+        (
+            json!({"linux": {"readonlyPaths": ["/etc/.."]}}),
+            "linux.readonlyPaths",
+        ),
+        (
+            json!({"process": {"user": {"umask": 0o1000}}}),
+            "process.user.umask",
+        ),
+        (json!({"root": {"path": ""}}), "root.path"),
+        (
+            json!({"domainname": "d".repeat(65), "linux": {"namespaces": own_uts}}),
+            "domainname",
+        ),
+    ] {
+        let text = refusal(extra);
+        assert!(text.starts_with(wanted), "{text}");
+    }
+    // A default device may be listed again as what it is.
+    assert_eq!(planned(device("/dev/null", 1, 3)).setup.devices.len(), 6);
+}
