@@ -1,13 +1,14 @@
 //! The claim on an image, so that nobody removes it while a container runs on it.
 
 use anyhow::Context as _;
+use hpk_images::Store;
 use hpk_images::store::Claims;
 use hpk_images::store::claims::BEAT;
-use hpk_images::{Image, Store};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::pull;
+use crate::container::Places;
+use crate::image::{self, Root};
 use crate::run::Args;
 
 /// An image that is held until [`Claim::end`].
@@ -19,16 +20,23 @@ pub struct Claim {
     stop: oneshot::Sender<()>,
 }
 
-/// Claims the image for container `id`; one that was removed in between is pulled again.
+/// Gets the image for container `id`, and claims it if it is the store's; one that was removed in between is got again.
 pub async fn claim(
     store: &Store,
     args: &Args,
     id: &str,
-    mut image: Image,
-) -> anyhow::Result<(Claim, Image)> {
+    places: &Places,
+) -> anyhow::Result<(Option<Claim>, Root)> {
+    let get = || image::get(store, &args.image, args.pull, args.quiet, places);
+    let mut root = get().await?;
+    let Root::Stored(_) = &root else {
+        return Ok((None, root));
+    };
     let claims = store.claims(&format!("hpktainer-{id}")).await?;
-    while !claims.add(&image.digest).await? {
-        image = pull::image(store, &args.reference, args.pull, args.quiet).await?;
+    while let Root::Stored(image) = &root
+        && !claims.add(&image.digest).await?
+    {
+        root = get().await?;
     }
     let (stop, stopped) = oneshot::channel();
     let beating = tokio::spawn(beat(claims.clone(), stopped));
@@ -37,7 +45,7 @@ pub async fn claim(
         beating,
         stop,
     };
-    Ok((claim, image))
+    Ok((Some(claim), root))
 }
 
 async fn beat(claims: Claims, mut stopped: oneshot::Receiver<()>) {

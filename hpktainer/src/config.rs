@@ -56,6 +56,8 @@ impl Config {
 struct Bubble {
     store: PathBuf,
     registries: PathBuf,
+    policy: PathBuf,
+    logins: Vec<PathBuf>,
 }
 
 /// The image store: the environment's (HPK_STORE, HPK_HOME), else the bubble's, else `~/.hpk`'s.
@@ -72,6 +74,8 @@ pub fn store() -> anyhow::Result<StoreConfig> {
         Some(bubble) => StoreConfig {
             root: bubble.store,
             registries: Some(bubble.registries),
+            policy: Some(bubble.policy),
+            logins: bubble.logins,
             ..config
         },
         None => config,
@@ -98,7 +102,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("bubble.json");
         assert_eq!(read_bubble(&file).unwrap(), None);
-        std::fs::write(&file, r#"{"node":"n","store":"/h/s","registries":"/h/r"}"#).unwrap();
+        std::fs::write(
+            &file,
+            r#"{"node":"n","store":"/h/s","registries":"/h/r","policy":"/h/p","logins":[]}"#,
+        )
+        .unwrap();
         let bubble = read_bubble(&file).unwrap().unwrap();
         assert_eq!(
             (bubble.store, bubble.registries),

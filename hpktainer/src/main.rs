@@ -13,8 +13,9 @@
 //! - [`spec`]: the OCI runtime spec (pure)
 //! - [`settings`]: environment files, `--bind`, `--net`, HPK_SQUASH_IDS
 //! - [`network`]: namespace and CNI; [`publish`]: ports
+//! - [`limits`]: memory and processors
 //! - [`task`]: the shim, from start to delete
-//! - [`claim`]: holding the image
+//! - [`image`]: the image, however it is named; [`claim`]: holding it
 //! - [`sweep`]: what killed ones left; [`locks`]
 //! - [`detach`]: hpktainer in the background
 //! - [`root`]: a running container's root file system
@@ -31,8 +32,10 @@ mod container;
 mod detach;
 mod exec;
 mod host;
+mod image;
 mod images;
 mod inspect;
+mod limits;
 mod locks;
 mod logs;
 mod network;

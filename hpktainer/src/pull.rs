@@ -2,11 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
-use hpk_images::{Image, PullPolicy, Reference, Store};
+use hpk_images::{PullPolicy, Reference, Store};
 
-use crate::bars::Bars;
-use crate::config;
+use crate::{config, image};
 
 /// Arguments of `pull`.
 #[derive(Debug, clap::Args)]
@@ -23,39 +21,21 @@ pub struct Args {
 
 /// Resolves the tag anew, or imports, and prints each image's digest.
 pub async fn main(args: Args) -> anyhow::Result<u8> {
-    let forms = ["docker-archive:", "oci-archive:", "oci:"];
-    let images = match forms.iter().find_map(|f| args.image.strip_prefix(f)) {
+    let store = Store::open(config::store()?).await?;
+    let path = image::ARCHIVES
+        .iter()
+        .find_map(|form| args.image.strip_prefix(form));
+    let images = match path {
         Some(path) => {
-            let store = Store::open(config::store()?).await?;
-            let bars = Bars::new(args.quiet);
-            let images = store
-                .import(Path::new(path), args.name.as_ref(), &bars)
-                .await;
-            bars.finish();
-            images.with_context(|| format!("no image from {path}"))?
+            image::import(&store, Path::new(path), args.name.as_ref(), args.quiet).await?
         }
         None => {
-            let store = Store::open(config::store()?).await?;
-            vec![image(&store, &args.image.parse()?, PullPolicy::Always, args.quiet).await?]
+            let reference = args.image.parse()?;
+            vec![image::pull(&store, &reference, PullPolicy::Always, args.quiet).await?]
         }
     };
     for image in images {
         println!("{}", image.reference.with_digest(&image.digest));
     }
     Ok(0)
-}
-
-/// The image, pulled with progress where it must be.
-pub async fn image(
-    store: &Store,
-    reference: &Reference,
-    policy: PullPolicy,
-    quiet: bool,
-) -> anyhow::Result<Image> {
-    let bars = Bars::new(quiet);
-    let image = store
-        .resolve_and_ensure(reference, policy, None, &bars)
-        .await;
-    bars.finish();
-    image.with_context(|| format!("no image {reference}"))
 }

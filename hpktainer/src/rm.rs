@@ -1,6 +1,7 @@
 //! `hpktainer rm`
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
@@ -36,9 +37,20 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
 
 /// Removes record and log.
 pub fn forget(places: &Places) -> anyhow::Result<()> {
-    match fs::remove_dir_all(&places.root) {
+    remove(&places.root)
+}
+
+/// Removes what there is of a container before it has a record: an image that Apptainer made, and its mount.
+pub async fn abandon(places: &Places) -> anyhow::Result<()> {
+    task::unmount(places).await?;
+    remove(&places.run)?;
+    forget(places)
+}
+
+fn remove(folder: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(folder) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("removing {}", places.root.display()))
+            Err(e).with_context(|| format!("removing {}", folder.display()))
         }
         _ => Ok(()),
     }

@@ -4,19 +4,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use hpk_images::process_defaults::{for_container, merge_env, signal_number};
-use hpk_images::{Image, Mounter, PullPolicy, Reference, Store};
+use hpk_images::process_defaults::{ProcessDefaults, merge_env, signal_number};
+use hpk_images::{Mounter, PullPolicy, Store};
 use hpk_shim_client::{Shim, Stdio, serve_events};
 
-use crate::claim::{Claim, claim};
+use crate::claim::claim;
 use crate::config::Config;
 use crate::container::{self, Places, Record};
+use crate::image::{Name, Root};
+use crate::limits::Limits;
 use crate::publish::{self, Publish};
 use crate::settings::{self, Binds, Net};
-use crate::spec::{self, Run, Volume};
+use crate::spec::{self, Around, Run, Volume};
 use crate::stdio::{Pipes, Signals, serve};
-use crate::sweep::{Owner, Turn};
-use crate::{detach, network, pull, sweep, task};
+use crate::sweep::Owner;
+use crate::{detach, network, rm, sweep, task};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -51,6 +53,8 @@ pub struct Args {
     /// The container's network
     #[arg(long, alias = "network", value_enum, default_value_t)]
     pub net: Net,
+    #[command(flatten)]
+    pub limits: Limits,
     /// Working directory
     #[arg(short, long)]
     pub workdir: Option<String>,
@@ -72,8 +76,8 @@ pub struct Args {
     /// No progress
     #[arg(short, long)]
     pub quiet: bool,
-    /// The image, e.g. docker://busybox:1.36
-    pub reference: Reference,
+    /// The image, e.g. docker://busybox:1.36, docker-archive:TAR, oci:DIR, ./image.sif, a root's ./folder, library://NAME
+    pub image: Name,
     /// Command and arguments instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
@@ -92,22 +96,24 @@ fn parse_policy(text: &str) -> Result<PullPolicy, String> {
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     check(&args)?;
     let store = Store::open(crate::config::store()?).await?;
-    let image = pull::image(&store, &args.reference, args.pull, args.quiet).await?;
-    let (mut record, _owner) = {
-        let turn = sweep::turn(config)?;
-        sweep::sweep(&turn, config).await?;
-        make_record(&turn, config, &args, &image)?
-    };
-    let places = Places::of(config, &record.id);
-    let (ran, claim) = match prepare(&store, &args, &record.id, image).await {
-        Err(e) => (Err(e), None),
-        Ok((mut signals, claim, image)) => {
-            let ran = run(config, &args, &image, &places, &mut record, &mut signals).await;
-            (ran, Some(claim))
+    let (id, _owner) = reserve(config).await?;
+    let places = Places::of(config, &id);
+    let (claim, begun) = match claim(&store, &args, &id, &places).await {
+        Err(e) => (None, Err(e)),
+        Ok((claim, root)) => {
+            let record = make_record(config, &args, &id, &places, &root).await;
+            (claim, record.map(|(record, lower)| (record, root, lower)))
         }
     };
-    let code = ran.as_ref().ok().copied();
-    let removed = finish(config, &args, &places, &mut record, code).await;
+    let (ran, removed) = match begun {
+        // There is no record yet: a pull or a mount at most.
+        Err(e) => (Err(e), rm::abandon(&places).await),
+        Ok((mut record, root, lower)) => {
+            let ran = run(config, &args, &root, &lower, &places, &mut record).await;
+            let code = ran.as_ref().ok().copied();
+            (ran, finish(config, &args, &places, &mut record, code).await)
+        }
+    };
     let given_back = match claim {
         Some(claim) => claim.end().await,
         None => Ok(()),
@@ -125,15 +131,14 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     }
 }
 
-async fn prepare(
-    store: &Store,
-    args: &Args,
-    id: &str,
-    image: Image,
-) -> anyhow::Result<(Signals, Claim, Image)> {
-    let signals = Signals::take()?;
-    let (claim, image) = claim(store, args, id, image).await?;
-    Ok((signals, claim, image))
+/// A folder for the container, which is this process's as long as it lives.
+async fn reserve(config: &Config) -> anyhow::Result<(String, Owner)> {
+    let turn = sweep::turn(config)?;
+    sweep::sweep(&turn, config).await?;
+    let id = container::random_id()?;
+    container::make_dir(&config.root.join(&id))?;
+    let owner = sweep::own(&turn, config, &id)?;
+    Ok((id, owner))
 }
 
 /// What can be found wrong before anything is made.
@@ -141,7 +146,14 @@ fn check(args: &Args) -> anyhow::Result<()> {
     if let (Some(port), Net::None | Net::Host) = (args.publish.first(), args.net) {
         bail!("--publish {port}: only with --net pod has a container an address to lead to");
     }
-    settings::check_sources(volumes(args))
+    if let Some(name) = &args.name {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || !name.chars().all(plain) {
+            bail!("--name {name:?}: only letters, digits, dot, dash, underscore");
+        }
+    }
+    settings::check_sources(volumes(args))?;
+    args.limits.warn()
 }
 
 fn volumes(args: &Args) -> impl Iterator<Item = &Volume> {
@@ -149,27 +161,22 @@ fn volumes(args: &Args) -> impl Iterator<Item = &Volume> {
     args.volume.iter().chain(binds)
 }
 
-fn make_record(
-    turn: &Turn,
+/// Mounts the image, where it is to be mounted, and writes the record.
+async fn make_record(
     config: &Config,
     args: &Args,
-    image: &Image,
-) -> anyhow::Result<(Record, Owner)> {
-    let id = container::random_id()?;
-    let name = args.name.clone().unwrap_or_else(|| id.clone());
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || !name.chars().all(plain) {
-        bail!("--name {name:?}: only letters, digits, dot, dash, underscore");
-    }
-    if container::list(config)?.iter().any(|r| r.name == name) {
-        bail!("there is a container {name:?} already (hpktainer rm {name})");
-    }
-    let defaults = defaults(args, image)?;
+    id: &str,
+    places: &Places,
+    root: &Root,
+) -> anyhow::Result<(Record, PathBuf)> {
+    let name = args.name.clone().unwrap_or_else(|| id.to_owned());
+    let lower = root.lower(&Mounter::new(places.run.join("images"))).await?;
+    let defaults = defaults(args, root, &lower)?;
     let stop_signal = defaults.stop_signal.as_deref().and_then(signal_number);
     let record = Record {
-        id,
-        name,
-        image: args.reference.to_string(),
+        id: id.to_owned(),
+        name: name.clone(),
+        image: args.image.to_string(),
         command: defaults.args,
         created: SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -183,18 +190,17 @@ fn make_record(
         auto_remove: args.rm,
         exit: None,
     };
-    container::make_dir(&config.root.join(&record.id))?;
-    let owner = sweep::own(turn, config, &record.id)?;
+    let _turn = sweep::turn(config)?;
+    if container::list(config)?.iter().any(|r| r.name == name) {
+        bail!("there is a container {name:?} already (hpktainer rm {name})");
+    }
     record.save(config)?;
-    Ok((record, owner))
+    Ok((record, lower))
 }
 
-fn defaults(
-    args: &Args,
-    image: &Image,
-) -> anyhow::Result<hpk_images::process_defaults::ProcessDefaults> {
+fn defaults(args: &Args, root: &Root, lower: &Path) -> anyhow::Result<ProcessDefaults> {
     let entrypoint = args.entrypoint.clone().map(|e| vec![e]);
-    let mut defaults = for_container(&image.config, entrypoint.as_deref(), Some(&args.command))?;
+    let mut defaults = root.defaults(lower, entrypoint.as_deref(), &args.command)?;
     let given = settings::read_env_files(&args.env_file)?;
     for entries in [&given, &args.env] {
         merge_env(
@@ -223,17 +229,15 @@ pub fn env_entries(given: &[String], caller: impl Fn(&str) -> Option<String>) ->
 async fn run(
     config: &Config,
     args: &Args,
-    image: &Image,
+    root: &Root,
+    lower: &Path,
     places: &Places,
     record: &mut Record,
-    signals: &mut Signals,
 ) -> anyhow::Result<u32> {
+    let mut signals = Signals::take()?;
     places.make()?;
-    let lower = Mounter::new(places.run.join("images"))
-        .ensure(image)
-        .await?;
     connect(config, args, places, record).await?;
-    write_bundle(config, args, image, places, record, &lower)?;
+    write_bundle(config, args, root, places, record, lower)?;
 
     // Events are hints; but a shim whose publishing fails complains.
     let mut events = serve_events(&places.run.join("events"))?;
@@ -244,16 +248,16 @@ async fn run(
             stderr: logger_uri(config, places),
             ..Stdio::default()
         };
-        let shim = task::create(config, places, &record.id, &lower, stdio).await?;
+        let shim = task::create(config, places, &record.id, lower, stdio).await?;
         task::start(&shim, &record.id, "").await?;
         detach::tell_started(&record.id)?;
-        return wait_detached(&shim, record, signals).await;
+        return wait_detached(&shim, record, &mut signals).await;
     }
     let pipes = Pipes::make(&places.run, "main", args.interactive, args.tty)?;
     let mut copying = pipes.connect()?;
-    let shim = task::create(config, places, &record.id, &lower, pipes.stdio.clone()).await?;
+    let shim = task::create(config, places, &record.id, lower, pipes.stdio.clone()).await?;
     task::start(&shim, &record.id, "").await?;
-    let code = serve(&shim, &record.id, "", args.tty, &mut copying, signals).await;
+    let code = serve(&shim, &record.id, "", args.tty, &mut copying, &mut signals).await;
     // The shim lets go of the pipes, so that their end can be seen.
     let _ = shim.delete(&record.id, "").await;
     copying.drain().await;
@@ -305,12 +309,12 @@ async fn wait_detached(shim: &Shim, record: &Record, signals: &mut Signals) -> a
 fn write_bundle(
     config: &Config,
     args: &Args,
-    image: &Image,
+    root: &Root,
     places: &Places,
     record: &Record,
     lower: &Path,
 ) -> anyhow::Result<()> {
-    let defaults = defaults(args, image)?;
+    let defaults = defaults(args, root, lower)?;
     let (user, bounding) = task::lookups(lower, &defaults.user)?;
     let hostname = args.hostname.as_deref().unwrap_or(&record.id);
     let etc = places.root.join("etc");
@@ -323,14 +327,16 @@ fn write_bundle(
     };
     let netns = (args.net != Net::Host).then_some(places.netns.as_path());
     let volumes: Vec<Volume> = volumes(args).cloned().collect();
-    let spec = spec::container(
-        &run,
+    let around = Around {
         hostname,
         netns,
-        &etc,
-        &volumes,
-        settings::squash_ids()?,
-    )?;
+        etc: &etc,
+        volumes: &volumes,
+        resources: args.limits.resources()?,
+        cgroup: args.limits.cgroup(&record.id),
+        squash: settings::squash_ids()?,
+    };
+    let spec = spec::container(&run, around)?;
     // The environment may hold secrets: 0600.
     container::write_file(
         &places.bundle().join("config.json"),
@@ -351,7 +357,7 @@ async fn finish(
     record.exit = code;
     match code.is_none() || args.rm {
         false => record.save(config),
-        true => crate::rm::forget(places),
+        true => rm::forget(places),
     }
 }
 

@@ -11,7 +11,8 @@ use hpk_images::process_defaults::ProcessDefaults;
 use hpk_images::user::User;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
-    Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxResources, Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 /// The shim's annotation for a container that may be root where its user isn't mapped.
@@ -105,15 +106,30 @@ pub fn process(run: &Run<'_>) -> anyhow::Result<Process> {
         .context("building the process")
 }
 
-/// The whole spec: own namespaces but the network's, which CNI has filled, or (none) which is the caller's.
-pub fn container(
-    run: &Run<'_>,
-    hostname: &str,
-    netns: Option<&Path>,
-    etc: &Path,
-    volumes: &[Volume],
-    squash: bool,
-) -> anyhow::Result<Spec> {
+/// What is around the processes of a container.
+#[derive(Debug)]
+pub struct Around<'a> {
+    /// Its own.
+    pub hostname: &'a str,
+    /// The network namespace, which CNI has filled; none for the caller's.
+    pub netns: Option<&'a Path>,
+    /// Folder with its `hosts`, `hostname` and `resolv.conf`.
+    pub etc: &'a Path,
+    /// `-v` and `--bind`.
+    pub volumes: &'a [Volume],
+    /// Limits.
+    pub resources: Option<LinuxResources>,
+    /// Where they are kept; none for below the caller's cgroup.
+    pub cgroup: Option<PathBuf>,
+    /// Whether a user that isn't mapped may be root instead.
+    pub squash: bool,
+}
+
+/// The whole spec: own namespaces but the network's.
+pub fn container(run: &Run<'_>, around: Around<'_>) -> anyhow::Result<Spec> {
+    let Around {
+        hostname, netns, ..
+    } = around;
     let mut namespaces = Vec::new();
     for kind in [
         LinuxNamespaceType::Mount,
@@ -130,10 +146,17 @@ pub fn container(
         namespaces.push(network.build()?);
     }
     let texts = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(namespaces)
         .masked_paths(texts(&MASKED_PATHS))
         .readonly_paths(texts(&READONLY_PATHS));
+    if let Some(resources) = around.resources {
+        linux = linux.resources(resources);
+        if let Some(cgroup) = around.cgroup {
+            linux = linux.cgroups_path(cgroup);
+        }
+    }
+    let annotations = HashMap::from([(SQUASH.to_owned(), around.squash.to_string())]);
     SpecBuilder::default()
         .version("1.0.2")
         .root(
@@ -144,9 +167,9 @@ pub fn container(
         )
         .process(process(run)?)
         .hostname(hostname)
-        .mounts(mounts(netns.is_some(), etc, volumes)?)
+        .mounts(mounts(netns.is_some(), around.etc, around.volumes)?)
         .linux(linux.build()?)
-        .annotations(HashMap::from([(SQUASH.to_owned(), squash.to_string())]))
+        .annotations(annotations)
         .build()
         .context("building the runtime spec")
 }
@@ -249,15 +272,16 @@ mod tests {
             bounding: 0,
         };
         let volumes = ["/a:/b:ro".parse().unwrap()];
-        let spec = container(
-            &run,
-            "box",
-            Some("/run/netns/x".as_ref()),
-            "/e".as_ref(),
-            &volumes,
-            true,
-        )
-        .unwrap();
+        let around = Around {
+            hostname: "box",
+            netns: Some("/run/netns/x".as_ref()),
+            etc: "/e".as_ref(),
+            volumes: &volumes,
+            resources: None,
+            cgroup: None,
+            squash: true,
+        };
+        let spec = container(&run, around).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
         let namespaces = json["linux"]["namespaces"].as_array().unwrap();
         let network: Vec<_> = namespaces

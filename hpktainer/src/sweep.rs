@@ -55,7 +55,7 @@ pub async fn sweep(_turn: &Turn, config: &Config) -> anyhow::Result<()> {
         let id = folder.file_name().unwrap_or_default().to_string_lossy();
         let swept = match records.iter().find(|record| record.id == id) {
             // It was killed before it had written the record, or after it had removed it.
-            None => rm::forget(&Places::of(config, &id)),
+            None => rm::abandon(&Places::of(config, &id)).await,
             Some(record) if record.exit.is_none() => settle(config, record.clone()).await,
             Some(_) => Ok(()),
         };

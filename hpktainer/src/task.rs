@@ -182,15 +182,7 @@ pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
     let mut note = |done: anyhow::Result<()>| failures.extend(done.err());
     note(remove_task(config, &places, &record.id).await);
     note(network::detach(config, &places, record).await);
-    let mounter = Mounter::new(places.run.join("images"));
-    match mounter.mounted().await {
-        Err(e) => note(Err(e.into())),
-        Ok(digests) => {
-            for digest in digests {
-                note(mounter.release(&digest).await.map_err(Into::into));
-            }
-        }
-    }
+    note(unmount(&places).await);
     let layers = ["upper", "work", "etc"].map(|dir| places.root.join(dir));
     for dir in layers.iter().chain([&places.run]) {
         match std::fs::remove_dir_all(dir) {
@@ -213,6 +205,15 @@ pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
             ))
         }
     }
+}
+
+/// Unmounts the container's image; one that isn't mounted is fine.
+pub async fn unmount(places: &Places) -> anyhow::Result<()> {
+    let mounter = Mounter::new(places.run.join("images"));
+    for digest in mounter.mounted().await? {
+        mounter.release(&digest).await?;
+    }
+    Ok(())
 }
 
 async fn remove_task(config: &Config, places: &Places, id: &str) -> anyhow::Result<()> {

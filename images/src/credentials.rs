@@ -61,7 +61,7 @@ struct DockerConfig {
 
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "lowercase")]
-struct DockerAuth {
+pub(crate) struct DockerAuth {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
@@ -80,7 +80,7 @@ impl Keyring {
         Self::from_auths(serde_json::from_slice(json).map_err(without_content)?)
     }
 
-    fn from_auths(auths: BTreeMap<String, DockerAuth>) -> Result<Self, Error> {
+    pub(crate) fn from_auths(auths: BTreeMap<String, DockerAuth>) -> Result<Self, Error> {
         let mut entries = Vec::new();
         for (key, auth) in auths {
             if let Some(credentials) = auth.credentials(&key)? {
@@ -141,7 +141,7 @@ pub(crate) fn decode_auth(auth: &str) -> Option<Credentials> {
 }
 
 /// serde_json's message may quote the input, which is a secret here.
-fn without_content(error: serde_json::Error) -> Error {
+pub(crate) fn without_content(error: serde_json::Error) -> Error {
     Error::Parse {
         line: error.line(),
         column: error.column(),

@@ -33,7 +33,8 @@
 //! Layout:
 //! - [`reference`]: names of images, normalised as Docker does
 //! - [`registries`]: `registries.yaml` (K3s's form) → the endpoints to try
-//! - [`credentials`]: user names and passwords, `dockerconfigjson`
+//! - [`credentials`]: user names and passwords, `dockerconfigjson`; [`logins`]: the user's own, as docker and podman keep them
+//! - [`policy`]: `policy.json` (the containers' form): which images may be taken, and their signatures
 //! - [`progress`]: what a pull reports while it runs
 //! - [`manifest`]: manifests and indexes, the choice of platform
 //! - [`source`]: where blobs come from: [`source::registry`], [`source::local`] (tars, OCI layouts)
@@ -44,7 +45,7 @@
 //! - [`lease`]: the lock that survives a dead holder, and one that hangs
 //! - [`store`]: all of that, by digest
 //! - [`private`]: a node-local folder whose name nobody else can take
-//! - [`mount`]: squashfs → a folder, by squashfuse
+//! - [`mount`]: squashfs → a folder, by squashfuse; [`sif`]: where it lies in a SIF
 //! - [`overlay`]: the mounts of a container's root file system
 //! - [`process_defaults`], [`user`]: what an image's config says of the process to run
 //! - [`container_defaults`]: what a container is given where nobody says otherwise
@@ -56,17 +57,20 @@ pub mod credentials;
 pub mod layer;
 pub mod lease;
 pub mod limits;
+pub mod logins;
 pub mod manifest;
 mod members;
 pub mod merge;
 pub mod mount;
 pub mod overlay;
 pub mod pack;
+pub mod policy;
 pub mod private;
 pub mod process_defaults;
 pub mod progress;
 pub mod reference;
 pub mod registries;
+pub mod sif;
 pub mod source;
 pub mod store;
 pub mod user;

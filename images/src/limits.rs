@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Names the setting of [`Limits::unpacked`].
 pub const SETTING: &str = "HPK_IMAGE_MAX_GIB";
 
+/// Names the setting of [`store_max_bytes`].
+pub const STORE_SETTING: &str = "HPK_STORE_MAX_GIB";
+
 /// Layers of one image. Docker makes 127 at most.
 pub const LAYERS: usize = 512;
 
@@ -44,10 +47,30 @@ impl Default for Limits {
     }
 }
 
-/// The setting is no number of GiB, 1 or more.
+/// A setting is no number of GiB, 1 or more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{SETTING}={0:?} is not a number of GiB, 1 or more")]
-pub struct SettingError(String);
+#[error("{name}={value:?} is not a number of GiB, 1 or more")]
+pub struct SettingError {
+    name: &'static str,
+    value: String,
+}
+
+/// `HPK_STORE_MAX_GIB`: what the store may grow to before images that nobody uses leave it. Bytes.
+pub fn store_max_bytes() -> Result<Option<u64>, SettingError> {
+    let set = std::env::var_os(STORE_SETTING).filter(|v| !v.is_empty());
+    set.map(|text| gib(STORE_SETTING, &text.to_string_lossy()))
+        .transpose()
+}
+
+/// A number of GiB as bytes.
+pub fn gib(name: &'static str, text: &str) -> Result<u64, SettingError> {
+    let number: Option<u64> = text.parse().ok().filter(|n| *n > 0);
+    let bytes = number.and_then(|n| n.checked_mul(1 << 30));
+    bytes.ok_or_else(|| SettingError {
+        name,
+        value: text.to_owned(),
+    })
+}
 
 impl Limits {
     /// `HPK_IMAGE_MAX_GIB`, else 128 GiB.
@@ -64,11 +87,9 @@ impl FromStr for Limits {
 
     /// Takes a number of GiB.
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        let gib: Option<u64> = text.parse().ok().filter(|n| *n > 0);
-        let unpacked = gib.and_then(|n| n.checked_mul(1 << 30));
-        unpacked
-            .map(|unpacked| Self { unpacked })
-            .ok_or_else(|| SettingError(text.to_owned()))
+        Ok(Self {
+            unpacked: gib(SETTING, text)?,
+        })
     }
 }
 

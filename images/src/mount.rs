@@ -16,9 +16,12 @@ use std::time::Duration;
 use hpk_userns::Mapped;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
+use sha2::{Digest as _, Sha256};
 
 use crate::Image;
+use crate::layer::hex;
 use crate::manifest::digest_hex;
+use crate::sif::Squashfs;
 
 /// Longest time a squashfuse may take to mount (over a slow shared file system).
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -98,23 +101,41 @@ impl Mounter {
 
     /// The folder where `image` is mounted, mounting it first if it isn't. Idempotent, and good across processes.
     pub async fn ensure(&self, image: &Image) -> Result<PathBuf, Error> {
-        let (target, lock) = self.paths(&image.digest)?;
+        self.ensure_at(&image.digest, &image.sqfs, 0).await
+    }
+
+    /// The same for the root file system in a SIF, where it lies. It is known by the file's identity, not by its content.
+    pub async fn ensure_sif(&self, sif: &Squashfs) -> Result<PathBuf, Error> {
+        use std::os::unix::fs::MetadataExt as _;
+        let file = fs::metadata(&sif.path).map_err(|e| io_error("looking at", &sif.path, e))?;
+        let mut hash = Sha256::new();
+        for number in [file.dev(), file.ino(), file.size(), sif.offset] {
+            hash.update(number.to_le_bytes());
+        }
+        hash.update(file.mtime().to_le_bytes());
+        hash.update(file.mtime_nsec().to_le_bytes());
+        let key = format!("sha256:{}", hex(&hash.finalize()));
+        self.ensure_at(&key, &sif.path, sif.offset).await
+    }
+
+    async fn ensure_at(&self, digest: &str, file: &Path, offset: u64) -> Result<PathBuf, Error> {
+        let (target, lock) = self.paths(digest)?;
         let _lock = self.lock(lock).await?;
         match state(&target)? {
             State::Mounted => return Ok(target),
             State::Dead => {
-                tracing::warn!(image = %image.digest, "the image's squashfuse died; mounting anew");
+                tracing::warn!(image = digest, "the image's squashfuse died; mounting anew");
                 unmount(&target)?;
             }
             State::Unmounted => {}
         }
         make_dir(&target)?;
-        start(&image.sqfs, &target).await?;
+        start(file, offset, &target).await?;
         match state(&target)? {
             State::Mounted => Ok(target),
             State::Dead | State::Unmounted => Err(Error::Refused {
                 program: "squashfuse".into(),
-                sqfs: image.sqfs.clone(),
+                sqfs: file.to_owned(),
                 reason: "it ended without an error and without a mount".to_owned(),
             }),
         }
@@ -284,12 +305,15 @@ fn unmount(target: &Path) -> Result<(), Error> {
 
 /// Starts squashfuse and waits until it stands: without `-f` the process started ends when the mount is there, and another
 /// goes on in the background.
-async fn start(sqfs: &Path, target: &Path) -> Result<(), Error> {
+async fn start(sqfs: &Path, offset: u64, target: &Path) -> Result<(), Error> {
     let program =
         find_squashfuse(std::env::var_os("PATH").as_deref()).ok_or(Error::NoSquashfuse)?;
     let mut command = tokio::process::Command::new(&program);
     let mapped = Mapped::here()?;
-    let options = options(nix::unistd::geteuid().is_root(), &mapped);
+    let mut options = options(nix::unistd::geteuid().is_root(), &mapped).to_owned();
+    if offset > 0 {
+        options.push_str(&format!(",offset={offset}"));
+    }
     command.arg("-o").arg(options).arg(sqfs).arg(target);
     command
         .stdin(Stdio::null())

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
-use fixtures::{Entry, Image, Registry, Tls, files_below};
+use fixtures::{Entry, Image, Registry, Signer, Tls, files_below};
 use hpk_images::{
     Credentials, ErrorKind, Event, Limits, Mounter, Progress, PullPolicy, Quiet, Reference, Store,
     StoreConfig,
@@ -35,6 +35,9 @@ impl Home {
         StoreConfig {
             root: at("store"),
             registries: Some(at("registries.yaml")),
+            logins: vec![at("auth.json")],
+            policy: Some(at("policy.json")),
+            max_bytes: None,
             local_dir: at("local"),
             limits: Limits::default(),
         }
@@ -396,6 +399,147 @@ async fn a_private_registry_wants_credentials() {
         .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn the_users_own_logins_are_tried_one_after_the_other() {
+    let registry = Registry::start(None, true);
+    registry.push(&two_layers(), "team/app:1");
+    let tag: Reference = registry.name("team/app:1").parse().unwrap();
+    let home = Home::new("");
+    let store = home.store().await;
+    let login = |scope: &str, password: &str| {
+        let host = registry.host();
+        format!(r#""{host}{scope}":{{"username":"u","password":"{password}"}}"#)
+    };
+    let pull = async |logins: &[String]| {
+        let json = format!(r#"{{"auths":{{{}}}}}"#, logins.join(","));
+        fs::write(home.dir.path().join("auth.json"), json).unwrap();
+        store
+            .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+            .await
+    };
+    let error = pull(&[login("", "wrong-sekrit")]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+    let said = error.to_string();
+    assert!(
+        said.contains("user \"u\"") && !said.contains("sekrit"),
+        "{said}"
+    );
+    pull(&[login("/team", "wrong"), login("", "p")])
+        .await
+        .unwrap();
+}
+
+/// A policy that wants what `item` says of all images of `registry`, and no others.
+fn policy_of(registry: &Registry, item: &str) -> String {
+    let host = registry.host();
+    format!(
+        r#"{{"default":[{{"type":"reject"}}],"transports":{{"docker":{{"{host}":[{item}]}}}}}}"#
+    )
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn what_the_policy_does_not_let_in_is_refused_and_leaves_nothing() {
+    let registry = Registry::start(None, false);
+    registry.push(&two_layers(), "app:1");
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    let home = Home::new("");
+    let store = home.store().await;
+    let pull = async |policy: &str| {
+        fs::write(home.dir.path().join("policy.json"), policy).unwrap();
+        store
+            .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+            .await
+    };
+    for (policy, kind) in [
+        (
+            policy_of(&registry, r#"{"type":"reject"}"#),
+            ErrorKind::Refused,
+        ),
+        (
+            r#"{"default":[{"type":"reject"}]}"#.to_owned(),
+            ErrorKind::Refused,
+        ),
+        (
+            policy_of(&registry, r#"{"type":"signedBy","keyPath":"/k"}"#),
+            ErrorKind::Refused,
+        ),
+        ("{".to_owned(), ErrorKind::Config),
+    ] {
+        let error = pull(&policy).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{policy}: {error}");
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+    assert!(store.find(&tag).await.unwrap().is_none());
+    pull(&policy_of(
+        &registry,
+        r#"{"type":"insecureAcceptAnything"}"#,
+    ))
+    .await
+    .unwrap();
+}
+
+/// Debian's skopeo, which might judge each case first, has sigstore taken out.
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn only_a_signature_by_the_key_for_this_image_and_name_lets_it_in() {
+    let registry = Registry::start(None, false);
+    let (ours, theirs) = (Signer::make(), Signer::make());
+    registry.push(&two_layers(), "unsigned:1");
+    for (name, signer, signed_name) in [
+        ("signed:1", &ours, "signed:1"),
+        ("by-another:1", &theirs, "by-another:1"),
+        ("renamed:1", &ours, "other:1"),
+        ("bare:1", &ours, "bare"),
+    ] {
+        registry.push(&Image::new([vec![Entry::file("name", name)]], "{}"), name);
+        registry.sign(name, signer, &registry.name(signed_name));
+    }
+    // Another image's signature, moved to this one.
+    registry.push(
+        &Image::new([vec![Entry::file("name", "evil")]], "{}"),
+        "moved:1",
+    );
+    registry.move_signature("signed:1", "moved:1");
+    let key = ours.key_file().display().to_string();
+    let exact = format!(r#"{{"type":"sigstoreSigned","keyPath":"{key}"}}"#);
+    let loose = format!(
+        r#"{{"type":"sigstoreSigned","keyPath":"{key}","signedIdentity":{{"type":"matchRepository"}}}}"#
+    );
+    let home = Home::new("");
+    let store = home.store().await;
+    let policy_file = home.dir.path().join("policy.json");
+    for (name, item, good) in [
+        ("signed:1", &exact, true),
+        ("unsigned:1", &exact, false),
+        ("by-another:1", &exact, false),
+        ("renamed:1", &exact, false),
+        ("renamed:1", &loose, false),
+        ("bare:1", &exact, false),
+        ("bare:1", &loose, true),
+        ("moved:1", &exact, false),
+        ("moved:1", &loose, false),
+    ] {
+        fs::write(&policy_file, policy_of(&registry, item)).unwrap();
+        let tag: Reference = registry.name(name).parse().unwrap();
+        let pulled = store
+            .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+            .await;
+        match pulled {
+            Ok(_) => assert!(good, "{name} {item} was taken"),
+            Err(error) => {
+                assert!(
+                    !good,
+                    "{name} {item}: {error} {:?}",
+                    std::error::Error::source(&error)
+                );
+                assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -58,6 +58,16 @@ pub struct Args {
     /// Registries and mirrors, in K3s's `registries.yaml` form.
     #[arg(long)]
     pub registries: Option<PathBuf>,
+    /// Which images may be taken, in the form of containers-policy.json(5); one that isn't there takes all.
+    #[arg(long)]
+    pub image_policy: Option<PathBuf>,
+    /// A file with logins at registries, in the form of containers-auth.json(5): tried after a pod's own pull secrets.
+    /// Repeatable, the first of most weight.
+    #[arg(long)]
+    pub registry_login: Vec<PathBuf>,
+    /// GiB that the image store may grow to before images that nobody uses leave it.
+    #[arg(long, value_parser = store_bytes)]
+    pub image_store_max_gib: Option<u64>,
     /// GiB that one image may unpack to.
     #[arg(long, env = hpk_images::limits::SETTING, default_value = "128")]
     pub image_max_gib: hpk_images::Limits,
@@ -257,6 +267,11 @@ fn parse_quantities(
             }),
         })
         .collect()
+}
+
+/// GiB as bytes.
+fn store_bytes(text: &str) -> Result<u64, hpk_images::limits::SettingError> {
+    hpk_images::limits::gib("--image-store-max-gib", text)
 }
 
 fn parse_pairs(flag: &'static str, pairs: &[String]) -> Result<BTreeMap<String, String>, Error> {

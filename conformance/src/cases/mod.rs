@@ -229,6 +229,7 @@ pub const TABLE: &[Case] = table! {
         port_forward_says_which_port_nobody_listens_on;
     refusals:
         an_image_that_does_not_exist_is_named_in_the_event
+        an_image_that_the_policy_rejects_is_named_in_the_event
         a_volume_that_cannot_be_had_is_named_in_the_event
         an_overlarge_pod_is_left_pending_by_the_scheduler
         a_malformed_cni_conf_is_refused_with_its_fault
@@ -246,6 +247,7 @@ pub const TABLE: &[Case] = table! {
         the_shim_runs_pods_as_the_kubelet_drives_it
         the_same_kubelet_runs_pods_on_runc_and_the_bridge_plugin
         hpktainer_runs_an_image_on_the_pod_network
+        hpktainer_takes_images_in_every_form
         the_doctor_finds_nothing_essential_missing;
     hosted:
         hpktainer_on_a_host_is_on_the_network_of_its_bubble

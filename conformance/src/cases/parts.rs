@@ -217,6 +217,75 @@ pub fn hpktainer_runs_an_image_on_the_pod_network(context: &mut Context) -> Resu
     Ok(())
 }
 
+/// Each form of an image, made by the program that it is the form of, says who made it. On a bare host, without a network
+/// of its own; `oras` is what Apptainer itself pushes and pulls.
+const FORMS: &str = r#"
+set -eu
+work=$(mktemp -d "$HOME/forms.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+export PATH=/hpk/bin:$PATH APPTAINER_CACHEDIR=$work/cache
+image=docker.io/library/busybox:1.37
+{
+    skopeo copy -q "docker://$image" "docker-archive:a.tar:$image"
+    skopeo copy -q "docker://$image" oci-archive:b.tar
+    skopeo copy -q "docker://$image" oci:layout
+    mkdir root && printf 'FROM docker-archive:a.tar
+ENV FROM_IMAGE=yes
+' >/dev/null
+    printf 'Bootstrap: docker-archive
+From: a.tar
+%%environment
+    export WHO=sif
+%%runscript
+    echo "runscript $WHO $*"
+' >def
+    apptainer build c.sif def
+    apptainer build --sandbox folder c.sif
+    apptainer push c.sif oras://registry.hpk.test:5000/test/forms:1
+} >log 2>&1 || { cat log; exit 1; }
+run() { hpktainer run --quiet --rm --net none "$@"; }
+for form in docker-archive:a.tar oci-archive:b.tar oci:layout; do
+    echo "$form: $(run "$form" echo hello)"
+done
+echo "sif: $(run ./c.sif a b)"
+echo "command: $(run --entrypoint /bin/echo c.sif direct)"
+echo "folder: $(run ./folder)"
+run --entrypoint /bin/touch ./folder /mark && [ ! -e folder/mark ] && echo "folder: unwritten"
+echo "oras: $(run oras://registry.hpk.test:5000/test/forms:1 c)"
+run ./log 2>&1 || echo "refused: $?"
+ls "${TMPDIR:-/tmp}"/hpktainer-*/containers 2>/dev/null | grep -v '^turn$' || true
+"#;
+
+pub fn hpktainer_takes_images_in_every_form(context: &mut Context) -> Result<()> {
+    let said = context
+        .testbed
+        .on("hpc", "node2", FORMS)
+        .limit(180)
+        .success()?;
+    for line in [
+        "docker-archive:a.tar: hello",
+        "oci-archive:b.tar: hello",
+        "oci:layout: hello",
+        "sif: runscript sif a b",
+        "command: direct",
+        "folder: runscript sif ",
+        "folder: unwritten",
+        "oras: runscript sif c",
+        "refused: 125",
+    ] {
+        ensure!(
+            said.lines().any(|one| one.trim_end() == line.trim_end()),
+            "no line {line:?} in:\n{said}"
+        );
+    }
+    ensure!(
+        said.contains("is no SIF image"),
+        "not refused in words:\n{said}"
+    );
+    Ok(())
+}
+
 pub fn the_doctor_finds_nothing_essential_missing(context: &mut Context) -> Result<()> {
     let table = context
         .testbed

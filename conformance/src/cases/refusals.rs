@@ -44,6 +44,26 @@ pub fn an_image_that_does_not_exist_is_named_in_the_event(context: &mut Context)
     })
 }
 
+/// The policy is the user's own file; nothing has to be started again for it.
+pub fn an_image_that_the_policy_rejects_is_named_in_the_event(context: &mut Context) -> Result<()> {
+    const POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}], "transports":
+        {"docker": {"docker.io/library/nginx": [{"type": "reject"}]}}}"#;
+    in_namespace(context, "rejected-image", |cluster, namespace| {
+        let login = |script: &str| cluster.testbed.on("hpc", "login", script.to_owned());
+        login("cat >~/.hpk/policy.json").input(POLICY).success()?;
+        let image = "--image=docker.io/library/nginx:1.27 --image-pull-policy=Always";
+        let seen = cluster
+            .kubectl(&format!("-n {namespace} run rejected {image}"))
+            .success()
+            .and_then(|_| {
+                let words = ["Failed", "nginx:1.27 is refused", "policy.json rejects it"];
+                event(cluster, namespace, "rejected", &words)
+            });
+        login("rm ~/.hpk/policy.json").success()?;
+        seen
+    })
+}
+
 pub fn a_volume_that_cannot_be_had_is_named_in_the_event(context: &mut Context) -> Result<()> {
     in_namespace(context, "no-volume", |cluster, namespace| {
         cluster.apply(

@@ -16,6 +16,7 @@ use crate::Reference;
 use crate::layer::hex;
 use crate::manifest::{Descriptor, MAX_BYTES, digest_hex};
 use crate::members::Members;
+use crate::policy::signature::Signature;
 use crate::progress::{Event, Progress};
 
 /// Something with images in it.
@@ -104,6 +105,15 @@ impl Local {
                 false => Some(index_tar(path).map_err(read)?),
             },
         })
+    }
+
+    /// What skopeo calls its form.
+    pub fn transport(&self) -> &'static str {
+        match (&self.members, self.has("index.json")) {
+            (None, _) => "oci",
+            (Some(_), true) => "oci-archive",
+            (Some(_), false) => "docker-archive",
+        }
     }
 
     /// All images in it.
@@ -330,6 +340,10 @@ impl Source for LocalImage {
             true => Ok(()),
             false => Err(self.corrupt(&blob.digest, format!("its digest is sha256:{digest}"))),
         }
+    }
+
+    async fn signatures(&self, _: &str) -> Result<Vec<Signature>, Error> {
+        Ok(Vec::new())
     }
 
     fn name(&self) -> String {

@@ -7,6 +7,7 @@ pub mod registry;
 use async_trait::async_trait;
 
 use crate::manifest::Descriptor;
+use crate::policy::signature::Signature;
 use crate::progress::Progress;
 
 /// A place that has one image, by manifest and blobs.
@@ -22,6 +23,9 @@ pub trait Source: Send + Sync {
         file: &mut tokio::fs::File,
         progress: &dyn Progress,
     ) -> Result<(), Error>;
+
+    /// The signatures attached to the image or index `digest`; none where the place can't have any.
+    async fn signatures(&self, digest: &str) -> Result<Vec<Signature>, Error>;
 
     /// The place, for messages.
     fn name(&self) -> String;

@@ -1,5 +1,6 @@
 //! A registry's endpoint, by the OCI distribution protocol.
 
+use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use oci_client::errors::OciDistributionError;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
@@ -19,6 +21,7 @@ use super::{Error, Source, chain};
 use crate::credentials::Credentials;
 use crate::layer::hex;
 use crate::manifest::{ACCEPTED, Descriptor};
+use crate::policy::signature::{self, Signature};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::registries::{Endpoint, Scheme};
@@ -307,9 +310,82 @@ impl Source for Registry {
         }
     }
 
+    /// Those that cosign and skopeo attach, under the tag `sha256-HEX.sig`.
+    async fn signatures(&self, digest: &str) -> Result<Vec<Signature>, Error> {
+        let mut reference = oci_client::Reference::with_tag(
+            self.reference.registry().to_owned(),
+            self.reference.repository().to_owned(),
+            format!("{}.sig", digest.replace(':', "-")),
+        );
+        if self.reference.namespace().is_some() {
+            reference.set_mirror_registry(self.reference.resolve_registry().to_owned());
+        }
+        let what = format!("the signatures of {digest}");
+        let asked = self
+            .patiently(&what, || {
+                self.client
+                    .pull_manifest_raw(&reference, &self.auth, ACCEPTED)
+            })
+            .await;
+        let bytes = match asked {
+            Err(Error::NotFound { .. }) => return Ok(Vec::new()),
+            other => other?.0,
+        };
+        let corrupt = |reason: String| Error::Corrupt {
+            place: self.place.clone(),
+            what: what.clone(),
+            reason,
+        };
+        let attached: Attached =
+            serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        let mut found = Vec::new();
+        for layer in attached.layers {
+            let Some(base64) = layer.annotations.get(signature::ANNOTATION) else {
+                continue;
+            };
+            if layer.media_type != signature::MEDIA_TYPE {
+                continue;
+            }
+            if layer.size > signature::MAX_BYTES {
+                return Err(corrupt(format!("a document of {} bytes", layer.size)));
+            }
+            let descriptor = OciDescriptor {
+                digest: layer.digest.clone(),
+                size: i64::try_from(layer.size).unwrap_or(i64::MAX),
+                ..OciDescriptor::default()
+            };
+            let mut document = Vec::new();
+            let pulled = self
+                .client
+                .pull_blob(&reference, &descriptor, &mut document);
+            pulled.await.map_err(|e| self.error(&what, e))?;
+            found.push(Signature {
+                document,
+                base64: base64.clone(),
+            });
+        }
+        Ok(found)
+    }
+
     fn name(&self) -> String {
         self.place.clone()
     }
+}
+
+/// The manifest that signatures hang on.
+#[derive(Deserialize)]
+struct Attached {
+    layers: Vec<AttachedLayer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AttachedLayer {
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: HashMap<String, String>,
 }
 
 /// The reference as the endpoint knows it: its own host and repository, and for a mirror the real registry as `ns`.

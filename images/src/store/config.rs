@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
-use crate::limits::Limits;
+use crate::limits::{self, Limits};
+use crate::logins;
 use crate::private::{local_folder, local_parent};
 
 /// Where the store lies and what it uses.
@@ -13,6 +14,12 @@ pub struct StoreConfig {
     pub root: PathBuf,
     /// `registries.yaml` in K3s's form; a file that doesn't exist is as good as none.
     pub registries: Option<PathBuf>,
+    /// The user's own logins at registries, where no others are given: files as of [`logins::files`]; any may be missing.
+    pub logins: Vec<PathBuf>,
+    /// Which images may be taken: a [`policy`](crate::policy) file; one that doesn't exist takes all.
+    pub policy: Option<PathBuf>,
+    /// Bytes that the store may grow to before images that nobody uses leave it.
+    pub max_bytes: Option<u64>,
     /// Node-local scratch for downloads; needs about two and a half times an image's compressed size.
     pub local_dir: PathBuf,
     /// What an image may ask of the node.
@@ -20,8 +27,8 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// `HPK_STORE` (else `store` in `HPK_HOME`, else `~/.hpk/store`), `HPK_REGISTRIES` (else `registries.yaml` in
-    /// `HPK_HOME` or `~/.hpk`), `HPK_LOCAL_DIR` (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else
+    /// `HPK_STORE` (else `store` in `HPK_HOME`, else `~/.hpk/store`), `HPK_REGISTRIES` and `HPK_POLICY` (else
+    /// `registries.yaml` and `policy.json` in `HPK_HOME` or `~/.hpk`), `HPK_STORE_MAX_GIB` (else no bound), `HPK_LOCAL_DIR` (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else
     /// `images` in the user's [`local_folder`]), [`Limits::from_env`].
     pub fn from_env() -> Result<Self, Error> {
         let path = |name: &str| {
@@ -31,8 +38,11 @@ impl StoreConfig {
         };
         let home = path("HPK_HOME").or_else(|| path("HOME").map(|h| h.join(".hpk")));
         let root = path("HPK_STORE").or_else(|| Some(home.as_ref()?.join("store")));
-        let registries =
-            path("HPK_REGISTRIES").or_else(|| Some(home.as_ref()?.join("registries.yaml")));
+        let beside = |name: &str, file: &str| {
+            path(name).or_else(|| home.as_ref().map(|home| home.join(file)))
+        };
+        let registries = beside("HPK_REGISTRIES", "registries.yaml");
+        let policy = beside("HPK_POLICY", "policy.json");
         let bubble = Path::new("/var/lib/hpk");
         let ours = || nix::unistd::access(bubble, nix::unistd::AccessFlags::W_OK).is_ok();
         let local_dir = match path("HPK_LOCAL_DIR") {
@@ -46,6 +56,9 @@ impl StoreConfig {
         Ok(Self {
             root: root.ok_or(Error::NoHome)?,
             registries,
+            logins: logins::files(),
+            policy,
+            max_bytes: limits::store_max_bytes()?,
             local_dir,
             limits: Limits::from_env()?,
         })

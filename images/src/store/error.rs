@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{lease, limits, manifest, merge, pack, registries, source};
+use crate::{lease, limits, manifest, merge, pack, policy, registries, source};
 
 /// What kind of failure an [`Error`] is; for a caller's reason codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,9 @@ pub enum ErrorKind {
     Corrupt,
     /// It is beyond what an image may ask of a node.
     TooLarge,
-    /// The configuration (registries.yaml, environment) is wrong.
+    /// The user's policy doesn't let it in.
+    Refused,
+    /// The configuration (registries.yaml, policy.json, environment) is wrong.
     Config,
     /// Anything else.
     Other,
@@ -41,6 +43,18 @@ pub enum Error {
     /// registries.yaml is wrong.
     #[error(transparent)]
     Registries(#[from] registries::Error),
+    /// policy.json is wrong.
+    #[error(transparent)]
+    Policy(#[from] policy::Error),
+    /// The policy doesn't let it in.
+    #[error("{reference} is refused")]
+    Refused {
+        /// What was asked for.
+        reference: String,
+        /// Why.
+        #[source]
+        refusal: policy::Refusal,
+    },
     /// Every endpoint failed.
     #[error("pulling {reference}: {}", listed(.failures))]
     Endpoints {
@@ -182,7 +196,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NeverPull { .. } => ErrorKind::NeverPull,
+            Self::Refused { .. } => ErrorKind::Refused,
             Self::Registries(_)
+            | Self::Policy(_)
             | Self::Setting(_)
             | Self::NoHome
             | Self::Local(_)

@@ -6,6 +6,7 @@ use super::error::Error;
 use super::files::listed;
 use super::resolve::choose;
 use super::{Image, Store, blocking};
+use crate::policy::Origin;
 use crate::source::Source as _;
 use crate::source::local::{Local, LocalImage};
 use crate::{Progress, Reference};
@@ -20,7 +21,16 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Vec<Image>, Error> {
         let opened = path.to_owned();
-        let images = blocking(move || Ok(Local::open(&opened)?.images()?)).await?;
+        let (transport, images) = blocking(move || {
+            let local = Local::open(&opened)?;
+            Ok((local.transport(), local.images()?))
+        })
+        .await?;
+        let absolute = std::path::absolute(path).map_err(|e| Error::io("finding", path, e))?;
+        let origin = Origin::Local {
+            transport,
+            path: &absolute,
+        };
         let alone = images.len() == 1;
         let mut done = Vec::new();
         for image in images {
@@ -34,7 +44,7 @@ impl Store {
                 });
             }
             for name in names {
-                done.push(self.take(&image, &name, progress).await?);
+                done.push(self.take(origin, &image, &name, progress).await?);
             }
         }
         Ok(done)
@@ -42,6 +52,7 @@ impl Store {
 
     async fn take(
         &self,
+        origin: Origin<'_>,
         image: &LocalImage,
         name: &Reference,
         progress: &dyn Progress,
@@ -51,9 +62,11 @@ impl Store {
             source: Box::new(source),
         })?;
         let resolved = choose(name, Box::new(image.clone()), top).await?;
+        self.judge(origin, name, &resolved).await?;
         resolved.announce(progress);
         let record = self.ensure(&resolved, &name.to_string(), progress).await?;
         self.remember(name, &resolved).await?;
+        self.make_room(&record.digest).await;
         self.image(name.clone(), record)
     }
 
@@ -70,9 +83,10 @@ impl Store {
         let found = blocking(move || {
             for path in listed(&dir)? {
                 if path.extension().is_some_and(|e| e == "tar") {
-                    let images = Local::open(&path)?.images()?;
-                    if let Some(image) = images.into_iter().find(|i| i.names.contains(&wanted)) {
-                        return Ok(Some(image));
+                    let local = Local::open(&path)?;
+                    let mut images = local.images()?.into_iter();
+                    if let Some(image) = images.find(|i| i.names.contains(&wanted)) {
+                        return Ok(Some((local.transport(), path, image)));
                     }
                 }
             }
@@ -80,7 +94,12 @@ impl Store {
         })
         .await?;
         match found {
-            Some(image) => self.take(&image, reference, progress).await.map(Some),
+            Some((transport, path, image)) => {
+                let path = &path;
+                let origin = Origin::Local { transport, path };
+                let taken = self.take(origin, &image, reference, progress).await;
+                taken.map(Some)
+            }
             None => Ok(None),
         }
     }

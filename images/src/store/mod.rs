@@ -5,10 +5,11 @@
 //! - [`pull`]: download, list, merge, pack
 //! - [`import`]: images from local tars
 //! - [`files`]: names and atomic writing
-//! - [`claims`]: who uses what; [`unused`]: removing what nobody does
+//! - [`claims`]: who uses what; [`unused`]: removing what nobody does; [`budget`]: when the store has grown too large
 //! - [`scratch`]: node-local folders
 //! - [`error`]
 
+mod budget;
 pub mod claims;
 mod config;
 mod error;
@@ -131,6 +132,7 @@ impl Store {
             .ensure(&resolved, &reference.to_string(), progress)
             .await?;
         self.remember(reference, &resolved).await?;
+        self.make_room(&record.digest).await;
         self.image(reference.clone(), record)
     }
 

@@ -1,8 +1,12 @@
 //! Which image a reference names, and who has it.
 
-use super::Store;
-use super::error::Error;
+use std::collections::BTreeSet;
+
+use super::error::{Error, ErrorKind};
+use super::{Store, blocking};
+use crate::logins;
 use crate::manifest::{self, Document, Manifest};
+use crate::policy::{Origin, Policy, Subject};
 use crate::registries::Registries;
 use crate::source::Source;
 use crate::source::registry::Registry;
@@ -30,7 +34,8 @@ impl Resolved {
 }
 
 impl Store {
-    /// Asks the registry's endpoints, one after the other, with `secret` where that may be shown.
+    /// Asks the registry with `secret`, or with each of the user's own logins there, and then with none; the policy judges what
+    /// it has.
     pub(super) async fn resolve(
         &self,
         reference: &Reference,
@@ -40,13 +45,45 @@ impl Store {
             Some(path) => Registries::load(path)?,
             None => Registries::default(),
         };
+        let mut first_refusal = None;
+        if secret.is_none() {
+            for login in logins::find(&self.config.logins, reference).await {
+                match self.ask(&registries, reference, Some(&login)).await {
+                    Err(e) if e.kind() == ErrorKind::Unauthorized => {
+                        first_refusal.get_or_insert(e);
+                    }
+                    other => return other,
+                }
+            }
+        }
+        match (
+            self.ask(&registries, reference, secret).await,
+            first_refusal,
+        ) {
+            // That a login doesn't do says more than that one is needed.
+            (Err(e), Some(refusal)) if e.kind() == ErrorKind::Unauthorized => Err(refusal),
+            (answer, _) => answer,
+        }
+    }
+
+    /// Asks the registry's endpoints, one after the other, with `secret` where that may be shown.
+    async fn ask(
+        &self,
+        registries: &Registries,
+        reference: &Reference,
+        secret: Option<&Credentials>,
+    ) -> Result<Resolved, Error> {
         let mut failures = Vec::new();
         for endpoint in registries.plan_endpoints(reference) {
             match Registry::connect(&endpoint, reference, secret).await {
                 Err(e) => failures.push(e),
                 Ok(registry) => match registry.manifest(None).await {
                     Err(e) => failures.push(e),
-                    Ok(top) => return choose(reference, Box::new(registry), top).await,
+                    Ok(top) => {
+                        let resolved = choose(reference, Box::new(registry), top).await?;
+                        self.judge(Origin::Registry, reference, &resolved).await?;
+                        return Ok(resolved);
+                    }
                 },
             }
         }
@@ -54,6 +91,40 @@ impl Store {
             reference: reference.to_string(),
             failures,
         })
+    }
+
+    /// Whether the policy lets the image in.
+    pub(super) async fn judge(
+        &self,
+        origin: Origin<'_>,
+        reference: &Reference,
+        resolved: &Resolved,
+    ) -> Result<(), Error> {
+        let Some(path) = self.config.policy.clone() else {
+            return Ok(());
+        };
+        let policy = blocking(move || Ok(Policy::load(&path)?)).await?;
+        let subject = Subject {
+            origin,
+            reference,
+            digests: [&resolved.top, &resolved.digest],
+        };
+        let refused = |refusal| Error::Refused {
+            reference: reference.to_string(),
+            refusal,
+        };
+        let Some(wanted) = policy.judge(&subject).map_err(refused)? else {
+            return Ok(());
+        };
+        let mut signatures = Vec::new();
+        for digest in BTreeSet::from(subject.digests) {
+            let found = resolved.source.signatures(digest).await;
+            signatures.extend(found.map_err(|source| Error::Blob {
+                name: reference.to_string(),
+                source: Box::new(source),
+            })?);
+        }
+        wanted.check(&subject, &signatures).map_err(refused)
     }
 }
 

@@ -134,6 +134,7 @@ fn remove_unclaimed(files: &Files, hex: &str, digest: &str) -> Result<bool, Erro
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::PathBuf;
     use std::time::SystemTime;
 
@@ -158,6 +159,9 @@ mod tests {
             let config = StoreConfig {
                 root: dir.join("store"),
                 registries: None,
+                logins: Vec::new(),
+                policy: None,
+                max_bytes: None,
                 local_dir: dir.join("local"),
                 limits: Limits::default(),
             };
@@ -298,6 +302,36 @@ mod tests {
         assert_eq!((all[0].size, all[0].names.len()), (3, 0));
         assert!(home.store.remove_unused(&digest).await.unwrap());
         assert!(!home.store.files.sqfs(&hex).exists());
+    }
+
+    #[tokio::test]
+    async fn a_store_grown_too_large_loses_what_nobody_uses_and_never_the_newest() {
+        let mut home = Home::new().await;
+        let [newest, old, oldest, claimed] = [
+            home.put('a', HOUR),
+            home.put('b', HOUR * 2),
+            home.put('c', HOUR * 3),
+            home.put('d', HOUR * 4),
+        ];
+        let claims = home.store.claims("n1").await.unwrap();
+        assert!(claims.add(&claimed).await.unwrap());
+        let young = home.put('e', Duration::ZERO);
+        let left = async |store: &Store| {
+            let all = store.stored().await.unwrap();
+            all.into_iter()
+                .map(|image| image.digest)
+                .collect::<BTreeSet<_>>()
+        };
+        home.store.make_room(&newest).await;
+        assert_eq!(left(&home.store).await.len(), 5);
+        home.store.config.max_bytes = Some(12);
+        home.store.make_room(&newest).await;
+        assert!(!left(&home.store).await.contains(&oldest));
+        home.store.config.max_bytes = Some(1);
+        home.store.make_room(&newest).await;
+        let kept = BTreeSet::from([newest, claimed, young]);
+        assert_eq!(left(&home.store).await, kept);
+        assert!(!kept.contains(&old));
     }
 
     #[tokio::test]

@@ -189,6 +189,35 @@ impl Tls {
     }
 }
 
+/// Somebody's key pair.
+pub struct Signer {
+    key: rcgen::KeyPair,
+    dir: tempfile::TempDir,
+}
+
+impl Signer {
+    pub fn make() -> Self {
+        let (key, dir) = (
+            rcgen::KeyPair::generate().unwrap(),
+            tempfile::tempdir().unwrap(),
+        );
+        fs::write(dir.path().join("key.pub"), key.public_key_pem()).unwrap();
+        Self { key, dir }
+    }
+
+    /// The public key.
+    pub fn key_file(&self) -> PathBuf {
+        self.dir.path().join("key.pub")
+    }
+
+    fn sign(&self, document: &[u8]) -> String {
+        use base64::Engine as _;
+        use rcgen::SigningKey as _;
+        let signature = self.key.sign(document).unwrap();
+        base64::engine::general_purpose::STANDARD.encode(signature)
+    }
+}
+
 /// docker-registry on a free port of loopback, until dropped.
 pub struct Registry {
     dir: tempfile::TempDir,
@@ -322,6 +351,65 @@ impl Registry {
         command.args(["copy", "--quiet", "--src-tls-verify=false"]);
         command.arg(format!("docker://{}", self.name(image)));
         command.arg(format!("{form}:{}:{name}", tar.display()));
+        assert!(command.status().expect("skopeo").success());
+    }
+
+    fn digest_of(&self, image: &str) -> String {
+        let mut command = Command::new("skopeo");
+        command.args(["inspect", "--tls-verify=false", "--format", "{{.Digest}}"]);
+        command.arg(format!("docker://{}", self.name(image)));
+        let output = command.output().expect("skopeo");
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// What cosign calls the place of an image's signatures.
+    fn signature_tag(&self, image: &str) -> String {
+        let digest = self.digest_of(image).replace(':', "-");
+        let repository = image.split(':').next().unwrap();
+        format!("{repository}:{digest}.sig")
+    }
+
+    /// Attaches a signature that says the image is called `as_name`.
+    pub fn sign(&self, image: &str, signer: &Signer, as_name: &str) {
+        let digest = self.digest_of(image);
+        let document = format!(
+            r#"{{"critical":{{"identity":{{"docker-reference":"{as_name}"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
+        );
+        let signature = signer.sign(document.as_bytes());
+        self.push_layout(&self.signature_tag(image), |layout| {
+            let config = format!(
+                r#"{{"architecture":"","os":"","config":{{}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+                self::digest(document.as_bytes())
+            );
+            let config = write_blob(
+                layout,
+                config.as_bytes(),
+                "application/vnd.oci.image.config.v1+json",
+            );
+            let layer = write_blob(
+                layout,
+                document.as_bytes(),
+                "application/vnd.dev.cosign.simplesigning.v1+json",
+            );
+            let layer = layer.trim_end_matches('}');
+            let manifest = format!(
+                r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{config},"layers":[{layer},"annotations":{{"dev.cosignproject.cosign/signature":"{signature}"}}}}]}}"#
+            );
+            write_blob(layout, manifest.as_bytes(), MANIFEST)
+        });
+    }
+
+    pub fn move_signature(&self, from: &str, to: &str) {
+        let name = |image: &str| format!("docker://{}", self.name(&self.signature_tag(image)));
+        let mut command = Command::new("skopeo");
+        command.args([
+            "copy",
+            "--quiet",
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+        ]);
+        command.args([name(from), name(to)]);
         assert!(command.status().expect("skopeo").success());
     }
 

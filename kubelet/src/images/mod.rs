@@ -183,6 +183,9 @@ impl Images {
         let store = Store::open(StoreConfig {
             root: args.image_store.clone(),
             registries: args.registries.clone(),
+            logins: args.registry_login.clone(),
+            policy: args.image_policy.clone(),
+            max_bytes: args.image_store_max_gib,
             local_dir: args.root_dir.join("images"),
             limits: args.image_max_gib,
         })

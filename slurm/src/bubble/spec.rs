@@ -46,11 +46,17 @@ pub struct BubbleSpec {
     pub store: PathBuf,
     pub volumes: PathBuf,
     pub registries: PathBuf,
+    /// Which images may be taken.
+    pub policy: PathBuf,
+    /// Where the user's logins at registries may be.
+    pub logins: Vec<PathBuf>,
     pub logs: PathBuf,
     /// Proxy settings of the host, for what reaches the internet.
     pub proxies: Vec<(String, String)>,
     /// GiB that one image may unpack to, where the user says.
     pub image_max_gib: Option<u64>,
+    /// GiB that the image store may grow to, where the user says.
+    pub store_max_gib: Option<u64>,
     /// Containers whose users aren't mapped run as root, where their pods don't say no.
     pub squash_ids: bool,
     /// Further options of the kubelet, as the user gives them.

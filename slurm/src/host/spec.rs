@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use hpk_images::limits;
 
 use super::{Bubble, overlay, stage};
 use crate::address;
@@ -50,9 +51,12 @@ impl Bubble<'_> {
             store: std::env::var_os("HPK_STORE").map_or_else(|| home.join("store"), PathBuf::from),
             volumes: home.join("volumes").join(&self.cluster.id),
             registries: home.join("registries.yaml"),
+            policy: home.join("policy.json"),
+            logins: hpk_images::logins::files(),
             logs: self.folder.logs(&self.node.name),
             proxies: proxies(self.cluster),
-            image_max_gib: image_max_gib()?,
+            image_max_gib: gib(limits::SETTING)?,
+            store_max_gib: gib(limits::STORE_SETTING)?,
             squash_ids: squash_ids()?,
             kubelet_options: kubelet_options(&std::env::var(KUBELET_OPTIONS).unwrap_or_default())?,
         })
@@ -99,14 +103,11 @@ fn kubelet_options(text: &str) -> Result<Vec<String>> {
     }
 }
 
-/// HPK_IMAGE_MAX_GIB. Checked here: the kubelet would end for a wrong one again and again.
-fn image_max_gib() -> Result<Option<u64>> {
-    let Ok(text) = std::env::var("HPK_IMAGE_MAX_GIB") else {
-        return Ok(None);
-    };
-    match text.parse() {
-        Ok(gib) if gib > 0 => Ok(Some(gib)),
-        _ => bail!("HPK_IMAGE_MAX_GIB={text} is not a number of GiB, 1 or more"),
+/// A setting in GiB. Checked here: the kubelet would end for a wrong one again and again.
+fn gib(setting: &'static str) -> Result<Option<u64>> {
+    match std::env::var(setting) {
+        Ok(text) if !text.is_empty() => Ok(Some(limits::gib(setting, &text)? >> 30)),
+        _ => Ok(None),
     }
 }
 

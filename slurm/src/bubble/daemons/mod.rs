@@ -210,6 +210,7 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
                 spec.store.with_file_name("seccomp").display().to_string(),
             ),
             ("registries", spec.registries.display().to_string()),
+            ("image-policy", spec.policy.display().to_string()),
             ("cluster-dns", spec.network.dns().to_string()),
             ("cluster-domain", spec.network.domain.clone()),
             ("tls-cert-file", certificate.clone()),
@@ -233,9 +234,17 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
     )
     .with_env("APISERVER_CERT_LOCATION", certificate)
     .with_env("APISERVER_KEY_LOCATION", key);
-    if let Some(gib) = spec.image_max_gib {
-        daemon.argv.push(format!("--image-max-gib={gib}"));
+    for (option, gib) in [
+        ("image-max-gib", spec.image_max_gib),
+        ("image-store-max-gib", spec.store_max_gib),
+    ] {
+        daemon
+            .argv
+            .extend(gib.map(|gib| format!("--{option}={gib}")));
     }
+    let logins = spec.logins.iter().map(|path| path.display());
+    let logins = logins.map(|path| format!("--registry-login={path}"));
+    daemon.argv.extend(logins);
     if spec.squash_ids {
         daemon.argv.push("--squash-ids".to_owned());
     }
@@ -277,9 +286,12 @@ mod tests {
             store: "/home/hpc/.hpk/store".into(),
             volumes: "/home/hpc/.hpk/volumes/7".into(),
             registries: "/home/hpc/.hpk/registries.yaml".into(),
+            policy: "/home/hpc/.hpk/policy.json".into(),
+            logins: vec!["/home/hpc/.docker/config.json".into()],
             logs: "/home/hpc/.hpk/clusters/7/logs/n1".into(),
             proxies: vec![("https_proxy".into(), "http://p:3128".into())],
             image_max_gib: None,
+            store_max_gib: None,
             squash_ids: false,
             kubelet_options: Vec::new(),
         }

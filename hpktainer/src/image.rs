@@ -1,0 +1,296 @@
+//! The image of a container, however it was named: what is run from it, and the folder that its root file system is.
+//!
+//! Names are those that Docker, skopeo and Apptainer take: `busybox`, `docker://…`, `docker-archive:TAR`, `oci-archive:TAR`,
+//! `oci:DIR`, the path of a SIF or of a root file system's folder (with a `/` in front, `./` or `../`, or ending in `.sif`), and
+//! what Apptainer pulls (`library://`, `oras://`, `shub://`, `https://`).
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use hpk_images::process_defaults::{ProcessDefaults, for_container};
+use hpk_images::sif::{self, Squashfs};
+use hpk_images::{Image, ImageConfiguration, Mounter, PullPolicy, Reference, Store};
+use tokio::process::Command;
+
+use crate::bars::Bars;
+use crate::container::{self, Places};
+
+/// How an image was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name {
+    /// As it was given.
+    text: String,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    Registry(Reference),
+    /// A tar or layout with images, to be taken into the store.
+    Archive(PathBuf),
+    /// A SIF, or a folder.
+    Path(PathBuf),
+    /// Apptainer makes a SIF of it.
+    ByApptainer,
+}
+
+/// What begins the name of a tar or layout.
+pub const ARCHIVES: [&str; 3] = ["docker-archive:", "oci-archive:", "oci:"];
+
+/// What Apptainer pulls by protocols of its own.
+const BY_APPTAINER: [&str; 5] = ["library://", "oras://", "shub://", "https://", "http://"];
+
+impl std::str::FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let starts = |list: &[&str]| list.iter().any(|prefix| text.starts_with(prefix));
+        let archive = ARCHIVES.iter().find_map(|form| text.strip_prefix(form));
+        let kind = if let Some(path) = archive {
+            Kind::Archive(path.into())
+        } else if starts(&BY_APPTAINER) {
+            Kind::ByApptainer
+        } else if starts(&["/", "./", "../"]) || (text.ends_with(".sif") && !text.contains("://")) {
+            Kind::Path(text.into())
+        } else {
+            let reference = text.parse::<Reference>();
+            Kind::Registry(reference.map_err(|e| e.to_string())?)
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            kind,
+        })
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// An image that is here.
+#[derive(Debug, Clone)]
+pub enum Root {
+    /// In the store: may be removed from it unless it is claimed.
+    Stored(Box<Image>),
+    /// A SIF, mounted where it lies.
+    Sif(Squashfs),
+    /// A folder, never written to.
+    Folder(PathBuf),
+}
+
+/// Gets the image; a SIF that Apptainer makes goes into the container's own folder.
+pub async fn get(
+    store: &Store,
+    name: &Name,
+    policy: PullPolicy,
+    quiet: bool,
+    places: &Places,
+) -> anyhow::Result<Root> {
+    match &name.kind {
+        Kind::Registry(reference) => {
+            let image = pull(store, reference, policy, quiet).await?;
+            Ok(Root::Stored(Box::new(image)))
+        }
+        Kind::Archive(path) => {
+            let unnamed = unnamed(path)?;
+            let mut images = import(store, path, Some(&unnamed), quiet).await?;
+            match (images.pop(), images.len()) {
+                (Some(image), 0) => Ok(Root::Stored(Box::new(image))),
+                (_, more) => bail!(
+                    "{name} has {} images: hpktainer pull {name}, then run one of them by its name",
+                    more + 1
+                ),
+            }
+        }
+        Kind::Path(path) => at(path),
+        Kind::ByApptainer if policy == PullPolicy::Never => {
+            bail!("{name} is not here, and --pull is never")
+        }
+        Kind::ByApptainer => {
+            let file = places.root.join("image.sif");
+            pull_by_apptainer(&name.text, &file, quiet).await?;
+            Ok(Root::Sif(sif::find(&file)?))
+        }
+    }
+}
+
+/// The name of an image in a tar that has none there.
+fn unnamed(path: &Path) -> anyhow::Result<Reference> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let stem: String = stem.to_lowercase().chars().map(plain).collect();
+    let name = format!("localhost/{}", stem.trim_matches('-'));
+    name.parse()
+        .with_context(|| format!("naming the image of {}", path.display()))
+}
+
+fn at(path: &Path) -> anyhow::Result<Root> {
+    let path = std::path::absolute(path).with_context(|| format!("finding {}", path.display()))?;
+    let found = std::fs::metadata(&path);
+    let found = found.with_context(|| format!("looking at the image {}", path.display()))?;
+    if found.is_file() {
+        return Ok(Root::Sif(sif::find(&path)?));
+    }
+    // A bare name of a folder would be one of a registry: this is meant, and is checked for what a root must have.
+    let usual = ["bin", "etc", "usr"];
+    match usual.iter().any(|name| path.join(name).is_dir()) {
+        true => Ok(Root::Folder(path)),
+        false => bail!(
+            "{} is no root file system: none of {} is in it",
+            path.display(),
+            usual.join(", ")
+        ),
+    }
+}
+
+/// The image of a registry, pulled with progress where it must be.
+pub async fn pull(
+    store: &Store,
+    reference: &Reference,
+    policy: PullPolicy,
+    quiet: bool,
+) -> anyhow::Result<Image> {
+    let bars = Bars::new(quiet);
+    let image = store
+        .resolve_and_ensure(reference, policy, None, &bars)
+        .await;
+    bars.finish();
+    image.with_context(|| format!("no image {reference}"))
+}
+
+/// All images of a tar or layout, into the store; `name` for one that has none.
+pub async fn import(
+    store: &Store,
+    path: &Path,
+    name: Option<&Reference>,
+    quiet: bool,
+) -> anyhow::Result<Vec<Image>> {
+    let bars = Bars::new(quiet);
+    let images = store.import(path, name, &bars).await;
+    bars.finish();
+    images.with_context(|| format!("no image from {}", path.display()))
+}
+
+/// By the apptainer of HPK_APPTAINER, or of PATH, which keeps what it has downloaded in a cache of its own.
+async fn pull_by_apptainer(url: &str, file: &Path, quiet: bool) -> anyhow::Result<()> {
+    let program = std::env::var_os("HPK_APPTAINER").filter(|value| !value.is_empty());
+    let program = program.unwrap_or_else(|| "apptainer".into());
+    if let Some(folder) = file.parent() {
+        container::make_dir(folder)?;
+    }
+    let mut command = Command::new(&program);
+    if quiet {
+        command.arg("--quiet");
+    }
+    command.arg("pull").arg("--force").arg(file).arg(url);
+    // What it says is progress and errors; this program's own output is the container's.
+    command.stdin(std::process::Stdio::null());
+    command.stdout(std::process::Stdio::from(std::io::stderr()));
+    let program = Path::new(&program).display();
+    let status = command.kill_on_drop(true).status().await;
+    match status.with_context(|| format!("starting {program} to pull {url}"))? {
+        status if status.success() => Ok(()),
+        status => bail!("{program} could not pull {url}: {status}"),
+    }
+}
+
+/// What a SIF's or folder's root runs where nothing else is said: Apptainer's script, which sets the image's environment and
+/// begins its program, or with words the program with those; else a shell.
+fn of_apptainer(lower: &Path) -> ImageConfiguration {
+    const SCRIPTS: [&str; 2] = ["/.singularity.d/actions/run", "/.singularity.d/runscript"];
+    let below = |script: &&&str| lower.join(script.trim_start_matches('/')).exists();
+    let program = SCRIPTS.iter().find(below);
+    let mut config = ImageConfiguration::default();
+    let mut inner = oci_spec::image::Config::default();
+    match program {
+        Some(program) => inner.set_entrypoint(Some(vec![(*program).to_owned()])),
+        None => inner.set_cmd(Some(vec!["/bin/sh".to_owned()])),
+    };
+    config.set_config(Some(inner));
+    config
+}
+
+impl Root {
+    /// The folder with the root file system, mounted where it must be.
+    pub async fn lower(&self, mounter: &Mounter) -> anyhow::Result<PathBuf> {
+        Ok(match self {
+            Self::Stored(image) => mounter.ensure(image).await?,
+            Self::Sif(sif) => mounter.ensure_sif(sif).await?,
+            Self::Folder(path) => path.clone(),
+        })
+    }
+
+    /// What to run, merged with the command line.
+    pub fn defaults(
+        &self,
+        lower: &Path,
+        entrypoint: Option<&[String]>,
+        command: &[String],
+    ) -> anyhow::Result<ProcessDefaults> {
+        let config = match self {
+            Self::Stored(image) => &image.config,
+            Self::Sif(_) | Self::Folder(_) => &of_apptainer(lower),
+        };
+        Ok(for_container(config, entrypoint, Some(command))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_docker_skopeo_and_apptainer() {
+        let kind = |text: &str| text.parse::<Name>().unwrap().kind;
+        let path = |text: &str| Kind::Path(text.into());
+        assert_eq!(kind("busybox"), Kind::Registry("busybox".parse().unwrap()));
+        assert_eq!(
+            kind("docker://r:5/a"),
+            Kind::Registry("r:5/a".parse().unwrap())
+        );
+        for archive in ["docker-archive:/a.tar", "oci-archive:/a.tar", "oci:/a.tar"] {
+            assert_eq!(kind(archive), Kind::Archive("/a.tar".into()));
+        }
+        for file in ["/a/b.sif", "./sandbox", "../x", "b.sif"] {
+            assert_eq!(kind(file), path(file));
+        }
+        for url in ["library://a/b:1", "oras://r/a:1", "https://h/a.sif"] {
+            assert_eq!(kind(url), Kind::ByApptainer);
+        }
+        let fault = "Not An Image".parse::<Name>().unwrap_err();
+        assert!(fault.contains("Not An Image"), "{fault}");
+    }
+
+    #[test]
+    fn a_folder_that_is_no_root_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let fault = at(dir.path()).unwrap_err().to_string();
+        assert!(fault.contains(dir.path().to_str().unwrap()), "{fault}");
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        assert!(matches!(at(dir.path()), Ok(Root::Folder(_))));
+        assert!(at("/no/such".as_ref()).is_err());
+    }
+
+    #[test]
+    fn apptainers_script_is_run_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::Folder(dir.path().to_owned());
+        let run = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            root.defaults(dir.path(), None, &words).unwrap().args
+        };
+        assert_eq!(run(&[]), ["/bin/sh"]);
+        assert_eq!(run(&["ls", "-l"]), ["ls", "-l"]);
+        std::fs::create_dir(dir.path().join(".singularity.d")).unwrap();
+        std::fs::write(dir.path().join(".singularity.d/runscript"), "").unwrap();
+        assert_eq!(run(&["-v"]), ["/.singularity.d/runscript", "-v"]);
+    }
+
+    #[test]
+    fn an_image_without_a_name_has_that_of_its_file() {
+        let name = unnamed("/d/My_App.v1.tar".as_ref()).unwrap();
+        assert_eq!(name.to_string(), "localhost/my-app-v1:latest");
+    }
+}
