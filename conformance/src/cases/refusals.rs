@@ -48,8 +48,9 @@ pub fn an_image_that_does_not_exist_is_named_in_the_event(context: &mut Context)
 pub fn an_image_that_the_policy_rejects_is_named_in_the_event(context: &mut Context) -> Result<()> {
     const POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}], "transports":
         {"docker": {"docker.io/library/nginx": [{"type": "reject"}]}}}"#;
+    let testbed = context.testbed.clone();
+    let login = |script: &str| testbed.on("hpc", "login", script.to_owned());
     in_namespace(context, "rejected-image", |cluster, namespace| {
-        let login = |script: &str| cluster.testbed.on("hpc", "login", script.to_owned());
         login("cat >~/.hpk/policy.json").input(POLICY).success()?;
         let image = "--image=docker.io/library/nginx:1.27 --image-pull-policy=Always";
         let seen = cluster
