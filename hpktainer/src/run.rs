@@ -55,6 +55,12 @@ pub struct Args {
     pub net: Net,
     #[command(flatten)]
     pub limits: Limits,
+    /// With NVIDIA's driver and devices
+    #[arg(long)]
+    pub nv: bool,
+    /// With AMD's
+    #[arg(long)]
+    pub rocm: bool,
     /// Working directory
     #[arg(short, long)]
     pub workdir: Option<String>,
@@ -335,6 +341,7 @@ fn write_bundle(
         resources: args.limits.resources()?,
         cgroup: args.limits.cgroup(&record.id),
         squash: settings::squash_ids()?,
+        gpu: settings::gpu(args.nv, args.rocm),
     };
     let spec = spec::container(&run, around)?;
     // The environment may hold secrets: 0600.

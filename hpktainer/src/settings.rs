@@ -1,4 +1,4 @@
-//! What of the command line and environment is more than a word: environment files, `--bind`, `--net`, HPK_SQUASH_IDS.
+//! What of the command line and environment is more than a word: environment files, `--bind`, `--net`, `--nv`, HPK_SQUASH_IDS.
 //! Pure, but for reading them.
 
 use std::path::{Path, PathBuf};
@@ -77,6 +77,16 @@ pub fn check_sources<'a>(volumes: impl IntoIterator<Item = &'a Volume>) -> anyho
         }
     }
     Ok(())
+}
+
+/// `--nv` and `--rocm` in the shim's words; none for neither: then it looks at the devices.
+pub fn gpu(nv: bool, rocm: bool) -> Option<&'static str> {
+    match (nv, rocm) {
+        (true, true) => Some("nv,rocm"),
+        (true, false) => Some("nv"),
+        (false, true) => Some("rocm"),
+        (false, false) => None,
+    }
 }
 
 /// HPK_SQUASH_IDS, as jobs have it: whether a user that there isn't may be root instead.

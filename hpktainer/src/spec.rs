@@ -18,6 +18,9 @@ use oci_spec::runtime::{
 /// The shim's annotation for a container that may be root where its user isn't mapped.
 const SQUASH: &str = "io.hpk.squash-ids";
 
+/// The shim's annotation for a GPU's driver and devices: `nv`, `rocm` or both with a comma between.
+const GPU: &str = "io.hpk.gpu";
+
 /// A folder or file of the bubble in the container: `-v`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
@@ -123,6 +126,8 @@ pub struct Around<'a> {
     pub cgroup: Option<PathBuf>,
     /// Whether a user that isn't mapped may be root instead.
     pub squash: bool,
+    /// Whose GPUs' driver and devices it gets, in the shim's words.
+    pub gpu: Option<&'a str>,
 }
 
 /// The whole spec: own namespaces but the network's.
@@ -156,7 +161,8 @@ pub fn container(run: &Run<'_>, around: Around<'_>) -> anyhow::Result<Spec> {
             linux = linux.cgroups_path(cgroup);
         }
     }
-    let annotations = HashMap::from([(SQUASH.to_owned(), around.squash.to_string())]);
+    let mut annotations = HashMap::from([(SQUASH.to_owned(), around.squash.to_string())]);
+    annotations.extend(around.gpu.map(|gpu| (GPU.to_owned(), gpu.to_owned())));
     SpecBuilder::default()
         .version("1.0.2")
         .root(
@@ -280,6 +286,7 @@ mod tests {
             resources: None,
             cgroup: None,
             squash: true,
+            gpu: Some("nv"),
         };
         let spec = container(&run, around).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
@@ -292,7 +299,10 @@ mod tests {
             (network.len(), &network[0]["path"]),
             (1, &"/run/netns/x".into())
         );
-        assert_eq!(json["annotations"], serde_json::json!({SQUASH: "true"}));
+        assert_eq!(
+            json["annotations"],
+            serde_json::json!({SQUASH: "true", GPU: "nv"})
+        );
         let last = json["mounts"].as_array().unwrap().last().unwrap().clone();
         assert_eq!(
             (&last["destination"], &last["options"][2]),
