@@ -15,6 +15,7 @@ use crate::node::configz;
 use crate::pod::admission;
 use crate::pod::paths;
 use crate::pod::phase;
+use crate::pod::ports::{self, HostPort};
 use crate::pod::record::{Instance, Order, PodRecord};
 use crate::pod::restart::Role;
 use crate::pod::state::State;
@@ -234,6 +235,18 @@ impl Registry {
             }
         }
         (sum, count)
+    }
+
+    /// Ports of the node that the pods but `uid` have.
+    pub fn host_ports(&self, uid: &str) -> Vec<HostPort> {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let others = pods
+            .iter()
+            .filter(|(of, entry)| *of != uid && entry.holds_resources);
+        others
+            .filter_map(|(_, entry)| entry.pod.spec.as_ref())
+            .flat_map(ports::host_ports)
+            .collect()
     }
 }
 

@@ -21,6 +21,7 @@ pub mod kill;
 pub mod live;
 pub mod paths;
 pub mod phase;
+pub mod ports;
 pub mod record;
 pub mod restart;
 pub mod runtime_class;

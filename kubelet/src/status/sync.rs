@@ -122,6 +122,12 @@ fn body(uid: &str, known: Option<&PodStatus>, status: &PodStatus) -> serde_json:
         }
     }
     if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            // What is left out of a patch stays: a condition that holds would keep the reason why it didn't.
+            for key in ["reason", "message"] {
+                condition.entry(key).or_insert(Value::Null);
+            }
+        }
         let over = PASSING.iter().filter(|kind| {
             let has = |status: &PodStatus| {
                 let mut all = status.conditions.iter().flatten();
@@ -176,6 +182,20 @@ mod tests {
             conditions[1],
             json!({"type": RESIZE_IN_PROGRESS, "$patch": "delete"})
         );
+    }
+
+    #[test]
+    fn a_condition_that_holds_loses_the_reason_why_it_did_not() {
+        let with = |condition: Value| -> PodStatus {
+            serde_json::from_value(json!({"conditions": [condition]})).expect("status")
+        };
+        let waiting = json!({"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "m"});
+        let ready = with(json!({"type": "Ready", "status": "True"}));
+        let body = body("u1", Some(&with(waiting)), &ready).expect("body");
+        let condition = &body["status"]["conditions"][0];
+        for key in ["reason", "message"] {
+            assert_eq!(condition.get(key), Some(&Value::Null), "{key}");
+        }
     }
 
     #[test]

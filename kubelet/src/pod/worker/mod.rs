@@ -28,13 +28,13 @@ use tracing::{debug, error};
 
 pub use signal::Signal;
 
-use super::admission;
 use super::live::Live;
 use super::paths::Paths;
 use super::phase::{self, Deletion, View};
 use super::record::{PodRecord, Verdict};
 use super::restart::Role;
 use super::state::State;
+use super::{admission, ports};
 use crate::access::Entry;
 use crate::agent::Agent;
 use crate::eviction::admit;
@@ -254,6 +254,10 @@ impl Worker {
         let standing = *self.agent.standing.borrow();
         admit::refuse(&self.pod, &standing)
             .or_else(|| admission::refuse(&self.pod, allowed, allocatable, &used, pods))
+            .or_else(|| {
+                let taken = self.agent.registry.host_ports(&self.record.uid);
+                ports::refuse(&self.spec, &taken)
+            })
     }
 
     fn go(&mut self, to: State) {
