@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use hpk_images::StoreConfig;
+use hpk_images::limits::STORE_SETTING;
 use serde::Deserialize;
 
 /// Places in the bubble, or those `host` has found.
@@ -58,28 +59,49 @@ struct Bubble {
     registries: PathBuf,
     policy: PathBuf,
     logins: Vec<PathBuf>,
+    #[serde(default)]
+    store_max_gib: Option<u64>,
 }
 
-/// The image store: the environment's (HPK_STORE, HPK_HOME), else the bubble's, else `~/.hpk`'s.
+const BUBBLE: &str = "/var/lib/hpk/bubble.json";
+
+/// Whether this is a bubble, and no host.
+pub fn in_bubble() -> bool {
+    Path::new(BUBBLE).exists()
+}
+
+/// The image store: each place the environment's, else HPK_HOME's, else the bubble's, else `~/.hpk`'s.
 pub fn store() -> anyhow::Result<StoreConfig> {
-    let config = StoreConfig::from_env()?;
-    let named = ["HPK_STORE", "HPK_HOME"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
-    let bubble = match named {
-        true => None,
-        false => read_bubble(Path::new("/var/lib/hpk/bubble.json"))?,
-    };
-    Ok(match bubble {
-        Some(bubble) => StoreConfig {
-            root: bubble.store,
-            registries: Some(bubble.registries),
-            policy: Some(bubble.policy),
-            logins: bubble.logins,
-            ..config
-        },
-        None => config,
-    })
+    let mut config = StoreConfig::from_env()?;
+    let is_named = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if is_named("HPK_HOME") {
+        return Ok(config);
+    }
+    if let Some(bubble) = read_bubble(Path::new(BUBBLE))? {
+        bubble.fill(&mut config, is_named);
+    }
+    Ok(config)
+}
+
+impl Bubble {
+    /// What the environment doesn't name is the bubble's.
+    fn fill(self, config: &mut StoreConfig, is_named: impl Fn(&str) -> bool) {
+        if !is_named("HPK_STORE") {
+            config.root = self.store;
+        }
+        if !is_named("HPK_REGISTRIES") {
+            config.registries = Some(self.registries);
+        }
+        if !is_named("HPK_POLICY") {
+            config.policy = Some(self.policy);
+        }
+        if !is_named("REGISTRY_AUTH_FILE") {
+            config.logins = self.logins;
+        }
+        if !is_named(STORE_SETTING) {
+            config.max_bytes = self.store_max_gib.map(|gib| gib << 30);
+        }
+    }
 }
 
 fn read_bubble(path: &Path) -> anyhow::Result<Option<Bubble>> {
@@ -114,5 +136,33 @@ mod tests {
         );
         std::fs::write(&file, "{}").unwrap();
         assert!(read_bubble(&file).is_err());
+    }
+
+    #[test]
+    fn what_the_environment_names_goes_before_the_bubbles_each_by_itself() {
+        let bubble = || Bubble {
+            store: "/b/store".into(),
+            registries: "/b/r".into(),
+            policy: "/b/policy".into(),
+            logins: vec!["/b/l".into()],
+            store_max_gib: Some(2),
+        };
+        let own = || StoreConfig {
+            root: "/e/store".into(),
+            registries: None,
+            logins: Vec::new(),
+            policy: None,
+            max_bytes: None,
+            local_dir: "/e".into(),
+            limits: hpk_images::Limits::default(),
+        };
+        let mut config = own();
+        bubble().fill(&mut config, |_| false);
+        assert_eq!(config.root, Path::new("/b/store"));
+        assert_eq!(config.max_bytes, Some(2 << 30));
+        let mut config = own();
+        bubble().fill(&mut config, |name| name == "HPK_STORE");
+        assert_eq!(config.root, Path::new("/e/store"));
+        assert_eq!(config.policy.unwrap(), Path::new("/b/policy"));
     }
 }

@@ -74,6 +74,11 @@ impl Places {
         self.run.join("bundle")
     }
 
+    /// The SIF that Apptainer made for it.
+    pub fn made_sif(&self) -> PathBuf {
+        self.root.join("image.sif")
+    }
+
     /// The log of a detached container.
     pub fn log(&self) -> PathBuf {
         self.root.join("output.log")

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use hpk_images::process_defaults::{ProcessDefaults, for_container};
 use hpk_images::sif::{self, Squashfs};
+use hpk_images::source::local::{Local, OpenError};
 use hpk_images::{Image, ImageConfiguration, Mounter, PullPolicy, Reference, Store};
 use tokio::process::Command;
 
 use crate::bars::Bars;
+use crate::config;
 use crate::container::{self, Places};
 
 /// How an image was named.
@@ -94,26 +96,61 @@ pub async fn get(
             Ok(Root::Stored(Box::new(image)))
         }
         Kind::Archive(path) => {
-            let unnamed = unnamed(path)?;
-            let mut images = import(store, path, Some(&unnamed), quiet).await?;
-            match (images.pop(), images.len()) {
-                (Some(image), 0) => Ok(Root::Stored(Box::new(image))),
-                (_, more) => bail!(
-                    "{name} has {} images: hpktainer pull {name}, then run one of them by its name",
-                    more + 1
-                ),
-            }
+            let image = only_image(store, name, path, quiet).await?;
+            Ok(Root::Stored(Box::new(image)))
         }
-        Kind::Path(path) => at(path),
+        Kind::Path(path) => {
+            let root = at(path)?;
+            let (transport, path) = match &root {
+                Root::Folder(path) => ("dir", path),
+                Root::Sif(sif) => ("sif", &sif.path),
+                Root::Stored(_) => return Ok(root),
+            };
+            let scopes = path.ancestors().map(|path| path.display().to_string());
+            store.admit(&name.text, transport, scopes.collect()).await?;
+            Ok(root)
+        }
         Kind::ByApptainer if policy == PullPolicy::Never => {
             bail!("{name} is not here, and --pull is never")
         }
         Kind::ByApptainer => {
-            let file = places.root.join("image.sif");
+            let (transport, scopes) = url_scopes(&name.text);
+            store.admit(&name.text, transport, scopes).await?;
+            let file = places.made_sif();
             pull_by_apptainer(&name.text, &file, quiet).await?;
             Ok(Root::Sif(sif::find(&file)?))
         }
     }
+}
+
+/// The scheme as the policy's transport, and as scopes the rest and all that encloses it.
+fn url_scopes(url: &str) -> (&str, Vec<String>) {
+    let (transport, rest) = url.split_once("://").unwrap_or((url, ""));
+    let parents = std::iter::successors(Some(rest), |path| Some(path.rsplit_once('/')?.0));
+    (transport, parents.map(str::to_owned).collect())
+}
+
+/// The image of a tar or layout that has no others, taken into the store.
+async fn only_image(store: &Store, name: &Name, path: &Path, quiet: bool) -> anyhow::Result<Image> {
+    let opened = path.to_owned();
+    let names = tokio::task::spawn_blocking(move || {
+        let images = Local::open(&opened)?.images()?;
+        let names = images.into_iter().map(|image| image.names.len());
+        Ok::<_, OpenError>(names.collect::<Vec<_>>())
+    });
+    let names = names.await.context("reading the image")??;
+    let [names] = names[..] else {
+        bail!(
+            "{name} has {} images: hpktainer pull {name}, then run one of them by its name",
+            names.len()
+        );
+    };
+    let unnamed = match names {
+        0 => Some(unnamed(path)?),
+        _ => None,
+    };
+    let mut images = import(store, path, unnamed.as_ref(), quiet).await?;
+    images.pop().with_context(|| format!("no image in {name}"))
 }
 
 /// The name of an image in a tar that has none there.
@@ -121,13 +158,19 @@ fn unnamed(path: &Path) -> anyhow::Result<Reference> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let stem: String = stem.to_lowercase().chars().map(plain).collect();
-    let name = format!("localhost/{}", stem.trim_matches('-'));
+    let stem = match stem.trim_matches('-') {
+        "" => "image",
+        stem => stem,
+    };
+    let name = format!("localhost/{stem}");
     name.parse()
         .with_context(|| format!("naming the image of {}", path.display()))
 }
 
 fn at(path: &Path) -> anyhow::Result<Root> {
-    let path = std::path::absolute(path).with_context(|| format!("finding {}", path.display()))?;
+    // Without links and "..", since the policy goes by folders.
+    let found = path.canonicalize();
+    let path = found.with_context(|| format!("looking at the image {}", path.display()))?;
     let found = std::fs::metadata(&path);
     let found = found.with_context(|| format!("looking at the image {}", path.display()))?;
     if found.is_file() {
@@ -184,7 +227,18 @@ async fn pull_by_apptainer(url: &str, file: &Path, quiet: bool) -> anyhow::Resul
     if quiet {
         command.arg("--quiet");
     }
-    command.arg("pull").arg("--force").arg(file).arg(url);
+    command.arg("pull").arg("--force");
+    if config::in_bubble() {
+        // Its cache would be in memory there, and go with the bubble.
+        command.arg("--disable-cache");
+    }
+    let logins = config::store()?.logins;
+    if let Some(logins) = logins.iter().find(|file| file.exists())
+        && url.starts_with("oras://")
+    {
+        command.arg("--authfile").arg(logins);
+    }
+    command.arg(file).arg(url);
     // What it says is progress and errors; this program's own output is the container's.
     command.stdin(std::process::Stdio::null());
     command.stdout(std::process::Stdio::from(std::io::stderr()));
@@ -289,7 +343,20 @@ mod tests {
     }
 
     #[test]
+    fn a_url_has_what_encloses_it_as_scopes() {
+        let (transport, scopes) = url_scopes("oras://r:5/a/b:1");
+        assert_eq!(
+            (transport, &scopes[..]),
+            (
+                "oras",
+                &["r:5/a/b:1", "r:5/a", "r:5"].map(str::to_owned)[..]
+            )
+        );
+    }
+
+    #[test]
     fn an_image_without_a_name_has_that_of_its_file() {
+        assert_eq!(unnamed("/d/_.tar".as_ref()).unwrap().repository(), "image");
         let name = unnamed("/d/My_App.v1.tar".as_ref()).unwrap();
         assert_eq!(name.to_string(), "localhost/my-app-v1:latest");
     }

@@ -48,7 +48,14 @@ pub async fn abandon(places: &Places) -> anyhow::Result<()> {
 }
 
 fn remove(folder: &Path) -> anyhow::Result<()> {
-    match fs::remove_dir_all(folder) {
+    let mut removed = fs::remove_dir_all(folder);
+    // A sweep may have opened the lock in it meanwhile, and made it anew.
+    if let Err(e) = &removed
+        && e.kind() == std::io::ErrorKind::DirectoryNotEmpty
+    {
+        removed = fs::remove_dir_all(folder);
+    }
+    match removed {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(e).with_context(|| format!("removing {}", folder.display()))
         }

@@ -102,9 +102,14 @@ fn parse_policy(text: &str) -> Result<PullPolicy, String> {
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     check(&args)?;
     let store = Store::open(crate::config::store()?).await?;
-    let (id, _owner) = reserve(config).await?;
+    let mut signals = Signals::take()?;
+    let (id, _owner) = reserve(config, args.name.as_deref()).await?;
     let places = Places::of(config, &id);
-    let (claim, begun) = match claim(&store, &args, &id, &places).await {
+    let got = tokio::select! {
+        got = claim(&store, &args, &id, &places) => got,
+        _ = signals.any() => Err(anyhow::anyhow!("interrupted before the image was there")),
+    };
+    let (claim, begun) = match got {
         Err(e) => (None, Err(e)),
         Ok((claim, root)) => {
             let record = make_record(config, &args, &id, &places, &root).await;
@@ -115,7 +120,8 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         // There is no record yet: a pull or a mount at most.
         Err(e) => (Err(e), rm::abandon(&places).await),
         Ok((mut record, root, lower)) => {
-            let ran = run(config, &args, &root, &lower, &places, &mut record).await;
+            let image = (&root, lower.as_path());
+            let ran = run(config, &args, image, &places, &mut record, &mut signals).await;
             let code = ran.as_ref().ok().copied();
             (ran, finish(config, &args, &places, &mut record, code).await)
         }
@@ -138,13 +144,22 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
 }
 
 /// A folder for the container, which is this process's as long as it lives.
-async fn reserve(config: &Config) -> anyhow::Result<(String, Owner)> {
+async fn reserve(config: &Config, name: Option<&str>) -> anyhow::Result<(String, Owner)> {
     let turn = sweep::turn(config)?;
     sweep::sweep(&turn, config).await?;
+    // A pull may be long: so here, and once more before the record is written.
+    name.map_or(Ok(()), |name| is_free(config, name))?;
     let id = container::random_id()?;
     container::make_dir(&config.root.join(&id))?;
     let owner = sweep::own(&turn, config, &id)?;
     Ok((id, owner))
+}
+
+fn is_free(config: &Config, name: &str) -> anyhow::Result<()> {
+    match container::list(config)?.iter().any(|r| r.name == name) {
+        true => bail!("there is a container {name:?} already (hpktainer rm {name})"),
+        false => Ok(()),
+    }
 }
 
 /// What can be found wrong before anything is made.
@@ -197,9 +212,7 @@ async fn make_record(
         exit: None,
     };
     let _turn = sweep::turn(config)?;
-    if container::list(config)?.iter().any(|r| r.name == name) {
-        bail!("there is a container {name:?} already (hpktainer rm {name})");
-    }
+    is_free(config, &name)?;
     record.save(config)?;
     Ok((record, lower))
 }
@@ -235,12 +248,11 @@ pub fn env_entries(given: &[String], caller: impl Fn(&str) -> Option<String>) ->
 async fn run(
     config: &Config,
     args: &Args,
-    root: &Root,
-    lower: &Path,
+    (root, lower): (&Root, &Path),
     places: &Places,
     record: &mut Record,
+    signals: &mut Signals,
 ) -> anyhow::Result<u32> {
-    let mut signals = Signals::take()?;
     places.make()?;
     connect(config, args, places, record).await?;
     write_bundle(config, args, root, places, record, lower)?;
@@ -257,13 +269,13 @@ async fn run(
         let shim = task::create(config, places, &record.id, lower, stdio).await?;
         task::start(&shim, &record.id, "").await?;
         detach::tell_started(&record.id)?;
-        return wait_detached(&shim, record, &mut signals).await;
+        return wait_detached(&shim, record, signals).await;
     }
     let pipes = Pipes::make(&places.run, "main", args.interactive, args.tty)?;
     let mut copying = pipes.connect()?;
     let shim = task::create(config, places, &record.id, lower, pipes.stdio.clone()).await?;
     task::start(&shim, &record.id, "").await?;
-    let code = serve(&shim, &record.id, "", args.tty, &mut copying, &mut signals).await;
+    let code = serve(&shim, &record.id, "", args.tty, &mut copying, signals).await;
     // The shim lets go of the pipes, so that their end can be seen.
     let _ = shim.delete(&record.id, "").await;
     copying.drain().await;

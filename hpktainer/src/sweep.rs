@@ -43,16 +43,22 @@ pub fn own(_turn: &Turn, config: &Config, id: &str) -> anyhow::Result<Owner> {
 /// must not keep others from running.
 pub async fn sweep(_turn: &Turn, config: &Config) -> anyhow::Result<()> {
     let listing = || format!("listing {}", config.root.display());
-    let records = container::list(config)?;
     for entry in fs::read_dir(&config.root).with_context(listing)? {
         let folder = entry.with_context(listing)?.path();
         if !folder.is_dir() {
             continue;
         }
-        let Some(_owner) = try_lock(&folder.join("owner"), FlockArg::LockExclusiveNonblock)? else {
-            continue;
+        let locked = try_lock(&folder.join("owner"), FlockArg::LockExclusiveNonblock);
+        let _owner = match locked {
+            Ok(Some(owner)) => owner,
+            // Another lives, or has just gone by itself.
+            Ok(None) => continue,
+            Err(_) if !folder.exists() => continue,
+            Err(error) => return Err(error),
         };
         let id = folder.file_name().unwrap_or_default().to_string_lossy();
+        // Read under the lock: until then its own process may write it.
+        let records = container::list(config)?;
         let swept = match records.iter().find(|record| record.id == id) {
             // It was killed before it had written the record, or after it had removed it.
             None => rm::abandon(&Places::of(config, &id)).await,

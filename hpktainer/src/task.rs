@@ -194,6 +194,7 @@ pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
             _ => {}
         }
     }
+    note(crate::container::remove_file(&places.made_sif()));
     match failures.is_empty() {
         true => Ok(()),
         false => {

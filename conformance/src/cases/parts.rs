@@ -254,6 +254,8 @@ echo "folder: $(run ./folder)"
 run --entrypoint /bin/touch ./folder /mark && [ ! -e folder/mark ] && echo "folder: unwritten"
 echo "oras: $(run oras://registry.hpk.test:5000/test/forms:1 c)"
 run ./log 2>&1 || echo "refused: $?"
+echo '{"default": [{"type": "insecureAcceptAnything"}], "transports": {"sif": {"": [{"type": "reject"}]}}}' >policy.json
+HPK_POLICY=$work/policy.json run ./c.sif 2>&1 || echo "by policy: $?"
 ls "${TMPDIR:-/tmp}"/hpktainer-*/containers 2>/dev/null | grep -v '^turn$' || true
 "#;
 
@@ -273,6 +275,7 @@ pub fn hpktainer_takes_images_in_every_form(context: &mut Context) -> Result<()>
         "folder: unwritten",
         "oras: runscript sif c",
         "refused: 125",
+        "by policy: 125",
     ] {
         ensure!(
             said.lines().any(|one| one.trim_end() == line.trim_end()),
@@ -280,7 +283,7 @@ pub fn hpktainer_takes_images_in_every_form(context: &mut Context) -> Result<()>
         );
     }
     ensure!(
-        said.contains("is no SIF image"),
+        said.contains("is no SIF image") && said.contains("policy.json rejects it"),
         "not refused in words:\n{said}"
     );
     Ok(())

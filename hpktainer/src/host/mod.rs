@@ -40,7 +40,7 @@ pub enum Need {
 
 /// Whether this is a host: no bubble, and nobody has said where the places are.
 pub fn is_host() -> bool {
-    !Path::new("/var/lib/hpk/bubble.json").exists() && std::env::var_os("HPKTAINER_ROOT").is_none()
+    !crate::config::in_bubble() && std::env::var_os("HPKTAINER_ROOT").is_none()
 }
 
 /// Starts this program again as the host needs it; returns its exit code, unless it goes on in its place.

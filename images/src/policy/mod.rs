@@ -171,6 +171,15 @@ impl Policy {
     /// Where it may not be taken, whatever signatures it has.
     pub fn judge(&self, subject: &Subject<'_>) -> Result<Option<Wanted<'_>>, Refusal> {
         let (transport, scopes) = subject.scopes();
+        self.judge_scopes(transport, scopes)
+    }
+
+    /// The same for what only a transport and scopes, the most particular first, tell of.
+    pub fn judge_scopes(
+        &self,
+        transport: &str,
+        scopes: Vec<String>,
+    ) -> Result<Option<Wanted<'_>>, Refusal> {
         let (scope, requirements) = self.requirements(transport, scopes);
         let mut sigstore = Vec::new();
         for requirement in requirements {
@@ -203,6 +212,13 @@ impl Policy {
 }
 
 impl Wanted<'_> {
+    /// For what can't have a signature.
+    pub fn unmet(&self) -> Refusal {
+        Refusal::Unsigned {
+            scope: self.scope.clone(),
+        }
+    }
+
     /// Whether the signatures that the image has are what is wanted.
     pub fn check(&self, subject: &Subject<'_>, signatures: &[Signature]) -> Result<(), Refusal> {
         let scope = self.scope.clone();

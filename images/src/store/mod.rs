@@ -3,12 +3,13 @@
 //! - [`config`]: where it lies
 //! - [`resolve`]: which image a reference names, and who has it
 //! - [`pull`]: download, list, merge, pack
-//! - [`import`]: images from local tars
+//! - [`import`]: images from local tars; [`admit`]: what stays where it is
 //! - [`files`]: names and atomic writing
 //! - [`claims`]: who uses what; [`unused`]: removing what nobody does; [`budget`]: when the store has grown too large
 //! - [`scratch`]: node-local folders
 //! - [`error`]
 
+mod admit;
 mod budget;
 pub mod claims;
 mod config;
