@@ -8,6 +8,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
 use crate::Reference;
+use crate::reference::host_known_as;
 
 /// How to log in to a registry. Its Debug form hides the secrets.
 #[derive(Clone, PartialEq, Eq)]
@@ -100,9 +101,10 @@ impl Keyring {
     /// The credentials to try for `reference`, best first: keys match by host (`*` stands for one label's part) and by path
     /// prefix, as in the kubelet.
     pub fn find<'a>(&'a self, reference: &'a Reference) -> impl Iterator<Item = &'a Credentials> {
+        let host = reference.host();
         self.entries
             .iter()
-            .filter(|(key, _)| key_matches(key, reference.registry(), reference.repository()))
+            .filter(move |(key, _)| key_matches(key, &host, reference.repository()))
             .map(|(_, credentials)| credentials)
     }
 }
@@ -149,7 +151,7 @@ pub(crate) fn without_content(error: serde_json::Error) -> Error {
 }
 
 /// `https://index.docker.io/v1/` → `docker.io`, `reg:5000/v2/` → `reg:5000`.
-fn normalise_key(key: &str) -> String {
+pub(crate) fn normalise_key(key: &str) -> String {
     let key = key.split_once("://").map_or(key, |(_, rest)| rest);
     let key = key.trim_end_matches('/');
     let key = key
@@ -157,16 +159,18 @@ fn normalise_key(key: &str) -> String {
         .or_else(|| key.strip_suffix("/v2"))
         .unwrap_or(key);
     match key.split_once('/') {
-        Some((host, path)) => format!("{}/{path}", docker_io(host)),
-        None => docker_io(key).to_owned(),
+        Some((host, path)) => format!("{}/{path}", host_known_as(host)),
+        None => host_known_as(key),
     }
 }
 
-fn docker_io(host: &str) -> &str {
-    match host {
-        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => "docker.io",
-        host => host,
-    }
+/// Whether a keyring's `key`, as written, is for `reference`.
+pub(crate) fn is_for(key: &str, reference: &Reference) -> bool {
+    key_matches(
+        &normalise_key(key),
+        &reference.host(),
+        reference.repository(),
+    )
 }
 
 fn key_matches(key: &str, registry: &str, repository: &str) -> bool {

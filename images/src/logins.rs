@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use crate::credentials::{self, Credentials, DockerAuth, Keyring};
+use crate::credentials::{self, Credentials, Keyring};
 use crate::reference::Reference;
 use crate::source::chain;
 
@@ -53,9 +53,20 @@ enum Fault {
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct Config {
-    auths: BTreeMap<String, DockerAuth>,
+    /// Only the entries of the registry asked for are read further.
+    auths: BTreeMap<String, serde_json::Value>,
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
+}
+
+impl Config {
+    /// The helper to ask for `host`; an empty name stands for the file itself.
+    fn helper(&self, host: &str) -> Option<&str> {
+        let mut helpers = self.cred_helpers.iter();
+        let own = helpers.find(|(key, _)| credentials::normalise_key(key) == host);
+        let helper = own.map(|(_, helper)| helper).or(self.creds_store.as_ref());
+        helper.map(String::as_str).filter(|name| !name.is_empty())
+    }
 }
 
 #[derive(Deserialize)]
@@ -103,14 +114,18 @@ pub async fn find(files: &[PathBuf], reference: &Reference) -> Vec<Credentials> 
     for file in files {
         match of_file(file, reference).await {
             Ok(credentials) => found.extend(credentials),
-            Err(fault) => tracing::warn!(
-                file = %file.display(),
-                error = chain(&fault),
-                "a login at a registry can't be used"
-            ),
+            Err(fault) => warn(file, &fault),
         }
     }
     found
+}
+
+fn warn(file: &Path, fault: &Fault) {
+    tracing::warn!(
+        file = %file.display(),
+        error = chain(fault),
+        "a login at a registry can't be used"
+    );
 }
 
 async fn of_file(path: &Path, reference: &Reference) -> Result<Vec<Credentials>, Fault> {
@@ -119,18 +134,26 @@ async fn of_file(path: &Path, reference: &Reference) -> Result<Vec<Credentials>,
         other => other.map_err(Fault::Read)?,
     };
     let config: Config = serde_json::from_slice(&json).map_err(credentials::without_content)?;
-    let registry = reference.registry();
-    let helper = config.cred_helpers.get(registry);
-    if let Some(helper) = helper.or(config.creds_store.as_ref()) {
-        let server = match registry {
+    let host = reference.host();
+    if let Some(helper) = config.helper(&host) {
+        let server = match host.as_str() {
             "docker.io" => DOCKER_HUB,
             other => other,
         };
-        if let Some(credentials) = ask(helper, server).await? {
-            return Ok(vec![credentials]);
+        match ask(helper, server).await {
+            Ok(Some(credentials)) => return Ok(vec![credentials]),
+            Ok(None) => {}
+            Err(fault) => warn(path, &fault),
         }
     }
-    let keyring = Keyring::from_auths(config.auths)?;
+    let mut auths = BTreeMap::new();
+    for (key, auth) in config.auths {
+        if credentials::is_for(&key, reference) {
+            let auth = serde_json::from_value(auth).map_err(credentials::without_content)?;
+            auths.insert(key, auth);
+        }
+    }
+    let keyring = Keyring::from_auths(auths)?;
     Ok(keyring.find(reference).cloned().collect())
 }
 
@@ -256,6 +279,38 @@ mod tests {
         assert_eq!(find(&files, &reference).await, [user("one"), user("two")]);
         let elsewhere: Reference = "quay.io/app".parse().unwrap();
         assert_eq!(find(&files, &elsewhere).await, []);
+    }
+
+    #[tokio::test]
+    async fn neither_a_helper_nor_another_entry_spoils_the_files_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let reference: Reference = "r:5/app".parse().unwrap();
+        for more in [
+            r#""credsStore":"""#,
+            r#""credsStore":"hpk-no-such-helper""#,
+            r#""credsStore":"hpk-no-such-helper","credHelpers":{"r:5":""}"#,
+            r#""credHelpers":{"r:5":"../x"}"#,
+        ] {
+            let json = format!(
+                r#"{{{more},"auths":{{"a":{{"auth":"!"}},"b":7,
+                    "r:5":{{"username":"one","password":"p"}}}}}}"#
+            );
+            std::fs::write(&path, json).unwrap();
+            let found = of_file(&path, &reference).await.unwrap();
+            assert_eq!(found, [user("one")], "{more}");
+        }
+    }
+
+    #[test]
+    fn a_helper_is_found_by_any_form_of_its_registrys_name() {
+        let config: Config = serde_json::from_str(
+            r#"{"credsStore":"all","credHelpers":{"https://index.docker.io/v1/":"hub","r:5":""}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.helper("docker.io"), Some("hub"));
+        assert_eq!(config.helper("r:5"), None);
+        assert_eq!(config.helper("quay.io"), Some("all"));
     }
 
     #[tokio::test]

@@ -26,6 +26,11 @@ impl Reference {
         self.inner.registry()
     }
 
+    /// The registry as policies and logins know it: see [`host_known_as`].
+    pub(crate) fn host(&self) -> String {
+        host_known_as(self.registry())
+    }
+
     /// The repository, e.g. `library/busybox`.
     pub fn repository(&self) -> &str {
         self.inner.repository()
@@ -51,6 +56,17 @@ impl Reference {
     /// Whether Kubernetes' default pull policy for it is Always: the tag is `latest` and there is no digest.
     pub fn is_latest(&self) -> bool {
         self.digest().is_none() && self.tag() == Some("latest")
+    }
+}
+
+/// A registry's one name among several that lead to it: in lower case, and `docker.io` for all of Docker's hub.
+pub(crate) fn host_known_as(host: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    match host.as_str() {
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => {
+            "docker.io".to_owned()
+        }
+        _ => host,
     }
 }
 
@@ -97,6 +113,14 @@ mod tests {
             full("index.docker.io/library/nginx"),
             "docker.io/library/nginx:latest"
         );
+    }
+
+    #[test]
+    fn a_host_has_one_name_for_policies_and_logins() {
+        let host = |name: &str| name.parse::<Reference>().unwrap().host();
+        assert_eq!(host("registry-1.docker.io/library/x"), "docker.io");
+        assert_eq!(host("Index.Docker.io/library/x"), "docker.io");
+        assert_eq!(host("Quay.IO:443/x"), "quay.io:443");
     }
 
     #[test]

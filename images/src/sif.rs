@@ -43,8 +43,6 @@ pub struct Squashfs {
     pub path: PathBuf,
     /// Bytes from its beginning.
     pub offset: u64,
-    /// Bytes.
-    pub size: u64,
 }
 
 /// Why there is none to be had.
@@ -158,7 +156,6 @@ pub fn find(path: &Path) -> Result<Squashfs, Error> {
         return Ok(Squashfs {
             path: path.to_owned(),
             offset,
-            size,
         });
     }
     Err(Error::NoSystem {
@@ -240,7 +237,7 @@ mod tests {
     #[test]
     fn the_system_partition_is_found() {
         let squashfs = found(&sif(here(), SQUASHFS, 2, 713, 100)).unwrap();
-        assert_eq!((squashfs.offset, squashfs.size), (713, 100));
+        assert_eq!(squashfs.offset, 713);
     }
 
     #[test]

@@ -432,6 +432,53 @@ async fn the_users_own_logins_are_tried_one_after_the_other() {
         .unwrap();
 }
 
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn registries_yaml_goes_before_the_users_own_logins() {
+    let registry = Registry::start(None, true);
+    registry.push(&two_layers(), "app:1");
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    let host = registry.host();
+    for (configured, own, refused) in [
+        ("p", "wrong", None),
+        ("wrong", "p", None),
+        ("wrong", "wrong", Some("user \"site\"")),
+    ] {
+        let user = if configured == "p" { "u" } else { "site" };
+        let home = Home::new(&format!(
+            "configs: {{\"{host}\": {{auth: {{username: {user}, password: {configured}}}}}}}"
+        ));
+        let json = format!(r#"{{"auths":{{"{host}":{{"username":"u","password":"{own}"}}}}}}"#);
+        fs::write(home.dir.path().join("auth.json"), json).unwrap();
+        let pulled = home
+            .store()
+            .await
+            .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+            .await;
+        let said = pulled.err().map(|error| error.to_string());
+        match refused {
+            None => assert_eq!(said, None, "{configured} {own}"),
+            Some(user) => assert!(said.clone().unwrap().contains(user), "{said:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_the_policy_rejects_is_judged_before_its_registry_is_asked() {
+    let home = Home::new("");
+    let policy = r#"{"default":[{"type":"reject"}]}"#;
+    fs::write(home.dir.path().join("policy.json"), policy).unwrap();
+    // Nobody listens there.
+    let tag: Reference = "127.0.0.1:1/app:1".parse().unwrap();
+    let error = home
+        .store()
+        .await
+        .resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+}
+
 /// A policy that wants what `item` says of all images of `registry`, and no others.
 fn policy_of(registry: &Registry, item: &str) -> String {
     let host = registry.host();
@@ -663,4 +710,47 @@ async fn tars_of_docker_and_oci_are_imported_under_their_names() {
     assert_eq!(home.leftovers(), Vec::<String>::new());
     let nothing = home.dir.path().join("registries.yaml");
     assert!(store.import(&nothing, None, &Quiet).await.is_err());
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_local_tar_has_neither_a_restricted_name_nor_a_path_that_leads_around_its_scope() {
+    let registry = Registry::start(None, false);
+    registry.push(&Image::new([vec![Entry::file("x", "y")]], "{}"), "app:1");
+    let home = Home::new("");
+    let store = home.store().await;
+    let root = fs::canonicalize(home.dir.path()).unwrap();
+    fs::create_dir(root.join("good")).unwrap();
+    let (good, bad) = (root.join("good/a.tar"), root.join("b.tar"));
+    registry.save("app:1", "docker-archive", &good, "busybox:dev");
+    fs::copy(&good, &bad).unwrap();
+    std::os::unix::fs::symlink(&bad, root.join("good/link.tar")).unwrap();
+    let accept = r#"[{"type":"insecureAcceptAnything"}]"#;
+    let reject = r#"[{"type":"reject"}]"#;
+    let policy = format!(
+        r#"{{"default":{reject},"transports":{{"docker-archive":{{"{}":{accept}}},
+            "docker":{{"quay.io":{accept}}}}}}}"#,
+        root.join("good").display()
+    );
+    fs::write(root.join("policy.json"), policy).unwrap();
+    for (path, name, taken) in [
+        (good.clone(), None, false),
+        (good.clone(), Some("localhost/busybox:dev"), true),
+        (good.clone(), Some("quay.io/busybox:dev"), true),
+        (bad, Some("quay.io/b:1"), false),
+        (root.join("good/../b.tar"), Some("quay.io/b:1"), false),
+        (root.join("good/link.tar"), Some("quay.io/b:1"), false),
+    ] {
+        let name: Option<Reference> = name.map(|name| name.parse().unwrap());
+        let imported = store.import(&path, name.as_ref(), &Quiet).await;
+        match imported {
+            Ok(_) => assert!(taken, "{path:?} {name:?}"),
+            Err(error) => {
+                assert!(!taken, "{path:?} {name:?}: {error}");
+                assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+            }
+        }
+    }
+    let hub: Reference = "busybox:dev".parse().unwrap();
+    assert!(store.find(&hub).await.unwrap().is_none());
 }

@@ -1,14 +1,18 @@
 //! The file's form, read and checked: an unknown word is refused, since it may be a misspelt restriction.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Component, Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::signature::{Key, KeyError};
-use super::{Identity, Policy, Requirement};
+use super::{Identity, Policy, Requirement, name_scopes};
+use crate::reference::Reference;
 
 /// What is wrong with the file.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +23,9 @@ pub enum FormError {
     /// No requirement at all: neither accept nor reject.
     #[error("scope {0:?} has an empty list: say insecureAcceptAnything or reject")]
     Empty(String),
+    /// A misspelt restriction, perhaps.
+    #[error("no image can have the scope {0:?}: {1}")]
+    Scope(String, &'static str),
     /// sigstoreSigned names its keys by none or several of the ways.
     #[error("scope {0:?}: sigstoreSigned needs one of keyPath, keyPaths, keyData, keyDatas")]
     Keys(String),
@@ -48,7 +55,43 @@ pub enum FormError {
 struct File {
     default: Vec<Item>,
     #[serde(default)]
-    transports: HashMap<String, HashMap<String, Vec<Item>>>,
+    transports: Unique<Unique<Vec<Item>>>,
+}
+
+/// A JSON object that has no key twice: of two restrictions one would be lost.
+struct Unique<V>(HashMap<String, V>);
+
+impl<V> Default for Unique<V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueVisitor(PhantomData))
+    }
+}
+
+struct UniqueVisitor<V>(PhantomData<V>);
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
+    type Value = Unique<V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = HashMap::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if entries.contains_key(&key) {
+                return Err(A::Error::custom(format_args!("duplicate key {key:?}")));
+            }
+            entries.insert(key, map.next_value()?);
+        }
+        Ok(Unique(entries))
+    }
 }
 
 #[derive(Deserialize)]
@@ -90,8 +133,9 @@ enum SignedIdentity {
 
 pub(super) fn parse(json: &[u8]) -> Result<Policy, FormError> {
     let file: File = serde_json::from_slice(json)?;
-    let transports = file.transports.into_iter().map(|(transport, scopes)| {
-        let scopes = scopes.into_iter().map(|(scope, items)| {
+    let transports = file.transports.0.into_iter().map(|(transport, scopes)| {
+        let scopes = scopes.0.into_iter().map(|(scope, items)| {
+            check_scope(&transport, &scope)?;
             let requirements = requirements(&format!("{transport}:{scope}"), items)?;
             Ok((scope, requirements))
         });
@@ -102,6 +146,43 @@ pub(super) fn parse(json: &[u8]) -> Result<Policy, FormError> {
         transports: transports.collect::<Result<_, FormError>>()?,
         default: requirements("default", file.default)?,
     })
+}
+
+/// Refuses a scope that would never decide. Other tools' transports are theirs to check.
+fn check_scope(transport: &str, scope: &str) -> Result<(), FormError> {
+    let fault = match transport {
+        _ if scope.is_empty() => None,
+        "docker" if !is_of_a_name(scope) => {
+            Some("say HOST[:PORT][/PATH[:TAG]] in lower case, docker.io/library/NAME, or *.DOMAIN")
+        }
+        "docker-archive" | "oci-archive" | "oci" | "sif" | "dir" if !is_of_a_path(scope) => {
+            Some("say an absolute path without . or .. and no / at its end")
+        }
+        _ => None,
+    };
+    match fault {
+        Some(fault) => Err(FormError::Scope(format!("{transport}:{scope}"), fault)),
+        None => Ok(()),
+    }
+}
+
+/// Whether one of the names that the scope would stand for leads to it.
+fn is_of_a_name(scope: &str) -> bool {
+    let below = match scope.strip_prefix('*') {
+        Some(domain) => format!("x{domain}/x"),
+        None => format!("{scope}/x"),
+    };
+    [scope, &below].into_iter().any(|name| {
+        let parsed = name.parse::<Reference>();
+        parsed.is_ok_and(|name| name_scopes(&name).iter().any(|known| known == scope))
+    })
+}
+
+fn is_of_a_path(scope: &str) -> bool {
+    let path = Path::new(scope);
+    let is_plain = path.components().all(|part| part != Component::ParentDir);
+    let plain: PathBuf = path.components().collect();
+    path.is_absolute() && is_plain && plain.as_os_str() == scope
 }
 
 fn requirements(scope: &str, items: Vec<Item>) -> Result<Vec<Requirement>, FormError> {
@@ -208,6 +289,63 @@ mod tests {
         ] {
             let said = wrong(&json);
             assert!(said.contains(word), "{json}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_comes_twice_is_refused() {
+        let accept = r#"[{"type":"insecureAcceptAnything"}]"#;
+        for transports in [
+            format!(r#"{{"docker":{{"":{accept}}},"docker":{{}}}}"#),
+            format!(r#"{{"oci":{{"docker":{accept},"docker":{accept}}}}}"#),
+        ] {
+            let json = format!(r#"{{"default":{accept},"transports":{transports}}}"#);
+            let said = parse(json.as_bytes()).unwrap_err().to_string();
+            assert!(said.contains("duplicate key \"docker\""), "{json}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_scope_that_no_image_can_have_is_refused_and_named() {
+        let digest = format!("quay.io/a@sha256:{}", "1".repeat(64));
+        for (transport, scope, good) in [
+            ("docker", "", true),
+            ("docker", "quay.io", true),
+            ("docker", "r:5000", true),
+            ("docker", "localhost", true),
+            ("docker", "docker.io/library", true),
+            ("docker", "docker.io/team", true),
+            ("docker", "quay.io/a/b:V1", true),
+            ("docker", &digest, true),
+            ("docker", "*.example.org", true),
+            ("docker", "quay.io/team/", false),
+            ("docker", "quay.io//team", false),
+            ("docker", "Quay.io/team", false),
+            ("docker", "quay.io/Team", false),
+            ("docker", "team/app", false),
+            ("docker", "docker.io/busybox:1", false),
+            ("docker", "registry-1.docker.io/library", false),
+            ("docker", "*", false),
+            ("docker", "*.example.org:5000", false),
+            ("docker", "*.example.org/team", false),
+            ("oci-archive", "/data/a", true),
+            ("oci-archive", "/", true),
+            ("docker-archive", "data", false),
+            ("oci", "/data/../etc", false),
+            ("sif", "/data/./x", false),
+            ("dir", "/data/", false),
+            ("atomic", "any/Thing/", true),
+        ] {
+            let json = format!(
+                r#"{{"default":[{{"type":"reject"}}],
+                    "transports":{{"{transport}":{{"{scope}":[{{"type":"reject"}}]}}}}}}"#
+            );
+            let parsed = parse(json.as_bytes());
+            assert_eq!(parsed.is_ok(), good, "{transport}:{scope}");
+            if let Err(error) = parsed {
+                let named = format!("{transport}:{scope}");
+                assert!(error.to_string().contains(&named), "{error}");
+            }
         }
     }
 }

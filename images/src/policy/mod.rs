@@ -82,8 +82,21 @@ pub enum Refusal {
         scope: String,
     },
     /// It has no signature at all.
-    #[error("policy.json wants a signature (scope {scope:?}), and it has none")]
+    #[error(
+        "policy.json wants a signature (scope {scope:?}), and it has none: its registry has no tag {}",
+        .tags.join(" or ")
+    )]
     Unsigned {
+        /// What decided.
+        scope: String,
+        /// Where signatures would be.
+        tags: Vec<String>,
+    },
+    /// It can't have one.
+    #[error(
+        "policy.json wants a signature (scope {scope:?}), which only a registry's image can have"
+    )]
+    Unsignable {
         /// What decided.
         scope: String,
     },
@@ -107,23 +120,12 @@ pub enum Refusal {
     },
 }
 
-/// An image to be judged.
-#[derive(Debug, Clone)]
-pub struct Subject<'a> {
-    /// Where it comes from.
-    pub origin: Origin<'a>,
-    /// What it is called.
-    pub reference: &'a Reference,
-    /// Digests that a signature may name: of the index that the name leads to, and of the image in it.
-    pub digests: [&'a str; 2],
-}
-
 /// Where an image comes from: a transport with the scopes it has.
 #[derive(Debug, Clone, Copy)]
 pub enum Origin<'a> {
     /// `docker`: the scopes are the image's own name and what encloses it.
     Registry,
-    /// `docker-archive`, `oci-archive` or `oci`, and an absolute path.
+    /// `docker-archive`, `oci-archive` or `oci`, and an absolute path without symbolic links.
     Local {
         /// Transport.
         transport: &'a str,
@@ -165,12 +167,16 @@ impl Policy {
         })
     }
 
-    /// None where it may be taken as it is.
+    /// Judges an image by its origin and name: None where it may be taken as it is.
     ///
     /// # Errors
     /// Where it may not be taken, whatever signatures it has.
-    pub fn judge(&self, subject: &Subject<'_>) -> Result<Option<Wanted<'_>>, Refusal> {
-        let (transport, scopes) = subject.scopes();
+    pub fn judge(
+        &self,
+        origin: Origin<'_>,
+        reference: &Reference,
+    ) -> Result<Option<Wanted<'_>>, Refusal> {
+        let (transport, scopes) = origin.scopes(reference);
         self.judge_scopes(transport, scopes)
     }
 
@@ -196,7 +202,8 @@ impl Policy {
                 }
             }
         }
-        Ok((!sigstore.is_empty()).then_some(Wanted { scope, sigstore }))
+        let wanted = !sigstore.is_empty();
+        Ok(wanted.then_some(Wanted { scope, sigstore }))
     }
 
     fn requirements(&self, transport: &str, scopes: Vec<String>) -> (String, &[Requirement]) {
@@ -214,22 +221,32 @@ impl Policy {
 impl Wanted<'_> {
     /// For what can't have a signature.
     pub fn unmet(&self) -> Refusal {
-        Refusal::Unsigned {
+        Refusal::Unsignable {
             scope: self.scope.clone(),
         }
     }
 
-    /// Whether the signatures that the image has are what is wanted.
-    pub fn check(&self, subject: &Subject<'_>, signatures: &[Signature]) -> Result<(), Refusal> {
+    /// Whether the signatures that the image has are what is wanted, for one of `digests`: those of the index that the name
+    /// leads to, and of the image in it.
+    pub fn check(
+        &self,
+        reference: &Reference,
+        digests: &[&str],
+        signatures: &[Signature],
+    ) -> Result<(), Refusal> {
         let scope = self.scope.clone();
         if signatures.is_empty() {
-            return Err(Refusal::Unsigned { scope });
+            let tags = digests
+                .iter()
+                .map(|digest| signature::tag(digest))
+                .collect();
+            return Err(Refusal::Unsigned { scope, tags });
         }
         for (keys, identity) in &self.sigstore {
             let mut reasons = Vec::new();
             let good = signatures.iter().any(|signature| {
-                let names = |signed: &str| identity.accepts(signed, subject.reference);
-                match signature.check(keys, &subject.digests, names) {
+                let names = |signed: &str| identity.accepts(signed, reference);
+                match signature.check(keys, digests, names) {
                     Ok(()) => true,
                     Err(reason) => {
                         reasons.push(reason.to_string());
@@ -251,7 +268,7 @@ impl Identity {
             return false;
         };
         let same_repository =
-            (parsed.registry(), parsed.repository()) == (wanted.registry(), wanted.repository());
+            (parsed.host(), parsed.repository()) == (wanted.host(), wanted.repository());
         // A signature for a bare repository, as cosign makes them, is not one for its tag `latest`.
         let last = signed.rsplit('/').next().unwrap_or_default();
         let exact = same_repository
@@ -266,12 +283,12 @@ impl Identity {
     }
 }
 
-impl Subject<'_> {
+impl<'a> Origin<'a> {
     /// The transport, and the scopes that could decide, the most particular first.
-    fn scopes(&self) -> (&str, Vec<String>) {
-        match self.origin {
-            Origin::Registry => ("docker", name_scopes(self.reference)),
-            Origin::Local { transport, path } => {
+    fn scopes(self, reference: &Reference) -> (&'a str, Vec<String>) {
+        match self {
+            Self::Registry => ("docker", name_scopes(reference)),
+            Self::Local { transport, path } => {
                 let scopes = path.ancestors().map(|path| path.display().to_string());
                 (transport, scopes.collect())
             }
@@ -279,9 +296,9 @@ impl Subject<'_> {
     }
 }
 
-/// `host/a/b:tag`, `host/a/b`, `host/a`, `host`, `*.domain` …
+/// `host/a/b:tag`, `host/a/b`, `host/a`, `host`, `*.domain` …; the domains are without a port.
 fn name_scopes(reference: &Reference) -> Vec<String> {
-    let (host, repository) = (reference.registry(), reference.repository());
+    let (host, repository) = (reference.host(), reference.repository());
     let mut scopes = vec![match (reference.digest(), reference.tag()) {
         (Some(digest), _) => format!("{host}/{repository}@{digest}"),
         (None, tag) => format!("{host}/{repository}:{}", tag.unwrap_or("latest")),
@@ -294,7 +311,13 @@ fn name_scopes(reference: &Reference) -> Vec<String> {
         };
         name = parent.to_owned();
     }
-    let mut domain = host;
+    // An IPv6 address has no domain.
+    let is_address = host.starts_with('[');
+    let mut domain = match host.split_once(':') {
+        _ if is_address => "",
+        Some((domain, _port)) => domain,
+        None => &host,
+    };
     while let Some((_, rest)) = domain.split_once('.') {
         scopes.push(format!("*.{rest}"));
         domain = rest;
@@ -312,12 +335,8 @@ mod tests {
 
     fn verdict(policy: &Policy, name: &str) -> Result<bool, Refusal> {
         let reference: Reference = name.parse().unwrap();
-        let subject = Subject {
-            origin: Origin::Registry,
-            reference: &reference,
-            digests: ["", ""],
-        };
-        policy.judge(&subject).map(|wanted| wanted.is_none())
+        let judged = policy.judge(Origin::Registry, &reference);
+        judged.map(|wanted| wanted.is_none())
     }
 
     #[test]
@@ -358,6 +377,25 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_is_known_by_its_domain_and_by_each_of_its_names() {
+        let policy = policy(
+            r#"{"default":[{"type":"reject"}],"transports":{"docker":{
+                "*.example.org":[{"type":"insecureAcceptAnything"}],
+                "docker.io/library":[{"type":"insecureAcceptAnything"}]}}}"#,
+        );
+        for name in [
+            "a.example.org:5000/x",
+            "A.Example.Org/x",
+            "registry-1.docker.io/library/x",
+            "Docker.io/library/x",
+        ] {
+            assert_eq!(verdict(&policy, name), Ok(true), "{name}");
+        }
+        assert!(verdict(&policy, "registry-1.docker.io/team/x").is_err());
+        assert!(verdict(&policy, "a.example.org.evil:5000/x").is_err());
+    }
+
+    #[test]
     fn what_cannot_be_checked_is_refused_and_named() {
         let policy =
             policy(r#"{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}]}"#);
@@ -377,12 +415,7 @@ mod tests {
                 transport,
                 path: Path::new(path),
             };
-            let subject = Subject {
-                origin,
-                reference: &reference,
-                digests: ["", ""],
-            };
-            policy.judge(&subject).is_ok()
+            policy.judge(origin, &reference).is_ok()
         };
         assert!(judged("oci-archive", "/data/a/x.tar"));
         assert!(!judged("oci-archive", "/database/x.tar"));

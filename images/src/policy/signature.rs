@@ -21,6 +21,14 @@ pub const ANNOTATION: &str = "dev.cosignproject.cosign/signature";
 /// Longest document, bytes; usual are 300.
 pub const MAX_BYTES: u64 = 1 << 20;
 
+/// Most signatures of one image that are looked at.
+pub const MAX_COUNT: usize = 64;
+
+/// The tag that cosign and skopeo attach the signatures of `digest` under.
+pub fn tag(digest: &str) -> String {
+    format!("{}.sig", digest.replace(':', "-"))
+}
+
 /// What the document must say it is.
 const DOCUMENT: &str = "cosign container image signature";
 

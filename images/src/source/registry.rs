@@ -167,6 +167,43 @@ impl Registry {
         }
         download.finish().await
     }
+
+    /// A signed document, whose size the registry alone tells.
+    async fn document(
+        &self,
+        reference: &oci_client::Reference,
+        digest: &str,
+        what: &str,
+    ) -> Result<Vec<u8>, Error> {
+        let corrupt = |reason: String| Error::Corrupt {
+            place: self.place.clone(),
+            what: what.to_owned(),
+            reason,
+        };
+        let descriptor = OciDescriptor {
+            digest: digest.to_owned(),
+            ..OciDescriptor::default()
+        };
+        let response = self
+            .patiently(what, || {
+                self.client.pull_blob_stream(reference, &descriptor)
+            })
+            .await?;
+        let mut stream = response.stream;
+        let mut document = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            document.extend_from_slice(&chunk.map_err(|e| self.error(what, e.into()))?);
+            if document.len() as u64 > signature::MAX_BYTES {
+                let most = signature::MAX_BYTES;
+                return Err(corrupt(format!("a document of more than {most} bytes")));
+            }
+        }
+        let is = format!("sha256:{}", hex(&Sha256::digest(&document)));
+        match is == digest {
+            true => Ok(document),
+            false => Err(corrupt(format!("the digest of {digest} is {is}"))),
+        }
+    }
 }
 
 /// A blob's way into its file, over several attempts. What is there was received, and is trusted only when the whole has the
@@ -315,7 +352,7 @@ impl Source for Registry {
         let mut reference = oci_client::Reference::with_tag(
             self.reference.registry().to_owned(),
             self.reference.repository().to_owned(),
-            format!("{}.sig", digest.replace(':', "-")),
+            signature::tag(digest),
         );
         if self.reference.namespace().is_some() {
             reference.set_mirror_registry(self.reference.resolve_registry().to_owned());
@@ -338,6 +375,10 @@ impl Source for Registry {
         };
         let attached: Attached =
             serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        let count = attached.layers.len();
+        if count > signature::MAX_COUNT {
+            return Err(corrupt(format!("{count} of them")));
+        }
         let mut found = Vec::new();
         for layer in attached.layers {
             let Some(base64) = layer.annotations.get(signature::ANNOTATION) else {
@@ -346,21 +387,8 @@ impl Source for Registry {
             if layer.media_type != signature::MEDIA_TYPE {
                 continue;
             }
-            if layer.size > signature::MAX_BYTES {
-                return Err(corrupt(format!("a document of {} bytes", layer.size)));
-            }
-            let descriptor = OciDescriptor {
-                digest: layer.digest.clone(),
-                size: i64::try_from(layer.size).unwrap_or(i64::MAX),
-                ..OciDescriptor::default()
-            };
-            let mut document = Vec::new();
-            let pulled = self
-                .client
-                .pull_blob(&reference, &descriptor, &mut document);
-            pulled.await.map_err(|e| self.error(&what, e))?;
             found.push(Signature {
-                document,
+                document: self.document(&reference, &layer.digest, &what).await?,
                 base64: base64.clone(),
             });
         }
@@ -383,7 +411,6 @@ struct Attached {
 struct AttachedLayer {
     media_type: String,
     digest: String,
-    size: u64,
     #[serde(default)]
     annotations: HashMap<String, String>,
 }

@@ -1,8 +1,7 @@
 //! What runs without coming into the store, such as a SIF: whether the policy lets it in.
 
+use super::Store;
 use super::error::Error;
-use super::{Store, blocking};
-use crate::policy::Policy;
 
 impl Store {
     /// Judges `name` by its transport and scopes, the most particular first, as in
@@ -13,10 +12,7 @@ impl Store {
         transport: &str,
         scopes: Vec<String>,
     ) -> Result<(), Error> {
-        let Some(path) = self.config.policy.clone() else {
-            return Ok(());
-        };
-        let policy = blocking(move || Ok(Policy::load(&path)?)).await?;
+        let policy = self.policy().await?;
         let refused = |refusal| Error::Refused {
             reference: name.to_owned(),
             refusal,

@@ -28,8 +28,9 @@ pub struct StoreConfig {
 
 impl StoreConfig {
     /// `HPK_STORE` (else `store` in `HPK_HOME`, else `~/.hpk/store`), `HPK_REGISTRIES` and `HPK_POLICY` (else
-    /// `registries.yaml` and `policy.json` in `HPK_HOME` or `~/.hpk`), `HPK_STORE_MAX_GIB` (else no bound), `HPK_LOCAL_DIR` (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else
-    /// `images` in the user's [`local_folder`]), [`Limits::from_env`].
+    /// `registries.yaml` and `policy.json` in `HPK_HOME` or `~/.hpk`), `HPK_STORE_MAX_GIB` (else no bound), `HPK_LOCAL_DIR`
+    /// (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else `images` in the user's [`local_folder`]),
+    /// [`Limits::from_env`].
     pub fn from_env() -> Result<Self, Error> {
         let path = |name: &str| {
             std::env::var_os(name)

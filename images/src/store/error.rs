@@ -55,6 +55,14 @@ pub enum Error {
         #[source]
         refusal: policy::Refusal,
     },
+    /// A local image would pass for a registry's that the policy doesn't let in as it is.
+    #[error(
+        "{reference} can't be a local image's name: policy.json restricts the registry's images of it; name it otherwise, such as localhost/NAME"
+    )]
+    RestrictedName {
+        /// The name.
+        reference: String,
+    },
     /// Every endpoint failed.
     #[error("pulling {reference}: {}", listed(.failures))]
     Endpoints {
@@ -196,7 +204,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NeverPull { .. } => ErrorKind::NeverPull,
-            Self::Refused { .. } => ErrorKind::Refused,
+            Self::Refused { .. } | Self::RestrictedName { .. } => ErrorKind::Refused,
             Self::Registries(_)
             | Self::Policy(_)
             | Self::Setting(_)

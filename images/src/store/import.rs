@@ -1,12 +1,13 @@
 //! Images from local tars and layouts, named there.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::files::listed;
-use super::resolve::choose;
+use super::resolve::{choose, judge, refused};
 use super::{Image, Store, blocking};
-use crate::policy::Origin;
+use crate::policy::{Origin, Policy};
 use crate::source::Source as _;
 use crate::source::local::{Local, LocalImage};
 use crate::{Progress, Reference};
@@ -20,17 +21,16 @@ impl Store {
         name: Option<&Reference>,
         progress: &dyn Progress,
     ) -> Result<Vec<Image>, Error> {
-        let opened = path.to_owned();
-        let (transport, images) = blocking(move || {
-            let local = Local::open(&opened)?;
-            Ok((local.transport(), local.images()?))
+        let given = path.to_owned();
+        let (path, transport, images) = blocking(move || {
+            let path = real(&given)?;
+            let local = Local::open(&path)?;
+            Ok((path, local.transport(), local.images()?))
         })
         .await?;
-        let absolute = std::path::absolute(path).map_err(|e| Error::io("finding", path, e))?;
-        let origin = Origin::Local {
-            transport,
-            path: &absolute,
-        };
+        let path = &path;
+        let origin = Origin::Local { transport, path };
+        let policy = self.policy().await?;
         let alone = images.len() == 1;
         let mut done = Vec::new();
         for image in images {
@@ -44,7 +44,8 @@ impl Store {
                 });
             }
             for name in names {
-                done.push(self.take(origin, &image, &name, progress).await?);
+                let taken = self.take(&policy, origin, &image, &name, progress);
+                done.push(taken.await?);
             }
         }
         Ok(done)
@@ -52,17 +53,28 @@ impl Store {
 
     async fn take(
         &self,
+        policy: &Policy,
         origin: Origin<'_>,
         image: &LocalImage,
         name: &Reference,
         progress: &dyn Progress,
     ) -> Result<Image, Error> {
+        if let Some(wanted) = judge(policy, origin, name)? {
+            return Err(refused(name, wanted.unmet()));
+        }
+        // Who asks for the name later takes what lies in the store for the registry's.
+        let free =
+            name.host() == "localhost" || matches!(policy.judge(Origin::Registry, name), Ok(None));
+        if !free {
+            return Err(Error::RestrictedName {
+                reference: name.to_string(),
+            });
+        }
         let top = image.manifest(None).await.map_err(|source| Error::Blob {
             name: name.to_string(),
             source: Box::new(source),
         })?;
         let resolved = choose(name, Box::new(image.clone()), top).await?;
-        self.judge(origin, name, &resolved).await?;
         resolved.announce(progress);
         let record = self.ensure(&resolved, &name.to_string(), progress).await?;
         self.remember(name, &resolved).await?;
@@ -83,6 +95,7 @@ impl Store {
         let found = blocking(move || {
             for path in listed(&dir)? {
                 if path.extension().is_some_and(|e| e == "tar") {
+                    let path = real(&path)?;
                     let local = Local::open(&path)?;
                     let mut images = local.images()?.into_iter();
                     if let Some(image) = images.find(|i| i.names.contains(&wanted)) {
@@ -97,10 +110,16 @@ impl Store {
             Some((transport, path, image)) => {
                 let path = &path;
                 let origin = Origin::Local { transport, path };
-                let taken = self.take(origin, &image, reference, progress).await;
-                taken.map(Some)
+                let policy = self.policy().await?;
+                let taken = self.take(&policy, origin, &image, reference, progress);
+                taken.await.map(Some)
             }
             None => Ok(None),
         }
     }
+}
+
+/// The path that scopes of the policy mean: neither `..` nor a symbolic link leads around them.
+fn real(path: &Path) -> Result<PathBuf, Error> {
+    fs::canonicalize(path).map_err(|e| Error::io("finding", path, e))
 }

@@ -1,13 +1,11 @@
 //! Which image a reference names, and who has it.
 
-use std::collections::BTreeSet;
-
 use super::error::{Error, ErrorKind};
 use super::{Store, blocking};
 use crate::logins;
 use crate::manifest::{self, Document, Manifest};
-use crate::policy::{Origin, Policy, Subject};
-use crate::registries::Registries;
+use crate::policy::{Origin, Policy, Refusal, Wanted};
+use crate::registries::{Endpoint, Registries};
 use crate::source::Source;
 use crate::source::registry::Registry;
 use crate::{Credentials, Event, Progress, Reference};
@@ -34,97 +32,129 @@ impl Resolved {
 }
 
 impl Store {
-    /// Asks the registry with `secret`, or with each of the user's own logins there, and then with none; the policy judges what
-    /// it has.
+    /// Asks the registry, if the policy lets the name in: with `secret`; else as registries.yaml says, where it has
+    /// credentials for the registry itself; else with each of the user's own logins, and then with none.
     pub(super) async fn resolve(
         &self,
         reference: &Reference,
         secret: Option<&Credentials>,
     ) -> Result<Resolved, Error> {
+        let policy = self.policy().await?;
+        let wanted = judge(&policy, Origin::Registry, reference)?;
         let registries = match &self.config.registries {
             Some(path) => Registries::load(path)?,
             None => Registries::default(),
         };
-        let mut first_refusal = None;
-        if secret.is_none() {
-            for login in logins::find(&self.config.logins, reference).await {
-                match self.ask(&registries, reference, Some(&login)).await {
-                    Err(e) if e.kind() == ErrorKind::Unauthorized => {
-                        first_refusal.get_or_insert(e);
-                    }
-                    other => return other,
-                }
-            }
-        }
-        match (
-            self.ask(&registries, reference, secret).await,
-            first_refusal,
-        ) {
-            // That a login doesn't do says more than that one is needed.
-            (Err(e), Some(refusal)) if e.kind() == ErrorKind::Unauthorized => Err(refusal),
-            (answer, _) => answer,
-        }
+        let endpoints = registries.plan_endpoints(reference);
+        let resolved = match secret {
+            Some(_) => ask(&endpoints, reference, secret).await?,
+            None => self.ask_with_logins(&endpoints, reference).await?,
+        };
+        check(wanted, reference, &resolved).await?;
+        Ok(resolved)
     }
 
-    /// Asks the registry's endpoints, one after the other, with `secret` where that may be shown.
-    async fn ask(
+    async fn ask_with_logins(
         &self,
-        registries: &Registries,
+        endpoints: &[Endpoint],
         reference: &Reference,
-        secret: Option<&Credentials>,
     ) -> Result<Resolved, Error> {
+        let own = |endpoint: &Endpoint| !endpoint.mirror && endpoint.credentials.is_some();
+        let configured = endpoints.iter().any(own);
         let mut failures = Vec::new();
-        for endpoint in registries.plan_endpoints(reference) {
-            match Registry::connect(&endpoint, reference, secret).await {
-                Err(e) => failures.push(e),
-                Ok(registry) => match registry.manifest(None).await {
-                    Err(e) => failures.push(e),
-                    Ok(top) => {
-                        let resolved = choose(reference, Box::new(registry), top).await?;
-                        self.judge(Origin::Registry, reference, &resolved).await?;
-                        return Ok(resolved);
-                    }
-                },
+        if configured {
+            match ask(endpoints, reference, None).await {
+                Err(e) if is_of_login(&e) => failures.push(e),
+                other => return other,
             }
         }
-        Err(Error::Endpoints {
-            reference: reference.to_string(),
-            failures,
-        })
+        let logins = logins::find(&self.config.logins, reference).await;
+        let none = (!configured).then_some(None);
+        for login in logins.iter().map(Some).chain(none) {
+            match ask(endpoints, reference, login).await {
+                Err(e) if is_of_login(&e) => failures.push(e),
+                other => return other,
+            }
+        }
+        // Who may look and finds nothing knows most; that a login doesn't do says more than that one is needed.
+        let missing = |e: &Error| e.kind() == ErrorKind::NotFound;
+        let told = failures.iter().position(missing).unwrap_or(0);
+        Err(failures.swap_remove(told))
     }
 
-    /// Whether the policy lets the image in.
-    pub(super) async fn judge(
-        &self,
-        origin: Origin<'_>,
-        reference: &Reference,
-        resolved: &Resolved,
-    ) -> Result<(), Error> {
-        let Some(path) = self.config.policy.clone() else {
-            return Ok(());
-        };
-        let policy = blocking(move || Ok(Policy::load(&path)?)).await?;
-        let subject = Subject {
-            origin,
-            reference,
-            digests: [&resolved.top, &resolved.digest],
-        };
-        let refused = |refusal| Error::Refused {
-            reference: reference.to_string(),
-            refusal,
-        };
-        let Some(wanted) = policy.judge(&subject).map_err(refused)? else {
-            return Ok(());
-        };
-        let mut signatures = Vec::new();
-        for digest in BTreeSet::from(subject.digests) {
-            let found = resolved.source.signatures(digest).await;
-            signatures.extend(found.map_err(|source| Error::Blob {
-                name: reference.to_string(),
-                source: Box::new(source),
-            })?);
+    /// The policy as it is now.
+    pub(super) async fn policy(&self) -> Result<Policy, Error> {
+        match self.config.policy.clone() {
+            Some(path) => blocking(move || Ok(Policy::load(&path)?)).await,
+            None => Ok(Policy::default()),
         }
-        wanted.check(&subject, &signatures).map_err(refused)
+    }
+}
+
+/// Another login may help: registries hide what one may not see.
+fn is_of_login(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::NotFound)
+}
+
+/// Asks the registry's endpoints, one after the other, with `secret` where that may be shown.
+async fn ask(
+    endpoints: &[Endpoint],
+    reference: &Reference,
+    secret: Option<&Credentials>,
+) -> Result<Resolved, Error> {
+    let mut failures = Vec::new();
+    for endpoint in endpoints {
+        match Registry::connect(endpoint, reference, secret).await {
+            Err(e) => failures.push(e),
+            Ok(registry) => match registry.manifest(None).await {
+                Err(e) => failures.push(e),
+                Ok(top) => return choose(reference, Box::new(registry), top).await,
+            },
+        }
+    }
+    Err(Error::Endpoints {
+        reference: reference.to_string(),
+        failures,
+    })
+}
+
+/// Whether the policy lets an image of that name in, and what it wants to see of it.
+pub(super) fn judge<'a>(
+    policy: &'a Policy,
+    origin: Origin<'_>,
+    reference: &Reference,
+) -> Result<Option<Wanted<'a>>, Error> {
+    let judged = policy.judge(origin, reference);
+    judged.map_err(|refusal| refused(reference, refusal))
+}
+
+/// Whether the image has what the policy wants.
+async fn check(
+    wanted: Option<Wanted<'_>>,
+    reference: &Reference,
+    resolved: &Resolved,
+) -> Result<(), Error> {
+    let Some(wanted) = wanted else {
+        return Ok(());
+    };
+    let mut digests = vec![resolved.top.as_str(), &resolved.digest];
+    digests.dedup();
+    let mut signatures = Vec::new();
+    for digest in &digests {
+        let found = resolved.source.signatures(digest).await;
+        signatures.extend(found.map_err(|source| Error::Blob {
+            name: reference.to_string(),
+            source: Box::new(source),
+        })?);
+    }
+    let checked = wanted.check(reference, &digests, &signatures);
+    checked.map_err(|refusal| refused(reference, refusal))
+}
+
+pub(super) fn refused(reference: &Reference, refusal: Refusal) -> Error {
+    Error::Refused {
+        reference: reference.to_string(),
+        refusal,
     }
 }
 
