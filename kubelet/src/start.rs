@@ -19,7 +19,7 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{info, warn};
 
@@ -63,7 +63,7 @@ async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let agent = Arc::new(assemble(config).await?);
-    watch_ooms(&agent)?;
+    watch_events(&agent)?;
     sandbox::ensure_pause_rootfs(&agent).context("prepare the sandboxes' root")?;
     serve_http(&agent).await?;
     let work = async {
@@ -139,6 +139,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         registry: crate::access::Registry::default(),
         hosts_file: fs::read_to_string("/etc/hosts").context("read /etc/hosts")?,
         ooms: Mutex::default(),
+        ends: broadcast::Sender::new(1024),
         standing: watch::Sender::default(),
         probes: Tally::default(),
         seccomp: profile(&args.seccomp_default_profile).map_err(|error| format!("{error:#}")),
@@ -213,14 +214,19 @@ async fn serve_http(agent: &Arc<Agent>) -> Result<()> {
     Ok(())
 }
 
-/// Shims tell of processes that the kernel killed for memory; all else they tell is asked anyway.
-fn watch_ooms(agent: &Arc<Agent>) -> Result<()> {
+/// Shims tell of processes that the kernel killed for memory, and of ends after that; all else they tell is asked anyway.
+fn watch_events(agent: &Arc<Agent>) -> Result<()> {
     let mut events = serve_events(&agent.bootstrap.ttrpc_address).context("serve shims' events")?;
     let agent = Arc::clone(agent);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
-            if let EventKind::Oom { id } = event.kind {
-                agent.note_oom(id);
+            match event.kind {
+                EventKind::Oom { id } => agent.note_oom(id),
+                EventKind::Exit { id, exec_id, .. } if exec_id.is_empty() || exec_id == id => {
+                    // Nobody may wait at the moment.
+                    let _ = agent.ends.send(id);
+                }
+                _ => {}
             }
         }
     });

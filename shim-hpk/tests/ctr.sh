@@ -65,7 +65,8 @@ check() {
 }
 is() { [ "$1" = "$2" ] || { echo "got: $1"; echo "want: $2"; return 1; }; }
 # Whether a process is there and not a zombie (nobody may reap in the test's PID namespace).
-alive() { [ -d "/proc/$1" ] && ! grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; }
+# One that goes while it is looked at is not alive.
+alive() { local state; state=$(grep '^State:' "/proc/$1/status" 2>/dev/null) && [[ $state != *Z* ]]; }
 # A background container: daemon NAME COMMAND…
 daemon() { local name=$1; shift; run -d "$IMAGE" "$PREFIX-$name" "$@"; }
 gone() { ctr task kill -s SIGKILL "$PREFIX-$1" >/dev/null 2>&1; ctr task rm -f "$PREFIX-$1" >/dev/null 2>&1; ctr container rm "$PREFIX-$1" >/dev/null 2>&1; }

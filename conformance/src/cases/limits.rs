@@ -147,6 +147,16 @@ fn show(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
         seen == "102 30000 100663296",
         "after the resize the container has {seen}"
     );
+    let ended = "{.status.containerStatuses[0].state.terminated.reason}";
+    let reason = wait::until("the greedy pod's end", Duration::from_secs(60), || {
+        let reason = cluster.value(&namespace, "pod/greedy", ended)?;
+        Ok(if reason.is_empty() {
+            Err("it runs".to_owned())
+        } else {
+            Ok(reason)
+        })
+    })?;
+    ensure!(reason == "OOMKilled", "the greedy pod ended by {reason}");
     // A kubelet that is killed in a resize finishes it when it is back, and restarts nothing.
     ask(cluster, &namespace, "250m", "80Mi")?;
     kill_and_await_return(testbed, "node1", KUBELET)?;
@@ -165,16 +175,6 @@ fn show(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
         )
         .success()?;
     ensure!(whole.trim() == "83886080", "the pod as a whole has {whole}");
-    let ended = "{.status.containerStatuses[0].state.terminated.reason}";
-    let reason = wait::until("the greedy pod's end", Duration::from_secs(60), || {
-        let reason = cluster.value(&namespace, "pod/greedy", ended)?;
-        Ok(if reason.is_empty() {
-            Err("it runs".to_owned())
-        } else {
-            Ok(reason)
-        })
-    })?;
-    ensure!(reason == "OOMKilled", "the greedy pod ended by {reason}");
     cluster.remove_namespace(&namespace)
 }
 

@@ -10,6 +10,7 @@ use super::Worker;
 use super::act::wait;
 use super::events::PullWitness;
 use super::signal::Signal;
+use crate::agent::Agent;
 use crate::events::Kind;
 use crate::exec::Target;
 use crate::pod::container::{self, Start};
@@ -237,8 +238,12 @@ impl Worker {
             return;
         };
         let (container, id) = (name.to_owned(), id.to_owned());
+        let ends = self.agent.ends.subscribe();
         self.spawn(async move {
             let status = wait(&shim, &id).await;
+            if status.as_ref().is_some_and(|status| status.code == KILLED) {
+                Agent::await_end(ends, &id).await;
+            }
             Signal::Ended {
                 container,
                 id,
@@ -247,6 +252,9 @@ impl Worker {
         });
     }
 }
+
+/// The exit code of SIGKILL, which the kernel sends for want of memory.
+const KILLED: u32 = 128 + nix::sys::signal::Signal::SIGKILL as u32;
 
 /// The log of a run and its rotated parts.
 fn remove_old_logs(log: &std::path::Path) {
