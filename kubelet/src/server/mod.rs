@@ -8,7 +8,6 @@
 //! - [`logs`] – CRI log files: tail, follow, rotation.
 //! - [`remote`] – exec and attach over an upgraded connection.
 //! - [`forward`] – port-forward.
-//! - [`spdy`] – SPDY/3.1's frames.
 //!
 //! # Expected flow
 //!
@@ -30,7 +29,6 @@ pub mod query;
 pub mod remote;
 pub mod respond;
 pub mod route;
-pub mod spdy;
 pub mod tls;
 
 use std::future::Future;

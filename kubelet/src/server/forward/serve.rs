@@ -13,7 +13,7 @@ use tokio::time::{Instant, interval_at};
 
 use super::netns;
 use super::session::{Action, Pair, Session};
-use crate::server::spdy::{Decoder, Encoder, Frame};
+use hpk_spdy::{Decoder, Encoder, Frame};
 
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// Frames that wait for a connection, or for the caller. Beyond that, who sends waits.

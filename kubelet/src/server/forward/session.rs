@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use crate::server::spdy::Frame;
-use crate::server::spdy::frame::{PROTOCOL_ERROR, REFUSED_STREAM};
+use hpk_spdy::Frame;
+use hpk_spdy::frame::{PROTOCOL_ERROR, REFUSED_STREAM};
 
 /// Connections that may be open at once.
 const MAX_PAIRS: usize = 512;

@@ -5,8 +5,8 @@
 
 use super::channels::Size;
 use super::wanted::Wanted;
-use crate::server::spdy::Frame;
-use crate::server::spdy::frame::{PROTOCOL_ERROR, REFUSED_STREAM};
+use hpk_spdy::Frame;
+use hpk_spdy::frame::{PROTOCOL_ERROR, REFUSED_STREAM};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {

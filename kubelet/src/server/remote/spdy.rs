@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::channels::{Channels, Ends, Output, channels};
 use super::session::{Action, Session, Streams};
 use super::wanted::Wanted;
-use crate::server::spdy::{self, Decoder, Encoder, Frame};
+use hpk_spdy::{self as spdy, Decoder, Encoder, Frame};
 
 /// How long the caller may take to open its streams; the stock kubelet's limit.
 const OPEN_LIMIT: Duration = Duration::from_secs(30);

@@ -3,7 +3,7 @@
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::dictionary::dictionary;
+use crate::dictionary::dictionary;
 
 /// Names and values, in order.
 pub type Headers = Vec<(String, String)>;

@@ -1,6 +1,6 @@
 //! Frames: 8 bytes of head, then up to 16 MiB; the first bit tells control from data.
 
-use super::headers::{self, Deflater, Headers, Inflater};
+use crate::headers::{self, Deflater, Headers, Inflater};
 
 /// Longest frame taken, bytes. spdystream writes what its caller writes, copies of 32 KiB.
 const MAX_FRAME: usize = 1 << 20;
