@@ -158,14 +158,22 @@ fuzz: deps ## feed rubbish to the network plugin's parsers, FUZZ_SECONDS (20) ea
 demo: ## a cluster on the testbed, with a small application
 	@scripts/demo
 
-.PHONY: test-e2e
-test-e2e: images test-images ## Kubernetes' own end-to-end suite, judged by docs/conformance.md
+.PHONY: e2e
+e2e: images test-images
 	@conformance/e2e/build.sh
 	@conformance/e2e/images.sh
 	@conformance/metrics-server/build.sh
 	@$(STEP) "testbed up" conformance/testbed up --nodes 3
+
+.PHONY: test-e2e
+test-e2e: e2e ## Kubernetes' own end-to-end suite, what is about nodes, judged by docs/conformance.md
 	@bin/hpk-conformance test kubectl_top
 	@bin/hpk-conformance e2e
+
+# What a certified cluster passes: the tests that are to run alone too, which ginkgo does so at the end.
+.PHONY: test-conformance
+test-conformance: e2e ## all of that suite's [Conformance], judged by docs/conformance.md
+	@bin/hpk-conformance e2e --focus '\[Conformance\]' --skip '\[Flaky\]' --out target/conformance
 
 .PHONY: deny
 deny: ## licences, sources and duplicate crates (needs cargo-deny)

@@ -1,17 +1,13 @@
 //! What every pod's worker shares: the node's configuration and its connections.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::Mutex;
-use std::time::Duration;
 
 use hpk_shim_client::Bootstrap;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::runtime::reflector::Store;
-use tokio::sync::{broadcast, watch};
-use tracing::debug;
+use tokio::sync::watch;
 
 use crate::access::Registry;
 use crate::api::Reader;
@@ -54,14 +50,7 @@ pub struct Agent {
     pub probes: Tally,
     /// What the node can't give at present.
     pub standing: watch::Sender<Standing>,
-    /// Containers that the kernel killed for memory, until their end is heard of.
-    pub ooms: Mutex<HashSet<String>>,
-    /// Ids of containers as events tell of their ends.
-    pub ends: broadcast::Sender<String>,
 }
-
-/// How long an event may come after what it tells of.
-const EVENT_LIMIT: Duration = Duration::from_secs(2);
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,34 +87,6 @@ impl Agent {
     pub fn names(&self, pod: &Pod) -> Result<Names, TooLong> {
         let args = &self.config.args;
         names(pod, &args.cluster_domain, &args.node_name)
-    }
-
-    /// Waits until an event has told of the end of container `id`. What a shim tells of it, such as that it was killed
-    /// for memory, comes before that, but on another way than the answer to Wait.
-    pub async fn await_end(mut ends: broadcast::Receiver<String>, id: &str) {
-        let told = async {
-            loop {
-                match ends.recv().await {
-                    Ok(ended) if ended == id => return,
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return,
-                }
-            }
-        };
-        if tokio::time::timeout(EVENT_LIMIT, told).await.is_err() {
-            debug!(id, "no event tells of a container's end");
-        }
-    }
-
-    pub fn note_oom(&self, id: String) {
-        if let Ok(mut ooms) = self.ooms.lock() {
-            ooms.insert(id);
-        }
-    }
-
-    /// Whether the container was killed for memory; asked once.
-    pub fn take_oom(&self, id: &str) -> bool {
-        self.ooms.lock().is_ok_and(|mut ooms| ooms.remove(id))
     }
 
     /// The node's addresses, the preferred first.

@@ -27,7 +27,8 @@ pub fn request(container: &Container, resource: &str) -> Option<Quantity> {
     requested(container.resources.as_ref(), resource)
 }
 
-fn requested(resources: Option<&ResourceRequirements>, resource: &str) -> Option<Quantity> {
+/// The same of a container's or pod's resources.
+pub fn requested(resources: Option<&ResourceRequirements>, resource: &str) -> Option<Quantity> {
     let resources = resources?;
     let requests = resources.requests.as_ref();
     requests
@@ -36,12 +37,8 @@ fn requested(resources: Option<&ResourceRequirements>, resource: &str) -> Option
         .and_then(|quantity| Quantity::parse(&quantity.0).ok())
 }
 
-/// A container's limit of one resource.
-pub fn limit(container: &Container, resource: &str) -> Option<Quantity> {
-    limited(container.resources.as_ref(), resource)
-}
-
-fn limited(resources: Option<&ResourceRequirements>, resource: &str) -> Option<Quantity> {
+/// A container's or pod's limit of one resource.
+pub fn limited(resources: Option<&ResourceRequirements>, resource: &str) -> Option<Quantity> {
     let limits = resources?.limits.as_ref()?;
     Quantity::parse(&limits.get(resource)?.0).ok()
 }

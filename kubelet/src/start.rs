@@ -3,13 +3,13 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use hpk_images::container_defaults::parse_bounding;
 use hpk_images::manifest::machine_architecture;
-use hpk_shim_client::{Bootstrap, EventKind, serve_events};
+use hpk_shim_client::{Bootstrap, serve_events};
 use hpk_userns::Mapped;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
@@ -19,9 +19,9 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
-use tracing::{info, warn};
+use tracing::{info, trace, warn};
 
 use crate::agent::Agent;
 use crate::api::Reader;
@@ -63,7 +63,7 @@ async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let agent = Arc::new(assemble(config).await?);
-    watch_events(&agent)?;
+    hear_events(&agent)?;
     sandbox::ensure_pause_rootfs(&agent).context("prepare the sandboxes' root")?;
     serve_http(&agent).await?;
     let work = async {
@@ -138,8 +138,6 @@ async fn assemble(config: Config) -> Result<Agent> {
         },
         registry: crate::access::Registry::default(),
         hosts_file: fs::read_to_string("/etc/hosts").context("read /etc/hosts")?,
-        ooms: Mutex::default(),
-        ends: broadcast::Sender::new(1024),
         standing: watch::Sender::default(),
         probes: Tally::default(),
         seccomp: profile(&args.seccomp_default_profile).map_err(|error| format!("{error:#}")),
@@ -214,20 +212,12 @@ async fn serve_http(agent: &Arc<Agent>) -> Result<()> {
     Ok(())
 }
 
-/// Shims tell of processes that the kernel killed for memory, and of ends after that; all else they tell is asked anyway.
-fn watch_events(agent: &Arc<Agent>) -> Result<()> {
+/// A shim wants somebody to tell its events to. Nothing rests on them: how a container ended is asked for.
+fn hear_events(agent: &Agent) -> Result<()> {
     let mut events = serve_events(&agent.bootstrap.ttrpc_address).context("serve shims' events")?;
-    let agent = Arc::clone(agent);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
-            match event.kind {
-                EventKind::Oom { id } => agent.note_oom(id),
-                EventKind::Exit { id, exec_id, .. } if exec_id.is_empty() || exec_id == id => {
-                    // Nobody may wait at the moment.
-                    let _ = agent.ends.send(id);
-                }
-                _ => {}
-            }
+            trace!(?event, "a shim tells");
         }
     });
     Ok(())

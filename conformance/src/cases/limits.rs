@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::faults::{KUBELET, kill_and_await_return};
+use super::faults::{KUBELET, kill_and_await_return, pids};
 use super::{Context, SIZE, Unavailable, in_namespace};
 use crate::cluster::{Cluster, in_cgroup};
 use crate::testbed::Testbed;
@@ -36,6 +36,34 @@ spec:
     image: "busybox:1.37"
     command: [tail, /dev/zero]
     resources: {limits: {memory: 24Mi}}
+"#;
+/// Limited as a whole; its container has no limit of its own.
+const WHOLE: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: whole}
+spec:
+  terminationGracePeriodSeconds: 1
+  resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {cpu: 300m, memory: 48Mi}}
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "trap exit TERM; while :; do sleep 0.2; done"]
+"#;
+/// Allocates until it is killed, once the file `go` is there.
+const LATE: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: late}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "until [ -e /flag/go ]; do sleep 0.1; done; exec tail /dev/zero"]
+    resources: {limits: {memory: 24Mi}}
+    volumeMounts: [{name: flag, mountPath: /flag}]
+  volumes: [{name: flag, hostPath: {path: /home/hpc/late, type: DirectoryOrCreate}}]
 "#;
 
 pub fn a_node_without_cgroups_says_so_and_a_resize_is_counted(context: &mut Context) -> Result<()> {
@@ -132,6 +160,7 @@ fn show(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
     let namespace = cluster.namespace("limits")?;
     cluster.apply(&namespace, POD)?;
     cluster.apply(&namespace, GREEDY)?;
+    cluster.apply(&namespace, WHOLE)?;
     cluster.wait(&namespace, "--for=condition=Ready pod/limited", 60)?;
     let files = "cpu/cpu.shares cpu/cpu.cfs_quota_us memory/memory.limit_in_bytes";
     let limits = || {
@@ -147,16 +176,12 @@ fn show(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
         seen == "102 30000 100663296",
         "after the resize the container has {seen}"
     );
-    let ended = "{.status.containerStatuses[0].state.terminated.reason}";
-    let reason = wait::until("the greedy pod's end", Duration::from_secs(60), || {
-        let reason = cluster.value(&namespace, "pod/greedy", ended)?;
-        Ok(if reason.is_empty() {
-            Err("it runs".to_owned())
-        } else {
-            Ok(reason)
-        })
-    })?;
-    ensure!(reason == "OOMKilled", "the greedy pod ended by {reason}");
+    ensure!(
+        await_reason(cluster, &namespace, "greedy")? == "OOMKilled",
+        "the greedy pod ended otherwise"
+    );
+    show_whole(cluster, &namespace)?;
+    show_late(testbed, cluster, &namespace)?;
     // A kubelet that is killed in a resize finishes it when it is back, and restarts nothing.
     ask(cluster, &namespace, "250m", "80Mi")?;
     kill_and_await_return(testbed, "node1", KUBELET)?;
@@ -176,6 +201,82 @@ fn show(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
         .success()?;
     ensure!(whole.trim() == "83886080", "the pod as a whole has {whole}");
     cluster.remove_namespace(&namespace)
+}
+
+/// Why the pod's container ended.
+fn await_reason(cluster: &Cluster, namespace: &str, pod: &str) -> Result<String> {
+    let ended = "{.status.containerStatuses[0].state.terminated.reason}";
+    wait::until(
+        &format!("the end of {pod}"),
+        Duration::from_secs(60),
+        || {
+            let reason = cluster.value(namespace, &format!("pod/{pod}"), ended)?;
+            Ok(if reason.is_empty() {
+                Err("it runs".to_owned())
+            } else {
+                Ok(reason)
+            })
+        },
+    )
+}
+
+/// A container without limits sees those of its pod as its own, also after a resize.
+fn show_whole(cluster: &Cluster, namespace: &str) -> Result<()> {
+    cluster.wait(namespace, "--for=condition=Ready pod/whole", 60)?;
+    let files = "cpu/cpu.cfs_quota_us memory/memory.limit_in_bytes";
+    let seen = || {
+        let read = format!("sh -c 'cd /sys/fs/cgroup && cat {files}'");
+        let text = cluster.exec(namespace, "whole", &read).success()?;
+        Ok::<_, anyhow::Error>(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let before = seen()?;
+    ensure!(before == "30000 50331648", "the container has {before}");
+    let patch = r#"{"spec":{"resources":{"limits":{"cpu":"400m","memory":"64Mi"}}}}"#;
+    cluster
+        .kubectl(&format!(
+            "-n {namespace} patch pod whole --subresource resize -p '{patch}'"
+        ))
+        .success()?;
+    wait::until(
+        "the pod's new limits in its container",
+        Duration::from_secs(60),
+        || {
+            let seen = seen()?;
+            Ok(if seen == "40000 67108864" {
+                Ok(())
+            } else {
+                Err(seen)
+            })
+        },
+    )
+}
+
+/// A kill for want of memory that comes while no kubelet listens is told as one all the same.
+fn show_late(testbed: &Testbed, cluster: &Cluster, namespace: &str) -> Result<()> {
+    cluster.apply(namespace, LATE)?;
+    cluster.wait(namespace, "--for=condition=Ready pod/late", 60)?;
+    let kubelets = pids(testbed, "node1", KUBELET)?.join(" ");
+    testbed
+        .on("root", "node1", format!("kill -STOP {kubelets}"))
+        .success()?;
+    testbed.on("hpc", "node1", "touch ~/late/go").success()?;
+    wait::until("the late pod's kill", Duration::from_secs(30), || {
+        let left = [
+            pids(testbed, "node1", "^sh -c until . -e /flag/go")?,
+            pids(testbed, "node1", "^tail /dev/zero")?,
+        ]
+        .concat();
+        Ok(if left.is_empty() {
+            Ok(())
+        } else {
+            Err(left.join(" "))
+        })
+    })?;
+    kill_and_await_return(testbed, "node1", KUBELET)?;
+    let reason = await_reason(cluster, namespace, "late")?;
+    testbed.on("hpc", "node1", "rm -r ~/late").success()?;
+    ensure!(reason == "OOMKilled", "the late pod ended by {reason}");
+    Ok(())
 }
 
 /// Of the first node, that limits are not enforced.

@@ -129,13 +129,13 @@ impl Context {
         if let Some(cluster) = &self.own_node {
             return Ok(cluster.clone());
         }
-        let cluster = Cluster::start(&self.testbed, 1, &node::options())?;
+        let cluster = node::start(&self.testbed)?;
         Ok(self.own_node.insert(cluster).clone())
     }
 
     fn end_own_node(&mut self) -> Result<()> {
         match self.own_node.take() {
-            Some(cluster) => cluster.cancel(),
+            Some(cluster) => node::end(&self.testbed, &cluster),
             None => Ok(()),
         }
     }
@@ -265,6 +265,7 @@ pub const TABLE: &[Case] = table! {
         a_full_node_takes_a_pod_for_each_that_ends
         a_pod_that_writes_more_than_it_may_is_evicted
         a_node_short_of_memory_evicts_the_pod_that_took_it_and_says_so
+        a_node_short_of_disk_evicts_the_pod_that_filled_it_and_takes_none_meanwhile
         a_static_pod_runs_on_when_its_mirror_is_deleted_and_ends_with_its_file
         an_image_that_nobody_uses_leaves_the_store_and_the_nodes_list
         before_the_jobs_end_pods_have_their_hooks_and_their_grace;

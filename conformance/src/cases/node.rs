@@ -16,8 +16,27 @@ use crate::wait;
 const STORE: &str = "/home/hpc/own-node/store";
 const MANIFESTS: &str = "/home/hpc/own-node/manifests";
 
+/// Its node-local disk, small enough to be filled.
+const DISK: &str = "/mnt/own-node";
+
+/// Makes that disk, and starts the cluster.
+pub fn start(testbed: &Testbed) -> Result<Cluster> {
+    let make = format!(
+        "mkdir -p {DISK} && {{ mountpoint -q {DISK} || mount -t tmpfs -o size=1300m,uid=1000,gid=1000,mode=0700 tmpfs {DISK}; }}"
+    );
+    testbed.on("root", "node3", make).success()?;
+    Cluster::start(testbed, 1, &options())
+}
+
+/// Undoes `start`.
+pub fn end(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
+    cluster.cancel()?;
+    let remove = format!("umount {DISK} && rmdir {DISK}");
+    testbed.on("root", "node3", remove).success().map(drop)
+}
+
 /// sbatch's options of that cluster.
-pub fn options() -> String {
+fn options() -> String {
     let kubelet = [
         &format!("--pod-manifest-path={MANIFESTS}"),
         "--file-check-frequency=1s",
@@ -25,10 +44,11 @@ pub fn options() -> String {
         "--minimum-image-ttl-duration=2s",
         "--image-maximum-gc-age=3s",
         "--eviction-hard=memory.available<1800Mi",
-        "--eviction-pressure-transition-period=5s",
+        "--eviction-hard=nodefs.available<30%",
+        "--eviction-pressure-transition-period=15s",
     ];
     format!(
-        "{SIZE} --nodelist=node3 --export='ALL,HPK_STORE={STORE},HPK_KUBELET_OPTIONS={}'",
+        "{SIZE} --nodelist=node3 --export='ALL,HPK_STORE={STORE},HPK_LOCAL={DISK},HPK_KUBELET_OPTIONS={}'",
         kubelet.join(" ")
     )
 }
@@ -183,20 +203,96 @@ pub fn a_node_short_of_memory_evicts_the_pod_that_took_it_and_says_so(
     cluster.apply(&namespace, HUNGRY)?;
     let words = "The node was low on resource: memory. Threshold quantity: 1843200Ki, available: ";
     await_eviction(&cluster, &namespace, "hungry", words)?;
-    let pressure = |wanted: &str| {
-        wait::until(
-            &format!("condition MemoryPressure to be {wanted}"),
-            Duration::from_secs(60),
-            || {
-                let status = &cluster.json("get node node3")?["status"];
-                let seen = condition(status, "MemoryPressure");
-                let is = seen["status"] == *wanted;
-                Ok(if is { Ok(()) } else { Err(seen.to_string()) })
-            },
-        )
-    };
-    pressure("True")?;
-    pressure("False")?;
+    await_condition(&cluster, "MemoryPressure", "True")?;
+    await_condition(&cluster, "MemoryPressure", "False")?;
+    let phase = cluster.value(&namespace, "pod/modest", "{.status.phase}")?;
+    ensure!(phase == "Running", "the modest pod is {phase}");
+    cluster.remove_namespace(&namespace)
+}
+
+fn await_condition(cluster: &Cluster, kind: &str, wanted: &str) -> Result<()> {
+    wait::until(
+        &format!("the node's condition {kind} to be {wanted}"),
+        Duration::from_secs(60),
+        || {
+            let status = &cluster.json("get node node3")?["status"];
+            let seen = condition(status, kind);
+            let is = seen["status"] == *wanted;
+            Ok(if is { Ok(()) } else { Err(seen.to_string()) })
+        },
+    )
+}
+
+/// One fills most of the disk, and has asked for none of it; the other writes little.
+const WRITER: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: modest}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "head -c 1m /dev/zero >/f; exec sleep 1000"]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writer}
+spec:
+  containers:
+  - name: app
+    image: "busybox:1.37"
+    command: [sh, -c, "head -c 900m /dev/zero >/data/f; sleep 1000"]
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, emptyDir: {}}]
+"#;
+
+/// Bound by its author: no scheduler looks at the node's taints.
+const BOUND: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: bound}
+spec:
+  nodeName: node3
+  containers:
+  - {name: app, image: "busybox:1.37", command: [sleep, "1000"]}
+"#;
+
+pub fn a_node_short_of_disk_evicts_the_pod_that_filled_it_and_takes_none_meanwhile(
+    context: &mut Context,
+) -> Result<()> {
+    let cluster = context.own_node()?;
+    let namespace = cluster.namespace("writer")?;
+    cluster.apply(&namespace, WRITER)?;
+    let words = "The node was low on resource: ephemeral-storage. Threshold quantity: ";
+    await_eviction(&cluster, &namespace, "writer", words)?;
+    await_condition(&cluster, "DiskPressure", "True")?;
+    cluster.apply(&namespace, BOUND)?;
+    wait::until(
+        "a pod that is bound to the node all the same to be refused",
+        Duration::from_secs(30),
+        || {
+            let status = &cluster.json(&format!("-n {namespace} get pod bound"))?["status"];
+            let told = status["message"].as_str().unwrap_or_default();
+            let refused = status["reason"] == "Evicted" && told.contains("[DiskPressure]");
+            Ok(if refused {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            })
+        },
+    )?;
+    let taints = || cluster.value("default", "node/node3", "{.spec.taints[*].key}");
+    wait::until(
+        "the node to have the taint of its disk",
+        Duration::from_secs(30),
+        || {
+            let seen = taints()?;
+            let has = seen.contains("node.kubernetes.io/disk-pressure");
+            Ok(if has { Ok(()) } else { Err(seen) })
+        },
+    )?;
+    await_condition(&cluster, "DiskPressure", "False")?;
     let phase = cluster.value(&namespace, "pod/modest", "{.status.phase}")?;
     ensure!(phase == "Running", "the modest pod is {phase}");
     cluster.remove_namespace(&namespace)

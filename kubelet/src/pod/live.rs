@@ -162,7 +162,9 @@ pub struct Live {
     pub sandbox: Op<()>,
     /// The sandbox is being taken down.
     pub removing: Op<()>,
-    /// Files are being removed.
+    /// Volumes are being removed.
+    pub emptying: Op<()>,
+    /// All its files are being removed.
     pub clearing: Op<()>,
     /// The API object is being deleted.
     pub deleting: Op<()>,

@@ -140,6 +140,9 @@ pub struct Instance {
     /// CPU and memory that it was started with, or given since.
     #[serde(default)]
     pub resources: Option<ResourceRequirements>,
+    /// Those of the pod as a whole at that time, which hold where the container has none.
+    #[serde(default)]
+    pub whole: Option<ResourceRequirements>,
     /// Stopped because the pod names another image by now: runs again whatever its policy.
     #[serde(default)]
     pub replaced: bool,
@@ -303,6 +306,7 @@ fn from_status(status: &ContainerStatus, now: Timestamp) -> Option<Instance> {
         exit: Some(exit),
         stop_signal: None,
         resources: None,
+        whole: None,
         replaced: false,
     })
 }
@@ -339,6 +343,7 @@ impl Instance {
             }),
             stop_signal: None,
             resources: None,
+            whole: None,
             replaced: false,
         }
     }

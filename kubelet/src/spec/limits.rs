@@ -1,7 +1,8 @@
 //! CPU and memory of a container, or of a pod's containers together, as cgroup values. Pure.
-//! Source: pkg/kubelet/cm/helpers_linux.go (ResourceConfigForPod).
+//! Source: pkg/kubelet/cm/helpers_linux.go (ResourceConfigForPod); pkg/kubelet/kuberuntime,
+//! kuberuntime_container_linux.go (getMemoryLimit, getCPULimit, calculateLinuxResources).
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder,
@@ -27,11 +28,23 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn of_container(container: &Container) -> Self {
+    /// Of a container with resources `own` in a pod that has `whole` as a whole: where it has no limit, the pod's
+    /// is written into its cgroup too, so that programs which look there for theirs find one.
+    pub fn of_container(
+        own: Option<&ResourceRequirements>,
+        whole: Option<&ResourceRequirements>,
+    ) -> Self {
+        let limit = |name: &str| {
+            let set =
+                |resources| qos::limited(resources, name).filter(|q| *q > Quantity::default());
+            set(own).or_else(|| set(whole))
+        };
+        let cpu = limit("cpu");
+        let requested = qos::requested(own, "cpu").or(cpu).unwrap_or_default();
         Self {
-            shares: shares(qos::request(container, "cpu").unwrap_or_default()),
-            quota: qos::limit(container, "cpu").and_then(quota),
-            memory: qos::limit(container, "memory").and_then(bytes),
+            shares: shares(requested),
+            quota: cpu.and_then(quota),
+            memory: limit("memory").and_then(bytes),
         }
     }
 
@@ -122,6 +135,24 @@ mod tests {
         assert_eq!((both.quota, both.memory), (Some(75_000), Some(128 << 20)));
         let half = pod(json!([one, {"name": "b"}]));
         assert_eq!((half.quota, half.memory), (None, None));
+    }
+
+    #[test]
+    fn a_container_without_limits_has_its_pods() {
+        let limits = |own: Value, whole: Value| {
+            let [own, whole] =
+                [own, whole].map(|it| serde_json::from_value(it).expect("resources"));
+            Limits::of_container(Some(&own), Some(&whole))
+        };
+        let whole = json!({"limits": {"cpu": "2", "memory": "1Gi"}});
+        let none = limits(json!({}), whole.clone());
+        assert_eq!((none.shares, none.quota), (2048, Some(200_000)));
+        assert_eq!(none.memory, Some(1 << 30));
+        let own = json!({"requests": {"cpu": "500m"}, "limits": {"memory": "64Mi"}});
+        let some = limits(own, whole);
+        assert_eq!((some.shares, some.quota), (512, Some(200_000)));
+        assert_eq!(some.memory, Some(64 << 20));
+        assert_eq!(limits(json!({}), json!({})).memory, None);
     }
 
     #[test]

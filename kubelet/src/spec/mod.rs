@@ -218,6 +218,8 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
         _ => defaults.cwd.clone(),
     };
     let class = pod.spec.as_ref().map_or(qos::Class::BestEffort, qos::class);
+    let whole = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    let limits = limits::Limits::of_container(container.resources.as_ref(), whole);
     let score = qos::oom_score_adj(class, container, host.memory).max(host.oom_score_floor);
     let escalation = context.and_then(|c| c.allow_privilege_escalation);
     let bounding = if inputs.is_stand_in { 0 } else { host.bounding };
@@ -236,7 +238,7 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
     let mut linux = LinuxBuilder::default()
         .namespaces(linux::container_namespaces(pod, sandbox, inputs.beside)?)
         .cgroups_path(inputs.cgroup)
-        .resources(limits::Limits::of_container(container).for_new()?)
+        .resources(limits.for_new()?)
         .masked_paths(Vec::new())
         .readonly_paths(Vec::new());
     if let Some(profile) = inputs.seccomp {

@@ -364,6 +364,7 @@ fn decode_stats(any: &Any) -> protobuf::Result<Stats> {
             memory_bytes: usage,
             working_set_bytes: usage.saturating_sub(metrics.memory.total_inactive_file),
             pids: metrics.pids.current,
+            oom_kills: metrics.memory_oom_control.oom_kill,
         });
     }
     let metrics = MetricsV2::parse_from_bytes(&any.value)?;
@@ -375,6 +376,7 @@ fn decode_stats(any: &Any) -> protobuf::Result<Stats> {
             .usage
             .saturating_sub(metrics.memory.inactive_file),
         pids: metrics.pids.current,
+        oom_kills: metrics.memory_events.oom_kill,
     })
 }
 

@@ -121,6 +121,8 @@ pub struct Stats {
     pub working_set_bytes: u64,
     /// Number of processes (or tasks, where a cgroup counts them).
     pub pids: u64,
+    /// Processes that the kernel has killed for want of memory; 0 where no cgroup counts them.
+    pub oom_kills: u64,
 }
 
 impl From<Mount> for api::Mount {

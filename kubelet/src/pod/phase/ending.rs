@@ -1,5 +1,5 @@
 //! Finishing and Terminating: containers stop, sidecars last and in reverse order; then the sandbox
-//! goes, and for a pod that was deleted its files and its API object.
+//! goes, then its volumes, and for a pod that was deleted all its files and its API object.
 
 use super::{Deletion, Plan, Step, View, roles};
 use crate::pod::live::Op;
@@ -17,13 +17,19 @@ pub(super) fn finishing(view: &View<'_>, plan: &mut Plan) {
     }
 }
 
+/// Its object and its logs stay, for as long as somebody wants to see them; the node's disk it has no claim to.
+pub(super) fn finished(view: &View<'_>, plan: &mut Plan) {
+    once(&view.live.emptying, Step::RemoveVolumes, view, plan);
+}
+
 pub(super) fn terminating(view: &View<'_>, plan: &mut Plan) {
     let deletion = view.deletion.unwrap_or(Deletion::Gone {
         grace: view.record.grace_seconds,
     });
     // Even a forced deletion gives a moment to end, as the stock kubelet does.
     let grace = deletion.grace().max(1);
-    if !stop_all(view, grace, plan) || !remove_sandbox(view, plan) {
+    let is_emptying = view.live.emptying.is_busy();
+    if !stop_all(view, grace, plan) || !remove_sandbox(view, plan) || is_emptying {
         return;
     }
     match deletion {

@@ -65,6 +65,7 @@ pub enum Step {
         grace: i64,
     },
     RemoveSandbox,
+    RemoveVolumes,
     RemoveFiles,
     DeleteFromApi,
 }
@@ -164,7 +165,8 @@ pub fn plan(view: &View<'_>) -> Plan {
         State::Running => running::plan(view, &mut plan),
         State::Finishing => ending::finishing(view, &mut plan),
         State::Terminating => ending::terminating(view, &mut plan),
-        State::Finished | State::Rejected | State::Removed => {}
+        State::Finished => ending::finished(view, &mut plan),
+        State::Rejected | State::Removed => {}
     }
     plan
 }

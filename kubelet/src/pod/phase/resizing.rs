@@ -6,6 +6,7 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::{Plan, Step, View, roles};
 use crate::pod::allocation;
+use crate::spec::limits::Limits;
 
 /// How often a resize that didn't fit is looked at again; other pods may have gone.
 const RETRY: SignedDuration = SignedDuration::from_secs(3);
@@ -48,7 +49,11 @@ fn resize(view: &View<'_>, container: &Container, plan: &mut Plan) -> bool {
         // Its next start takes what is promised then.
         return true;
     };
-    if allocation::same(current.resources.as_ref(), container.resources.as_ref()) {
+    let (old, new) = (current.resources.as_ref(), container.resources.as_ref());
+    let whole = (current.whole.as_ref(), view.spec.resources.as_ref());
+    if allocation::same(old, new)
+        && Limits::of_container(old, whole.0) == Limits::of_container(new, whole.1)
+    {
         return true;
     }
     let live = view.live.containers.get(&container.name);
@@ -56,7 +61,7 @@ fn resize(view: &View<'_>, container: &Container, plan: &mut Plan) -> bool {
     if !current.is_running() || busy {
         return false;
     }
-    if allocation::needs_restart(container, current.resources.as_ref()) {
+    if allocation::needs_restart(container, old) {
         plan.step(Step::StopContainer {
             container: container.name.clone(),
             grace: view.spec.termination_grace_period_seconds.unwrap_or(30),
@@ -186,6 +191,39 @@ mod tests {
         let pod = pod("2", "RestartContainer");
         let planned = steps(&pod, &record, &Live::default(), None);
         assert!(matches!(planned.as_slice(), [Step::StopContainer { .. }]));
+    }
+
+    #[test]
+    fn a_container_without_limits_is_given_its_pods() {
+        let whole = |memory: &str| {
+            serde_json::from_value(json!({"limits": {"memory": memory}})).expect("resources")
+        };
+        let mut pod = pod("1", "NotRequired");
+        let mut record = running(&pod);
+        record.resize.under_way = Some(2);
+        let set = |pod: &mut Pod, memory| {
+            pod.spec.as_mut().expect("spec").resources = Some(whole(memory));
+        };
+        record.container("c").current.as_mut().expect("run").whole = Some(whole("1Gi"));
+        set(&mut pod, "1024Mi");
+        let live = Live::default();
+        assert_eq!(steps(&pod, &record, &live, None), [Step::CompleteResize]);
+        set(&mut pod, "2Gi");
+        let resize = [Step::ResizeContainer {
+            container: "c".to_owned(),
+        }];
+        assert_eq!(steps(&pod, &record, &live, None), resize);
+        let limit =
+            serde_json::from_value(json!({"requests": {"cpu": "1"}, "limits": {"memory": "64Mi"}}));
+        let own: Option<k8s_openapi::api::core::v1::ResourceRequirements> = limit.ok();
+        pod.spec.as_mut().expect("spec").containers[0].resources = own.clone();
+        record
+            .container("c")
+            .current
+            .as_mut()
+            .expect("run")
+            .resources = own;
+        assert_eq!(steps(&pod, &record, &live, None), [Step::CompleteResize]);
     }
 
     #[test]

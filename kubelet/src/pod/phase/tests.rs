@@ -248,3 +248,20 @@ fn a_deadline_ends_the_pod_and_says_why() {
     assert!(matches!(&steps[0], Step::Fail(verdict) if verdict.reason == "DeadlineExceeded"));
     assert_eq!(steps[1], Step::Move(State::Finishing));
 }
+
+#[test]
+fn a_pod_that_is_over_gives_its_volumes_back_and_keeps_its_logs() {
+    let mut scene = Scene::new(json!({"restartPolicy": "Never", "containers": [{"name": "c"}]}));
+    scene = scene.at(State::Finished);
+    scene.ran("c", Some(0));
+    scene.record.sandbox = None;
+    assert_eq!(scene.plan().steps, [Step::RemoveVolumes]);
+    scene.live.emptying.begin();
+    assert_eq!(scene.plan().steps, []);
+    // Its deletion waits for that.
+    scene.record.state = State::Terminating;
+    scene.deletion = Some(Deletion::Gone { grace: 0 });
+    assert_eq!(scene.plan().steps, []);
+    scene.live.emptying = crate::pod::live::Op::Done(());
+    assert_eq!(scene.plan().steps, [Step::RemoveFiles]);
+}

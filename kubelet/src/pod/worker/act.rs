@@ -73,6 +73,7 @@ impl Worker {
                 self.stop_container(&container, grace, Some(message));
             }
             Step::RemoveSandbox => self.remove_sandbox(),
+            Step::RemoveVolumes => self.remove_volumes(),
             Step::RemoveFiles => self.remove_files(),
             Step::DeleteFromApi => self.delete_from_api(),
         }
@@ -171,6 +172,18 @@ impl Worker {
         self.spawn(async move {
             let cleared = tokio::task::spawn_blocking(move || remove_all(&paths)).await;
             Signal::Cleared(cleared.unwrap_or_else(|error| Err(std::io::Error::other(error))))
+        });
+    }
+
+    fn remove_volumes(&mut self) {
+        self.live.emptying.begin();
+        self.live.volumes = Op::Idle;
+        let dirs = self.paths.volumes();
+        self.spawn(async move {
+            let remove =
+                move || mounts::remove_tree(&dirs.disk).and(mounts::remove_tree(&dirs.memory));
+            let emptied = tokio::task::spawn_blocking(remove).await;
+            Signal::Emptied(emptied.unwrap_or_else(|error| Err(std::io::Error::other(error))))
         });
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hpk_shim_client::Shim;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tracing::debug;
@@ -9,8 +10,7 @@ use tracing::debug;
 use super::Worker;
 use super::act::wait;
 use super::events::PullWitness;
-use super::signal::Signal;
-use crate::agent::Agent;
+use super::signal::{End, Signal};
 use crate::events::Kind;
 use crate::exec::Target;
 use crate::pod::container::{self, Start};
@@ -19,7 +19,7 @@ use crate::pod::kill::{self, Kill};
 use crate::pod::live::{Failure, Op, Stopping};
 use crate::pod::record::Instance;
 use crate::pod::restart;
-use crate::{images, probes};
+use crate::{images, probes, text};
 
 impl Worker {
     pub(super) fn pull_image(&mut self, name: &str) {
@@ -91,6 +91,7 @@ impl Worker {
                 .as_ref()
                 .and_then(|c| c.stop_signal().clone()),
             resources: spec.resources.clone(),
+            whole: self.spec.resources.clone(),
             replaced: false,
         };
         if let Some(current) = &record.current {
@@ -238,23 +239,30 @@ impl Worker {
             return;
         };
         let (container, id) = (name.to_owned(), id.to_owned());
-        let ends = self.agent.ends.subscribe();
         self.spawn(async move {
-            let status = wait(&shim, &id).await;
-            if status.as_ref().is_some_and(|status| status.code == KILLED) {
-                Agent::await_end(ends, &id).await;
-            }
-            Signal::Ended {
-                container,
-                id,
-                status,
-            }
+            let end = match wait(&shim, &id).await {
+                Some(status) => Some(End {
+                    status,
+                    starved: was_starved(&shim, &id).await,
+                }),
+                None => None,
+            };
+            Signal::Ended { container, id, end }
         });
     }
 }
 
-/// The exit code of SIGKILL, which the kernel sends for want of memory.
-const KILLED: u32 = 128 + nix::sys::signal::Signal::SIGKILL as u32;
+/// Whether the kernel has killed a process of the container for want of memory. Its figures are asked for, which its
+/// shim has until the task is deleted, and not the event: that may come late, or while nobody listens.
+async fn was_starved(shim: &Shim, id: &str) -> bool {
+    match shim.stats(id).await {
+        Ok(stats) => stats.oom_kills > 0,
+        Err(error) => {
+            debug!(id, error = text::chain(&error), "no figures of its end");
+            false
+        }
+    }
+}
 
 /// The log of a run and its rotated parts.
 fn remove_old_logs(log: &std::path::Path) {

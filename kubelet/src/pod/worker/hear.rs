@@ -63,24 +63,29 @@ impl Worker {
                 id,
                 succeeded,
             } => self.hear_hook(&container, &id, succeeded),
-            Signal::Ended {
-                container,
-                id,
-                status,
-            } => self.hear_ended(&container, &id, status),
+            Signal::Ended { container, id, end } => self.hear_ended(&container, &id, end),
             Signal::Probe(news) => self.hear_probe(news),
             Signal::Resized {
                 container,
                 id,
                 resources,
+                whole,
                 outcome,
-            } => self.hear_resized(&container, &id, *resources, *outcome),
+            } => self.hear_resized(&container, &id, (*resources, *whole), *outcome),
             Signal::Cleared(outcome) => match outcome {
                 Ok(()) => self.live.clearing = Op::Done(()),
                 Err(error) => {
                     warn!(pod = self.record.name, %error, "can't remove the pod's files");
                     let message = error.to_string();
                     self.live.clearing.fail(1, 30, "FailedCleanup", message);
+                }
+            },
+            Signal::Emptied(outcome) => match outcome {
+                Ok(()) => self.live.emptying = Op::Done(()),
+                Err(error) => {
+                    warn!(pod = self.record.name, %error, "can't remove the pod's volumes");
+                    let message = error.to_string();
+                    self.live.emptying.fail(1, 30, "FailedCleanup", message);
                 }
             },
             Signal::Deleted(outcome) => match outcome {

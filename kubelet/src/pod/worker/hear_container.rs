@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use hpk_shim_client::ExitStatus;
 use k8s_openapi::jiff::Timestamp;
 use tracing::debug;
 
 use super::Worker;
-use super::signal::Signal;
+use super::signal::{End, Signal};
 use crate::events::Kind;
 use crate::pod::container::{self, Blame};
 use crate::pod::live::{Failure, Op};
@@ -176,7 +175,7 @@ impl Worker {
         self.stop_container(name, grace, Some(message));
     }
 
-    pub(super) fn hear_ended(&mut self, name: &str, id: &str, status: Option<ExitStatus>) {
+    pub(super) fn hear_ended(&mut self, name: &str, id: &str, end: Option<End>) {
         if !self.is_current(name, id) {
             return;
         }
@@ -186,21 +185,20 @@ impl Worker {
         let fallback = policy.as_deref() == Some("FallbackToLogsOnError");
         let paths = self.paths.clone();
         let now = Timestamp::now();
-        let oom = self.agent.take_oom(id);
-        let is_known = status.is_some();
+        let is_known = end.is_some();
         let record = self.record.container(name);
         if let Some(current) = &mut record.current
             && current.exit.is_none()
         {
             let message_file = paths.termination_message(name, current.attempt);
-            current.exit = Some(match status {
+            current.exit = Some(match end {
                 None => lost(now),
-                Some(status) => {
+                Some(End { status, starved }) => {
                     let code = i32::try_from(status.code).unwrap_or(255);
                     let fallback = fallback && code != 0;
                     Exit {
                         code,
-                        reason: reason(code, oom).to_owned(),
+                        reason: reason(code, starved).to_owned(),
                         message: termination::message(&message_file, &current.log, fallback),
                         at: Timestamp::try_from(status.at).unwrap_or(now),
                     }
@@ -306,8 +304,8 @@ impl Worker {
     }
 }
 
-fn reason(code: i32, oom: bool) -> &'static str {
-    match (code, oom) {
+fn reason(code: i32, starved: bool) -> &'static str {
+    match (code, starved) {
         (_, true) => "OOMKilled",
         (0, _) => "Completed",
         _ => "Error",

@@ -112,13 +112,15 @@ impl Worker {
             let resizing = &mut self.live.container(name).resizing;
             return resizing.fail(1, 30, "Error", message);
         };
-        let limits = Limits::of_container(&container);
+        let whole = self.spec.resources.as_ref();
+        let limits = Limits::of_container(container.resources.as_ref(), whole);
         let (cgroups, uid) = (&self.agent.cgroups, &self.record.uid);
         if let Err(error) = group::container_fits(cgroups, uid, (name, &target.id), limits) {
             return self.fail_resize(name, text::chain(&error));
         }
         self.live.container(name).resizing.begin();
         let resources = container.resources.clone().unwrap_or_default();
+        let whole = Box::new(whole.cloned());
         let name = name.to_owned();
         self.spawn(async move {
             Signal::Resized {
@@ -126,6 +128,7 @@ impl Worker {
                 container: name,
                 id: target.id,
                 resources: Box::new(resources),
+                whole,
             }
         });
     }
@@ -134,7 +137,7 @@ impl Worker {
         &mut self,
         name: &str,
         id: &str,
-        resources: ResourceRequirements,
+        (resources, whole): (ResourceRequirements, Option<ResourceRequirements>),
         outcome: Result<(), Error>,
     ) {
         if !self.is_current(name, id) {
@@ -155,6 +158,7 @@ impl Worker {
         self.live.container(name).resizing = Op::Idle;
         if let Some(current) = &mut self.record.container(name).current {
             current.resources = Some(resources);
+            current.whole = whole;
         }
     }
 }

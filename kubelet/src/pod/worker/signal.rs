@@ -12,6 +12,14 @@ use crate::pod::sandbox;
 use crate::probes;
 use crate::volumes::{MountError, Mounted};
 
+/// How a container ended.
+#[derive(Debug)]
+pub struct End {
+    pub status: ExitStatus,
+    /// A process of it was killed for want of memory.
+    pub starved: bool,
+}
+
 /// News for a worker: from the API server, or of work that it has started.
 #[derive(Debug)]
 pub enum Signal {
@@ -45,22 +53,25 @@ pub enum Signal {
         id: String,
         succeeded: bool,
     },
-    /// A container ended; no status if nobody knows how.
+    /// A container ended; nothing if nobody knows how.
     Ended {
         container: String,
         id: String,
-        status: Option<ExitStatus>,
+        end: Option<End>,
     },
     Probe(probes::News),
-    /// A running container has been given these resources, or not.
+    /// A running container has been given these resources, and the pod's where it has none, or not.
     Resized {
         container: String,
         id: String,
         resources: Box<ResourceRequirements>,
+        whole: Box<Option<ResourceRequirements>>,
         outcome: Box<Result<(), super::resize::Error>>,
     },
     /// The pod's files are gone.
     Cleared(Result<(), std::io::Error>),
+    /// The volumes of a pod that is over have been removed, or not.
+    Emptied(Result<(), std::io::Error>),
     /// The API object was deleted, or was gone already.
     Deleted(Result<Existence, Box<kube::Error>>),
 }
