@@ -51,9 +51,11 @@ write_site() {
 	echo "$rootfs" >"$STATE/rootfs"
 	dns_hosts >"$STATE/site/dns-hosts"
 	write_registry_site
+	write_ssh_site
 	write_outside_conf
 	write_slurm_site "$1"
 	write_home hpc 1000
+	write_user_ssh hpc 1000
 	write_home eve 1001
 	write_home nosub 1002
 }

@@ -10,7 +10,7 @@ readonly LOCK=/run/lock/$INSTANCE.lock
 # command:package pairs the testbed itself runs on this machine.
 readonly MACHINE_COMMANDS=(
 	mmdebstrap:mmdebstrap ip:iproute2 nsenter:util-linux mount:mount openssl:openssl jq:jq perl:perl-base
-	gpgv:gpgv tar:tar
+	gpgv:gpgv tar:tar ssh-keygen:openssh-client
 )
 
 die() {
