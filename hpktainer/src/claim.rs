@@ -1,11 +1,7 @@
 //! The claim on an image, so that nobody removes it while a container runs on it.
 
 use anyhow::Context as _;
-use hpk_images::Store;
-use hpk_images::store::Claims;
-use hpk_images::store::claims::BEAT;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use hpk_images::{Kept, Store};
 
 use crate::container::Places;
 use crate::image::{self, Root};
@@ -13,12 +9,7 @@ use crate::run::Args;
 
 /// An image that is held until [`Claim::end`].
 #[derive(Debug)]
-pub struct Claim {
-    claims: Claims,
-    beating: JoinHandle<()>,
-    /// Its end is the beating's.
-    stop: oneshot::Sender<()>,
-}
+pub struct Claim(Kept);
 
 /// Gets the image for container `id`, and claims it if it is the store's; one that was removed in between is got again.
 pub async fn claim(
@@ -38,35 +29,15 @@ pub async fn claim(
     {
         root = get().await?;
     }
-    let (stop, stopped) = oneshot::channel();
-    let beating = tokio::spawn(beat(claims.clone(), stopped));
-    let claim = Claim {
-        claims,
-        beating,
-        stop,
-    };
-    Ok((Some(claim), root))
-}
-
-async fn beat(claims: Claims, mut stopped: oneshot::Receiver<()>) {
-    let mut beats = tokio::time::interval(BEAT);
-    loop {
-        tokio::select! {
-            _ = &mut stopped => return,
-            _ = beats.tick() => {}
-        }
-        if let Err(error) = claims.beat().await {
-            tracing::warn!(%error, "the claim on the image could not be renewed");
-        }
-    }
+    let kept = claims.keep(|error| {
+        tracing::warn!(%error, "the claim on the image could not be renewed");
+    });
+    Ok((Some(Claim(kept)), root))
 }
 
 impl Claim {
     /// Gives the image back. One that can't be given back ends by itself.
     pub async fn end(self) -> anyhow::Result<()> {
-        // A beat that is under way would write the claim anew.
-        drop(self.stop);
-        self.beating.await.context("ending the claim's renewal")?;
-        self.claims.end().await.context("giving the image back")
+        self.0.end().await.context("giving the image back")
     }
 }

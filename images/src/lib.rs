@@ -82,4 +82,6 @@ pub use oci_spec::image::ImageConfiguration;
 pub use overlay::Mount;
 pub use progress::{Event, Progress, Quiet};
 pub use reference::Reference;
-pub use store::{Claims, Error, ErrorKind, Image, PullPolicy, Store, StoreConfig, Stored};
+pub use store::{
+    Claims, Error, ErrorKind, Image, Kept, Newest, PullPolicy, Store, StoreConfig, Stored,
+};

@@ -39,6 +39,8 @@ pub struct Cluster {
     /// holds them.
     pub handover: Option<PathBuf>,
     pub network: Network,
+    /// What the bubbles start from: a SIF, a squashfs or a folder that all hosts see.
+    pub image: PathBuf,
     /// VXLAN network identifier, random, so that neighbours' overlays don't meet.
     pub vni: u32,
     /// The controller first.

@@ -10,11 +10,15 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+use crate::image::{Found, Places};
+use crate::{own_path, settings};
+
 pub use judge::{Finding, Verdict};
 
 /// Prints the table; the exit code is 1 when something essential lacks.
-pub fn doctor() -> Result<ExitCode> {
-    let findings = judge::judge(&observe::observe());
+pub async fn doctor() -> Result<ExitCode> {
+    let mut findings = judge::judge(&observe::observe());
+    findings.push(judge::image(image().await));
     print!("{}", table(&findings));
     let missing = findings
         .iter()
@@ -28,7 +32,13 @@ pub fn doctor() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The check before a start: the first essential thing that lacks is the error.
+/// Which image a job would start from; what a registry has is not asked for.
+async fn image() -> Result<Found> {
+    let places = Places::from_env(&own_path()?, &settings::hpk_home()?);
+    places.find().await
+}
+
+/// The check before a start: the first essential thing that lacks is the error. The image is `launch`'s matter.
 pub fn require_essentials() -> Result<()> {
     let findings = judge::judge(&observe::observe());
     match findings

@@ -5,12 +5,11 @@
 //! through srun would reach every process of the step at once.)
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::allocation::{Job, variables};
 use crate::clock::now;
@@ -19,7 +18,8 @@ use crate::kubeconfig::{self, Access};
 use crate::pki::{self, Controller, NodeNames};
 use crate::ports::{self, Handover, Ports};
 use crate::settings::{self, Network};
-use crate::{address, attempts, doctor, files, own_path, routes, sweep};
+use crate::stop::Stop;
+use crate::{address, attempts, doctor, files, image, own_path, routes, sweep};
 
 /// How long cleaning the hosts may take.
 const CLEAN: Duration = Duration::from_secs(15);
@@ -34,13 +34,21 @@ pub async fn launch() -> Result<ExitCode> {
     if let Err(error) = sweep::sweep_home(&home) {
         eprintln!("hpk: what earlier jobs left: {error:#}");
     }
+    let mut stop = Stop::catch()?;
+    let image = tokio::select! {
+        image = find_and_fetch(&home, &job.id) => image?,
+        why = stop.asked(&job) => {
+            println!("hpk: ended: {why}, before the bubble's image was there");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let held = ports::hold()?;
     let handover = Handover::open(&job.id, &settings::local_parent())?;
     let wanted = Wanted {
         began: job.began,
         ends: job.ends,
         handover: Some(handover.folder().to_owned()),
-        ..Wanted::on(&job.id, &job.nodes, held.ports()?)
+        ..Wanted::on(&job.id, &job.nodes, held.ports()?, &image.path)
     };
     let cluster = prepare(wanted)?;
     let giving = tokio::spawn(async {
@@ -49,7 +57,7 @@ pub async fn launch() -> Result<ExitCode> {
         }
     });
 
-    let status = run_step(&job, &cluster).await;
+    let status = run_step(&job, &cluster, &mut stop).await;
     // A controller that never came leaves it waiting, and its folder there.
     giving.abort();
     let _ = giving.await;
@@ -59,6 +67,7 @@ pub async fn launch() -> Result<ExitCode> {
     let ends = [
         kubeconfig::unregister(&home, &job.id),
         folder.remove_secrets(),
+        image.end().await,
     ];
     if let Err(error) = attempts::all(ends) {
         eprintln!("hpk: {error:#}");
@@ -83,7 +92,7 @@ pub async fn launch() -> Result<ExitCode> {
 }
 
 /// `hpk-bubble prepare ID`: the files alone, for this host's Slurm job or for this host alone.
-pub fn prepare_only(id: &str) -> Result<ExitCode> {
+pub async fn prepare_only(id: &str) -> Result<ExitCode> {
     let variables = variables();
     let job = match variables.contains_key("SLURM_JOB_ID") {
         true => Some(Job::current(&variables)?),
@@ -98,12 +107,18 @@ pub fn prepare_only(id: &str) -> Result<ExitCode> {
                 .into_owned(),
         ],
     };
+    let image = find_and_fetch(&settings::hpk_home()?, id).await?;
     let cluster = prepare(Wanted {
         ends: job.and_then(|job| job.ends),
-        ..Wanted::on(id, &nodes, ports::hold()?.ports()?)
+        ..Wanted::on(id, &nodes, ports::hold()?.ports()?, &image.path)
     })?;
     println!("{}", cluster.api_url());
     Ok(ExitCode::SUCCESS)
+}
+
+async fn find_and_fetch(home: &Path, id: &str) -> Result<image::Ready> {
+    let found = image::Places::from_env(&own_path()?, home).find().await?;
+    image::fetch(found, home, id).await
 }
 
 /// Why the step ended.
@@ -113,10 +128,8 @@ enum Ended {
     Itself(String),
 }
 
-async fn run_step(job: &Job, cluster: &Cluster) -> Result<Ended> {
+async fn run_step(job: &Job, cluster: &Cluster, stop: &mut Stop) -> Result<Ended> {
     let arguments = srun_arguments(job.nodes.len(), variables().get("SLURM_CPUS_PER_TASK"));
-    let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
     let mut srun = tokio::process::Command::new("srun")
         .args(arguments)
         .arg(own_path()?)
@@ -130,11 +143,7 @@ async fn run_step(job: &Job, cluster: &Cluster) -> Result<Ended> {
             let status = status.context("awaiting srun")?;
             return Ok(Ended::Itself(status.to_string()));
         }
-        _ = terminate.recv() => match job.ends {
-            Some(ends) if ends - now() < 90 => "the job's time is nearly over",
-            _ => "the job was cancelled (SIGTERM)",
-        },
-        _ = interrupt.recv() => "interrupted (SIGINT)",
+        why = stop.asked(job) => why,
     };
     println!("hpk: ending: {why}");
     drop(stdin);
@@ -189,6 +198,7 @@ struct Wanted<'a> {
     id: &'a str,
     hosts: &'a [String],
     ports: Ports,
+    image: &'a Path,
     handover: Option<PathBuf>,
     /// Seconds since 1970.
     began: Option<i64>,
@@ -197,11 +207,12 @@ struct Wanted<'a> {
 
 impl<'a> Wanted<'a> {
     /// A cluster without a time limit, whose ports nobody holds.
-    fn on(id: &'a str, hosts: &'a [String], ports: Ports) -> Self {
+    fn on(id: &'a str, hosts: &'a [String], ports: Ports, image: &'a Path) -> Self {
         Self {
             id,
             hosts,
             ports,
+            image,
             handover: None,
             began: None,
             ends: None,
@@ -219,6 +230,7 @@ fn prepare(wanted: Wanted<'_>) -> Result<Cluster> {
         controller_address: address::own_address(wanted.hosts.get(1).map(String::as_str))?,
         ports: wanted.ports,
         handover: wanted.handover,
+        image: wanted.image.to_owned(),
         nodes: Cluster::plan_nodes(id, wanted.hosts, &network)?,
         network,
         vni: random_vni()?,

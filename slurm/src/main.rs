@@ -5,8 +5,9 @@
 //! - `allocation`, `clock`: what Slurm granted, and for how long
 //! - `address`, `routes`: how the host is reached, and which networks are its own
 //! - `doctor`: what the host has and lacks
+//! - `image`: the image that the bubbles start from
 //! - `cluster`, `pki`, `kubeconfig`: a cluster's files in `~/.hpk`
-//! - `launch`: the batch host's part: prepare, srun, finish
+//! - `launch`: the batch host's part: prepare, srun, finish; `stop`: when it is asked to
 //! - `ports`, `forward`: the host's TCP ports, held, and led into the controller's bubble
 //! - `host`: a host's part: instance, uplink, watching over both, clean-up
 //! - `bubble`: the part inside a bubble: the node's daemons, in order, supervised
@@ -28,6 +29,7 @@ mod doctor;
 mod files;
 mod forward;
 mod host;
+mod image;
 mod kubeconfig;
 mod launch;
 mod link;
@@ -38,6 +40,7 @@ mod ports;
 mod procfs;
 mod routes;
 mod settings;
+mod stop;
 mod sweep;
 mod userns;
 
@@ -105,8 +108,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match (cli.command, cli.id, cli.role) {
         (Some(Command::Launch), ..) => block_on(launch::launch()),
-        (Some(Command::Prepare { id }), ..) => launch::prepare_only(&id),
-        (Some(Command::Doctor), ..) => doctor::doctor(),
+        (Some(Command::Prepare { id }), ..) => block_on(launch::prepare_only(&id)),
+        (Some(Command::Doctor), ..) => block_on(doctor::doctor()),
         (Some(Command::Supervise), ..) => block_on(bubble::supervise()),
         (Some(Command::Forward { pid, port }), ..) => forward::run(pid, port),
         (Some(Command::InUserns { task }), ..) => userns::run(&task),

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
@@ -114,31 +114,9 @@ pub fn apptainer() -> String {
     env::var("HPK_APPTAINER").unwrap_or_else(|_| "apptainer".into())
 }
 
-/// The bubble's image: HPK_IMAGE, beside this program, or in `~/.hpk/images`.
-pub fn find_image(own: &Path, hpk_home: &Path) -> Result<PathBuf> {
-    const NAME: &str = "hpk-bubble.sif";
-    if let Some(image) = env::var_os("HPK_IMAGE") {
-        let image = PathBuf::from(image);
-        if !image.exists() {
-            bail!(
-                "the bubble's image HPK_IMAGE={} does not exist",
-                image.display()
-            );
-        }
-        return Ok(image);
-    }
-    let places = [
-        own.parent().unwrap_or(Path::new("/")).join(NAME),
-        hpk_home.join("images").join(NAME),
-    ];
-    match places.iter().find(|place| place.exists()) {
-        Some(place) => Ok(place.clone()),
-        None => bail!(
-            "the bubble's image is neither {} nor {}; build it with `make images`, or name it in HPK_IMAGE",
-            places[0].display(),
-            places[1].display()
-        ),
-    }
+/// HPK_DEV=1: what a developer has at hand goes before what is installed.
+pub fn is_dev() -> bool {
+    env::var("HPK_DEV").as_deref() == Ok("1")
 }
 
 #[cfg(test)]

@@ -294,8 +294,7 @@ impl<R: Read> Read for Counting<R> {
 impl Source for LocalImage {
     async fn manifest(&self, digest: Option<&str>) -> Result<(Vec<u8>, String), Error> {
         let Some(wanted) = digest else {
-            let digest = format!("sha256:{}", hex(&Sha256::digest(&self.manifest)));
-            return Ok((self.manifest.clone(), digest));
+            return Ok((self.manifest.clone(), self.digest()));
         };
         let hex_digits = digest_hex(wanted).map_err(|e| self.corrupt(wanted, e.to_string()))?;
         let bytes = self.local.small(&format!("blobs/sha256/{hex_digits}"));
@@ -352,6 +351,11 @@ impl Source for LocalImage {
 }
 
 impl LocalImage {
+    /// Of the image, or of its index: `sha256:…`.
+    pub fn digest(&self) -> String {
+        format!("sha256:{}", hex(&Sha256::digest(&self.manifest)))
+    }
+
     fn corrupt(&self, what: &str, reason: String) -> Error {
         Error::Corrupt {
             place: self.name(),

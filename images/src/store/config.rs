@@ -32,36 +32,41 @@ impl StoreConfig {
     /// (else `/var/lib/hpk/images` where `/var/lib/hpk` is ours to write, else `images` in the user's [`local_folder`]),
     /// [`Limits::from_env`].
     pub fn from_env() -> Result<Self, Error> {
-        let path = |name: &str| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
-        let home = path("HPK_HOME").or_else(|| path("HOME").map(|h| h.join(".hpk")));
-        let root = path("HPK_STORE").or_else(|| Some(home.as_ref()?.join("store")));
-        let beside = |name: &str, file: &str| {
-            path(name).or_else(|| home.as_ref().map(|home| home.join(file)))
-        };
-        let registries = beside("HPK_REGISTRIES", "registries.yaml");
-        let policy = beside("HPK_POLICY", "policy.json");
         let bubble = Path::new("/var/lib/hpk");
         let ours = || nix::unistd::access(bubble, nix::unistd::AccessFlags::W_OK).is_ok();
         let local_dir = match path("HPK_LOCAL_DIR") {
             Some(dir) => dir,
             None if ours() => bubble.join("images"),
-            None => {
-                let home = home.as_ref().ok_or(Error::NoHome)?;
-                local_folder(home, &local_parent())?.join("images")
-            }
+            None => local_folder(&home().ok_or(Error::NoHome)?, &local_parent())?.join("images"),
+        };
+        Self::with_local_dir(local_dir)
+    }
+
+    /// The same, with a node-local folder of the caller's.
+    pub fn with_local_dir(local_dir: PathBuf) -> Result<Self, Error> {
+        let home = home();
+        let root = path("HPK_STORE").or_else(|| Some(home.as_ref()?.join("store")));
+        let beside = |name: &str, file: &str| {
+            path(name).or_else(|| home.as_ref().map(|home| home.join(file)))
         };
         Ok(Self {
             root: root.ok_or(Error::NoHome)?,
-            registries,
+            registries: beside("HPK_REGISTRIES", "registries.yaml"),
             logins: logins::files(),
-            policy,
+            policy: beside("HPK_POLICY", "policy.json"),
             max_bytes: limits::store_max_bytes()?,
             local_dir,
             limits: Limits::from_env()?,
         })
     }
+}
+
+/// A path in the environment.
+fn path(name: &str) -> Option<PathBuf> {
+    let value = std::env::var_os(name).filter(|v| !v.is_empty());
+    value.map(PathBuf::from)
+}
+
+fn home() -> Option<PathBuf> {
+    path("HPK_HOME").or_else(|| path("HOME").map(|h| h.join(".hpk")))
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::error::Error;
 use super::files::listed;
@@ -88,38 +89,147 @@ impl Store {
         reference: &Reference,
         progress: &dyn Progress,
     ) -> Result<Option<Image>, Error> {
-        let Some(dir) = self.dev_images.clone().filter(|d| d.is_dir()) else {
+        let Some(dir) = self.dev_images.clone() else {
             return Ok(None);
         };
         let wanted = reference.clone();
-        let found = blocking(move || {
-            for path in listed(&dir)? {
-                if path.extension().is_some_and(|e| e == "tar") {
-                    let path = real(&path)?;
-                    let local = Local::open(&path)?;
-                    let mut images = local.images()?.into_iter();
-                    if let Some(image) = images.find(|i| i.names.contains(&wanted)) {
-                        return Ok(Some((local.transport(), path, image)));
-                    }
-                }
-            }
-            Ok(None)
-        })
-        .await?;
+        let found = Self::newest(&dir, move |_, names| names.contains(&wanted)).await?;
         match found {
-            Some((transport, path, image)) => {
-                let path = &path;
-                let origin = Origin::Local { transport, path };
-                let policy = self.policy().await?;
-                let taken = self.take(&policy, origin, &image, reference, progress);
+            Some(found) => {
+                let taken = self.take_newest(&found, reference, progress);
                 taken.await.map(Some)
             }
             None => Ok(None),
         }
     }
+
+    /// Of the tars in the folder `dir` the one written last that has an image that `wanted` takes, by the tar's path and
+    /// the image's names in it. None without such a folder.
+    pub async fn newest(
+        dir: &Path,
+        wanted: impl Fn(&Path, &[Reference]) -> bool + Send + 'static,
+    ) -> Result<Option<Newest>, Error> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            for (written, path) in tars(&dir)? {
+                let path = real(&path)?;
+                let local = Local::open(&path)?;
+                let mut images = local.images()?.into_iter();
+                if let Some(image) = images.find(|image| wanted(&path, &image.names)) {
+                    return Ok(Some(Newest {
+                        transport: local.transport(),
+                        path,
+                        written,
+                        image,
+                    }));
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    /// Takes that image into the store under `name`.
+    pub async fn take_newest(
+        &self,
+        newest: &Newest,
+        name: &Reference,
+        progress: &dyn Progress,
+    ) -> Result<Image, Error> {
+        let policy = self.policy().await?;
+        let (origin, image) = (newest.origin(), &newest.image);
+        self.take(&policy, origin, image, name, progress).await
+    }
+}
+
+/// An image in a tar that was found by its age.
+#[derive(Debug, Clone)]
+pub struct Newest {
+    /// The tar.
+    pub path: PathBuf,
+    /// When it was written last.
+    pub written: SystemTime,
+    transport: &'static str,
+    image: LocalImage,
+}
+
+impl Newest {
+    /// Of the image, or of its index: `sha256:…`.
+    pub fn digest(&self) -> String {
+        self.image.digest()
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin::Local {
+            transport: self.transport,
+            path: &self.path,
+        }
+    }
+}
+
+/// The tars of a folder, the one written last first.
+fn tars(dir: &Path) -> Result<Vec<(SystemTime, PathBuf)>, Error> {
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut tars = Vec::new();
+    for path in listed(dir)? {
+        if path.extension().is_some_and(|e| e == "tar") {
+            let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
+            let written = written.map_err(|e| Error::io("looking at", &path, e))?;
+            tars.push((written, path));
+        }
+    }
+    tars.sort_by(|a, b| b.cmp(a));
+    Ok(tars)
 }
 
 /// The path that scopes of the policy mean: neither `..` nor a symbolic link leads around them.
 fn real(path: &Path) -> Result<PathBuf, Error> {
     fs::canonicalize(path).map_err(|e| Error::io("finding", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// In docker's form, without layers.
+    fn write(path: &Path, name: &str, hour: u64) {
+        let list = serde_json::json!([{"Config": "c.json", "RepoTags": [name], "Layers": []}]);
+        let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
+        for (member, text) in [("manifest.json", list.to_string()), ("c.json", "{}".into())] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, member, text.as_bytes())
+                .unwrap();
+        }
+        let file = tar.into_inner().unwrap();
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(3600 * hour);
+        file.set_modified(at).unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_several_tars_with_an_image_the_one_written_last_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write(&at("a.tar"), "localhost/app:1", 2);
+        write(&at("b.tar"), "localhost/app:1", 3);
+        write(&at("c.tar"), "localhost/app:1", 1);
+        write(&at("d.tar"), "localhost/other:1", 4);
+        write(&at("e.tar.new"), "localhost/app:1", 5);
+        let app: Reference = "localhost/app:1".parse().unwrap();
+        let wanted = move |_: &Path, names: &[Reference]| names.contains(&app);
+        let found = Store::newest(dir.path(), wanted.clone()).await.unwrap();
+        assert!(found.unwrap().path.ends_with("b.tar"));
+        let nowhere = Store::newest(&at("nowhere"), wanted.clone()).await.unwrap();
+        assert!(nowhere.is_none());
+        // One that can't be read is named rather than passed over: it may be the one that is meant.
+        fs::write(at("f.tar"), "no tar").unwrap();
+        let error = Store::newest(dir.path(), wanted).await.unwrap_err();
+        let error = crate::source::chain(&error);
+        assert!(error.contains("f.tar"), "{error}");
+    }
 }

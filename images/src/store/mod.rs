@@ -5,7 +5,7 @@
 //! - [`pull`]: download, list, merge, pack
 //! - [`import`]: images from local tars; [`admit`]: what stays where it is
 //! - [`files`]: names and atomic writing
-//! - [`claims`]: who uses what; [`unused`]: removing what nobody does; [`budget`]: when the store has grown too large
+//! - [`claims`]: who uses what, [`kept`] for as long as it runs; [`unused`]: removing what nobody does; [`budget`]: when the store has grown too large
 //! - [`scratch`]: node-local folders
 //! - [`error`]
 
@@ -16,6 +16,7 @@ mod config;
 mod error;
 mod files;
 mod import;
+mod kept;
 mod pull;
 mod resolve;
 mod scratch;
@@ -32,6 +33,8 @@ pub use claims::Claims;
 pub use config::StoreConfig;
 pub use error::{Error, ErrorKind};
 use files::{Files, ImageRecord, RefRecord, read_json};
+pub use import::Newest;
+pub use kept::Kept;
 use pull::Pull;
 use resolve::Resolved;
 pub use unused::Stored;

@@ -4,6 +4,7 @@ use hpk_userns::Ids;
 
 use super::observe::Observed;
 use super::space::{home, local};
+use crate::image::Found;
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,18 +48,23 @@ pub fn judge(seen: &Observed) -> Vec<Finding> {
         ),
         uplink(seen),
         overlay(seen),
-        match &seen.image {
-            Ok(path) => fine("bubble image", path.display().to_string()),
-            Err(error) => missing(
-                "bubble image",
-                error.clone(),
-                "see README.md, \"On a real cluster\"",
-            ),
-        },
         limits(seen),
         local(seen),
         home(seen),
     ]
+}
+
+/// The image that a job would start from.
+pub fn image(found: anyhow::Result<Found>) -> Finding {
+    const WHAT: &str = "bubble image";
+    match found {
+        Ok(found) => fine(WHAT, found.to_string()),
+        Err(error) => missing(
+            WHAT,
+            format!("{error:#}"),
+            "see README.md, \"On a real cluster\"",
+        ),
+    }
 }
 
 pub fn fine(what: &'static str, found: impl Into<String>) -> Finding {
@@ -261,7 +267,6 @@ pub mod tests {
             slirp4netns: None,
             overlay: Ok(()),
             limits: Ok(vec!["cpu".into(), "memory".into()]),
-            image: Ok("/x/hpk-bubble.sif".into()),
             local: Ok(place("tmpfs")),
             home: Ok(place("nfs4")),
         }

@@ -28,7 +28,6 @@ pub struct Observed {
     pub overlay: Result<(), String>,
     /// Cgroup controllers whose limits pods can have.
     pub limits: Result<Vec<String>, String>,
-    pub image: Result<PathBuf, String>,
     pub local: Result<Place, String>,
     pub home: Result<Place, String>,
 }
@@ -47,7 +46,6 @@ pub struct Place {
 pub fn observe() -> Observed {
     let path = settings::search_path();
     let text = |error: anyhow::Error| format!("{error:#}");
-    let home = settings::hpk_home();
     Observed {
         user: user_name(),
         sysctls: [
@@ -70,9 +68,6 @@ pub fn observe() -> Observed {
         slirp4netns: hpk_uplink::find_program("slirp4netns", &path),
         overlay: probe_overlay().map_err(text),
         limits: cgroups::usable().map_err(text),
-        image: own_path()
-            .and_then(|own| settings::find_image(&own, home.as_deref().unwrap_or(Path::new("/"))))
-            .map_err(text),
         local: place(&settings::local_parent()).map_err(text),
         home: settings::home().and_then(|home| place(&home)).map_err(text),
     }

@@ -20,7 +20,7 @@ mod watch;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hpk_userns::Ids;
 use tokio::net::UnixListener;
 
@@ -212,11 +212,17 @@ impl Bubble<'_> {
         let hpk_home = settings::hpk_home()?;
         let home = settings::home()?;
         let apptainer = settings::apptainer();
+        let image = &self.cluster.image;
+        ensure!(
+            image.exists(),
+            "the bubble's image {} is not to be seen on this host: it has to lie on a file system that the hosts share",
+            image.display()
+        );
         let short = format!("bubble{}", self.node.index);
         instance::Start {
             apptainer: &hpk_uplink::find_program(&apptainer, &settings::search_path())
                 .with_context(|| format!("{apptainer} is not found"))?,
-            image: &settings::find_image(&own, &hpk_home)?,
+            image,
             binds: &binds::plan_binds(&Sources {
                 local: self.local,
                 home: &home,

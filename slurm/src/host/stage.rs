@@ -12,7 +12,7 @@ use crate::bubble::spec::{self, BubbleSpec};
 use crate::cluster::{Cluster, Folder, Node};
 use crate::files;
 use crate::kubeconfig::{self, Access};
-use crate::settings::API_PORT;
+use crate::settings::{self, API_PORT};
 
 /// Where the site's certificate authorities may be, the first that is there counts.
 const TRUST_STORES: [&str; 4] = [
@@ -203,7 +203,7 @@ pub fn trust_store() -> Option<PathBuf> {
 
 /// With HPK_DEV=1: the programs beside this one, over the image's.
 pub fn dev_programs(own: &Path) -> Vec<(PathBuf, PathBuf)> {
-    if std::env::var("HPK_DEV").as_deref() != Ok("1") {
+    if !settings::is_dev() {
         return Vec::new();
     }
     let Some(folder) = own.parent() else {
