@@ -4,6 +4,7 @@ SHELL := /bin/bash
 REGISTRY ?=
 .DEFAULT_GOAL := $(if $(REGISTRY),push,programs)
 ARCH := $(shell uname -m)
+GOARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(ARCH)))
 export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
 # `make PROFILE=dev …` trades speed of the programs for speed of the build.
 PROFILE ?= release
@@ -58,9 +59,16 @@ IMAGES := hpk-pause hpk-bubble
 images-all: binaries ## our images for amd64 and arm64 as OCI archives, in bin/images (IMAGES="hpk-pause …")
 	@images/release.sh $(IMAGES)
 
+.PHONY: images-local
+images-local: programs control-plane roots ## the same for this machine's architecture alone
+	@scripts/binaries $(GOARCH) $(SHIPPED)
+	@HPK_ARCHES=$(GOARCH) images/release.sh $(IMAGES)
+
+# What is pushed is what dist-online pins.
 .PHONY: push
 push: images-all ## those, to REGISTRY
 	@images/push.sh "$(REGISTRY)" $(IMAGES)
+	@scripts/pin "$(REGISTRY)" >bin/.hpk-bubble.ref.new && mv bin/.hpk-bubble.ref.new bin/hpk-bubble.ref
 
 .PHONY: test-images-all
 test-images-all: images-all ## those through a registry, and beside buildah's build of the Containerfiles
@@ -73,6 +81,19 @@ dist: images ## the tarball that a user unpacks as ~/hpk, in dist/
 .PHONY: dist-airgapped
 dist-airgapped: images images-all ## and one with our images and a mirror list, for sites without the internet
 	@$(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
+
+.PHONY: dist-online
+dist-online: push ## one without the bubble's image, which the first job fetches from REGISTRY
+	@$(STEP) "make the tarball" scripts/dist --online $(SHIPPED)
+
+# HPK_SSH="ssh -F FILE" names another ssh, or options of it.
+.PHONY: develop
+develop: images-local ## copy programs and images for this architecture over ssh to HOSTS="node1 user@host2 …"
+	@$(MAKE) --no-print-directory develop-copy
+
+.PHONY: develop-copy
+develop-copy:
+	@scripts/develop "$(SHIPPED)" "hpk-bubble hpk-pause" $(HOSTS)
 
 .PHONY: test-images
 test-images: parts ## the images that the testbed's registry serves
@@ -111,7 +132,8 @@ test-programs: deps ## tests that run on the testbed's hosts, in bin/
 	@$(STEP) "build the shim's pod tests" env -u MAKEFLAGS scripts/install-test pod bin/hpk-shim-pod-test --profile $(PROFILE)
 
 .PHONY: system
-system: testbed test-programs dist ## the whole system on the testbed, case by case
+system: testbed test-programs images-local ## the whole system on the testbed, case by case
+	@$(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
 	@bin/hpk-conformance test
 
 # The reference first: a failure of its own would say nothing about the shim.
