@@ -22,8 +22,12 @@ help: ## this list
 deps: ## install what building and testing needs (Debian 12, root)
 	@scripts/deps
 
+.PHONY: deps-build
+deps-build:
+	@scripts/deps build
+
 .PHONY: programs
-programs: deps ## our programs for this machine, static, in bin/
+programs: deps-build ## our programs for this machine, static, in bin/
 	@$(STEP) "build our programs ($(PROFILE))" env -u MAKEFLAGS cargo build --quiet --locked --workspace --bins --profile $(PROFILE)
 	@scripts/install-binaries $(OUT) bin $(PROGRAMS)
 
@@ -34,7 +38,7 @@ binaries: programs control-plane ## all programs for amd64 and arm64, static, in
 	@scripts/binaries arm64 $(SHIPPED)
 
 .PHONY: control-plane
-control-plane: deps ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
+control-plane: deps-build ## Kubernetes, Flannel and CoreDNS from their Go modules, in bin/
 	@images/control-plane/build.sh
 
 .PHONY: roots
@@ -54,7 +58,7 @@ images: parts ## the bubble image, bin/hpk-bubble.sif
 	@images/pause/build.sh
 
 # For users; `make test` wants a tenth of that work, which is `images`.
-IMAGES := hpk-pause hpk-bubble
+IMAGES := hpk-pause hpk-bubble hpktainer-base hpk-builder
 .PHONY: images-all
 images-all: binaries ## our images for amd64 and arm64 as OCI archives, in bin/images (IMAGES="hpk-pause …")
 	@images/release.sh $(IMAGES)
@@ -124,7 +128,7 @@ test-arm64: programs control-plane ## the programs for arm64 under qemu's user m
 	@$(STEP) "programs for arm64" scripts/test-arm64 $(SHIPPED) hpk-control-plane cnitool
 
 .PHONY: test-reproducible
-test-reproducible: ## build twice, in two folders with two homes of cargo, and compare (REPRODUCE="arm64 PROGRAM…")
+test-reproducible: ## build twice, in two folders with two homes of cargo and Go, and compare (REPRODUCE="arm64 PROGRAM…")
 	@scripts/test-reproducible $(or $(REPRODUCE),amd64 $(SHIPPED))
 
 .PHONY: test-programs

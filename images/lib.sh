@@ -155,7 +155,16 @@ debian_root_of() {
     fi
 }
 
-# packages_of LIST: the packages that a list names, joined by commas.
+# emulator ARCH: the program that runs those of another architecture.
+emulator() {
+    case $1 in
+    arm64) echo qemu-aarch64-static ;;
+    amd64) echo qemu-x86_64-static ;;
+    *) die "$1 is no architecture that HPK is built for: amd64 or arm64" ;;
+    esac
+}
+
+# packages_of LIST…: the packages that lists name, joined by commas.
 packages_of() {
-    sed 's/#.*//' "$1" | tr -s '[:space:]' ',' | sed 's/^,//; s/,$//'
+    sed 's/#.*//' "$@" | tr -s '[:space:]' ',' | sed 's/^,//; s/,$//'
 }

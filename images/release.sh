@@ -7,7 +7,7 @@
 #   IMAGE-ARCH.spdx.json  what is in it (SPDX 2.3)
 #   IMAGE/                the same for `docker buildx build` and `buildah build`: Containerfile, layers
 #
-#   release.sh IMAGE…     hpk-pause, hpk-bubble
+#   release.sh IMAGE…     hpk-pause, hpk-bubble, hpktainer-base, hpk-builder
 #   HPK_ARCHES=amd64      this architecture alone
 #   HPK_SOURCE=URL        the label source; else git's remote origin, where that is a URL
 set -euo pipefail
@@ -19,6 +19,8 @@ set -euo pipefail
 . "$IMAGES/oci_index.sh"
 # shellcheck source=images/sbom.sh
 . "$IMAGES/sbom.sh"
+# shellcheck source=images/roots.sh
+. "$IMAGES/roots.sh"
 # shellcheck source=images/bubble/parts.sh
 . "$IMAGES/bubble/parts.sh"
 # shellcheck source=images/recipes.sh
@@ -77,13 +79,13 @@ build() { # DIR NAME
 # What Debian has newer since is no reason to build anew; a recipe's change is.
 inputs() { # NAME
     echo "$VERSION $REVISION $SOURCE ${ARCHES[*]}"
-    cat "$(recipe_of "$1")/Containerfile" "$IMAGES"/{release,recipes,oci,oci_index,sbom}.sh "$CHECKOUT/Cargo.lock"
+    cat "$(recipe_of "$1")/Containerfile" "$IMAGES"/{release,recipes,oci,oci_index,sbom,roots}.sh "$CHECKOUT/Cargo.lock"
     "inputs_${1//-/_}"
 }
 
 [ $# -gt 0 ] || die "usage: release.sh IMAGE…"
 for name in "$@"; do
-    declare -F "layers_${name//-/_}" >/dev/null || die "$name is none of our images: hpk-pause, hpk-bubble"
+    declare -F "layers_${name//-/_}" >/dev/null || die "$name is none of our images: hpk-pause, hpk-bubble, hpktainer-base, hpk-builder"
     whole=$HPK_CACHE/release/$name-$(inputs "$name" | key)
     ensure "$whole" "image $name for ${ARCHES[*]}" build "$name"
     keep_newest "$HPK_CACHE/release" 2 "$name-*"

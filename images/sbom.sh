@@ -2,7 +2,8 @@
 # resolves it for the programs, Go's modules from the programs themselves. Sourced by release.sh.
 # shellcheck shell=bash
 
-# Each prints lines of: package URL, name, version, SPDX licence expression or nothing; separated by tabs.
+# Each prints lines of: package URL, name, version, SPDX licence expression or nothing; separated by tabs. A recipe's OTHER
+# has such lines, too.
 sbom_debian() { # TAR
     tar -xOf "$1" ./var/lib/dpkg/status | awk -v OFS='\t' '
         function tell() { if (name != "") print "pkg:deb/debian/" name "@" version "?arch=" arch, name, version, ""; name = "" }
@@ -40,13 +41,14 @@ sbom_go() { # FILE…
 
 # sbom NAME ARCH: the list, on standard output.
 sbom() {
-    local name=$1 arch=$2 files=() program ROOT RUST GO
+    local name=$1 arch=$2 files=() program ROOT RUST GO OTHER=()
     "contents_${name//-/_}" "$arch"
     for program in "${GO[@]}"; do files+=("$CHECKOUT/bin/linux-$arch/$program"); done
     {
         [ -z "$ROOT" ] || sbom_debian "$ROOT"
         [ ${#RUST[@]} = 0 ] || sbom_rust "$arch" "${RUST[@]}"
         [ ${#files[@]} = 0 ] || sbom_go "${files[@]}"
+        [ ${#OTHER[@]} = 0 ] || printf '%s\n' "${OTHER[@]}"
     } | LC_ALL=C sort -u | jq -Rn --arg image "$name" --arg arch "$arch" --arg version "$VERSION" --arg revision "$REVISION" \
         --arg created "$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" '
         def package($id; $row): {SPDXID: $id, name: $row[1], versionInfo: $row[2], downloadLocation: "NOASSERTION",

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Tests images that release.sh has built: pushed to a registry on the loopback and read back by an engine's library
 # (skopeo), architecture by architecture; and built again by buildah from the Containerfile, which must give the same
-# files and the same configuration.
+# files and the same configuration. hpktainer-base and hpk-builder are run, too (test-runs.sh).
 #
 #   test-release.sh IMAGE…     HPK_ARCHES as for release.sh
 set -euo pipefail
 # shellcheck source=images/lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source=images/test-runs.sh
+. "$IMAGES/test-runs.sh"
 [ $# -gt 0 ] || die "usage: test-release.sh IMAGE…"
 need skopeo skopeo buildah buildah docker-registry docker-registry jq jq curl curl
 # buildah's mounts and root's files ask for root, or for a user namespace of one's own.
@@ -85,8 +87,9 @@ for name in "$@"; do
         mkdir "$work/tree"
         for layer in "$context/$arch"/*.tar; do tar -C "$work/tree" --numeric-owner -xpf "$layer"; done
         files_of "$work/tree" >"$work/ours"
-        rm -rf "$work/tree"
         same "$name for $arch: buildah's files are others" "$work/ours" "$work/theirs"
         echo "$name for $arch: $(wc -l <"$work/ours") files and the configuration as buildah has them"
+        if declare -F "runs_${name//-/_}" >/dev/null; then "runs_${name//-/_}" "$arch" "$work/tree"; fi
+        rm -rf "$work/tree"
     done
 done

@@ -11,6 +11,8 @@
 set -euo pipefail
 # shellcheck source=images/lib.sh
 . "$(dirname "$0")/../lib.sh"
+# shellcheck source=images/roots.sh
+. "$IMAGES/roots.sh"
 # shellcheck source=images/bubble/parts.sh
 . "$IMAGES/bubble/parts.sh"
 read -ra SQUASHFS <<<"${HPK_SQUASHFS:-zstd -Xcompression-level 3}"

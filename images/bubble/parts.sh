@@ -1,4 +1,4 @@
-# What the bubble's image is made of, for any architecture. Sourced after lib.sh.
+# What the bubble's image is made of, for any architecture. Sourced after lib.sh and roots.sh.
 # shellcheck shell=bash disable=SC2034
 
 BUBBLE=$IMAGES/bubble
@@ -6,20 +6,10 @@ BUBBLE_PROGRAMS=(hpk-bubble hpk-kubelet hpk-logger hpk-net-daemon hpk-pause hpkt
     hpk-control-plane cnitool)
 BUBBLE_PLUGINS=(cni-hpk)
 
-build_bubble_root() { # DIR ARCH
-    debian_root_of "$2" "$1/root.tar" "$1/log" "$(packages_of "$BUBBLE/packages.list")" --variant=essential --skip=output/dev \
-        --customize-hook="$(cat "$BUBBLE/customize.sh")"
-}
-
 # bubble_root ARCH: builds the Debian root if it must, and sets BUBBLE_ROOT to its tar.
 bubble_root() {
-    local dir
-    need mmdebstrap mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
-    dir=$HPK_CACHE/rootfs/debian-bubble-$1-$({ cat "$BUBBLE/packages.list" "$BUBBLE/customize.sh"
-        declare -f build_bubble_root debian_root; } | key)
-    ensure "$dir" "Debian root for the bubble ($1)" build_bubble_root "$1"
-    keep_newest "$HPK_CACHE/rootfs" 2 "debian-bubble-$1-*"
-    BUBBLE_ROOT=$dir/root.tar
+    root_of "$BUBBLE" "$1" --variant=essential
+    BUBBLE_ROOT=$ROOT_TAR
 }
 
 # lay_bubble BIN OVER PROGRAM…: what goes over the Debian root, with those programs of BIN, in OVER.

@@ -2,7 +2,7 @@
 //! and an error of it is the case's failure. A case whose cluster is missing is skipped.
 //!
 //! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
-//! port-forward), `parts` (each part alone), `hosted` (containers on a host), `refusals` (bad input), `isolation` (other users),
+//! port-forward), `parts` (each part alone), `hosted` (containers on a host), `shipped` (our images for users), `refusals` (bad input), `isolation` (other users),
 //! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `top` (metrics-server), `scale` (many pods, and an absent API server), `faults` (killed processes), `jobs` (the
 //! job's life), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
 //! figures).
@@ -21,6 +21,7 @@ mod parts;
 mod pods;
 mod refusals;
 mod scale;
+mod shipped;
 mod single;
 mod streams;
 mod top;
@@ -255,6 +256,8 @@ pub const TABLE: &[Case] = table! {
         hpktainer_on_a_bare_host_makes_a_bubble_of_its_own
         what_kills_leave_on_a_bare_host_goes_with_the_next_run
         a_bare_host_without_an_uplinks_program_is_told_which;
+    shipped:
+        hpktainer_base_reaches_other_bubbles_pods_and_the_outside;
     limits:
         a_node_without_cgroups_says_so_and_a_resize_is_counted
         what_pods_use_is_served_as_metrics_server_reads_it

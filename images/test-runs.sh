@@ -1,0 +1,58 @@
+# What an image of ours is for, tried in a chroot of its files, by qemu where it is another architecture's. Sourced by
+# test-release.sh, which may be in a user namespace already.
+# shellcheck shell=bash
+
+# enter ARCH TREE COMMAND…: runs it in TREE as root of namespaces of its own, with /proc and /dev, and of the machine
+# what HERE names as FROM:TO.
+enter() {
+    local arch=$1 tree=$2 around=(unshare --mount --pid --fork --kill-child)
+    shift 2
+    [ "$arch" = "$GO_ARCH" ] || around=("$IMAGES/emulate" "$arch" unshare --mount)
+    # shellcheck disable=SC2016  # for the inner shell
+    "${around[@]}" bash -euc 'tree=$1; read -ra here <<<"$2"; shift 2
+        mkdir -p "$tree/dev" "$tree/proc"
+        mount -t proc proc "$tree/proc"
+        mount --rbind /dev "$tree/dev"
+        for pair in "${here[@]}"; do
+            mkdir -p "$tree${pair#*:}"
+            mount --bind "${pair%%:*}" "$tree${pair#*:}"
+        done
+        exec chroot "$tree" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+            HOME=/root LANG=C.UTF-8 GOTOOLCHAIN=local GOPROXY=off "$@"' bash "$tree" "${HERE:-}" "$@"
+}
+
+runs_hpktainer_base() { # ARCH TREE
+    enter "$1" "$2" bash -euc 'ping -c 1 -W 5 127.0.0.1; curl --version; ip -V; nc -h 2>&1; apt-get --version; ps --version
+        dpkg --print-architecture' >"$work/ran" 2>&1 || die "hpktainer-base for $1 does not run: $(tail -n 5 "$work/ran")"
+    grep -q '1 received' "$work/ran" || die "hpktainer-base for $1: no answer to ping: $(cat "$work/ran")"
+    grep -qx "$1" "$work/ran" || die "hpktainer-base for $1 has another architecture's packages: $(cat "$work/ran")"
+    echo "hpktainer-base for $1: ping, curl, ip, nc, apt-get and ps run"
+}
+
+# hpk-pause by its Rust and cnitool by its Go, for both architectures, of this checkout. The programs of Rust must be
+# those of bin/linux-*: the compiler is the same one, if the machine's is the version that the image has.
+runs_hpk_builder() { # ARCH TREE
+    local arch=$1 tree=$2 stash cargo=${CARGO_HOME:-$HOME/.cargo} go program
+    go=$(go env GOMODCACHE)
+    (cd "$IMAGES/tools" && go mod download)
+    stash=$(git -C "$CHECKOUT" stash create)
+    mkdir "$tree/hpk"
+    git -C "$CHECKOUT" archive "${stash:-HEAD}" | tar -C "$tree/hpk" -xf -
+    HERE="$cargo/registry:/root/.cargo/registry $go:/root/go/pkg/mod" enter "$arch" "$tree" bash -euc 'cd /hpk
+        scripts/deps build amd64 arm64
+        export CARGO_NET_OFFLINE=true
+        scripts/binaries --rust amd64 hpk-pause
+        scripts/binaries --rust arm64 hpk-pause
+        for GOARCH in amd64 arm64; do
+            export GOARCH
+            (cd images/tools && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "/hpk/bin/linux-$GOARCH/" github.com/containernetworking/cni/cnitool)
+        done' >"$work/ran" 2>&1 || die "hpk-builder for $arch does not build: $(tail -n 15 "$work/ran")"
+    for program in linux-{amd64,arm64}/{hpk-pause,cnitool}; do
+        [ -x "$tree/hpk/bin/$program" ] || die "hpk-builder for $arch made no $program: $(tail -n 15 "$work/ran")"
+    done
+    for program in linux-{amd64,arm64}/hpk-pause; do
+        cmp -s "$tree/hpk/bin/$program" "$CHECKOUT/bin/$program" ||
+            die "hpk-builder for $arch makes another $program than bin/ has: $(sha256sum "$tree/hpk/bin/$program" "$CHECKOUT/bin/$program")"
+    done
+    echo "hpk-builder for $arch: builds hpk-pause for amd64 and arm64, byte for byte as in bin/, and cnitool"
+}
