@@ -25,12 +25,12 @@ pub fn hpktainer_base_reaches_other_bubbles_pods_and_the_outside(
         );
     }
     in_namespace(context, "shipped", |cluster, namespace| {
-        let hpktainer = |node: &str, arguments: &str| {
+        let hpktainer = |number: u8, arguments: &str| {
             testbed
                 .on(
                     "hpc",
-                    node,
-                    format!("apptainer exec instance://bubble1 hpktainer {arguments}"),
+                    &format!("node{number}"),
+                    format!("apptainer exec instance://bubble{number} hpktainer {arguments}"),
                 )
                 .limit(90)
                 .success()
@@ -47,12 +47,9 @@ pub fn hpktainer_base_reaches_other_bubbles_pods_and_the_outside(
         let image = concat!("localhost/hpktainer-base:", env!("CARGO_PKG_VERSION"));
         let pods = web(cluster, namespace)?;
         let service = cluster.value(namespace, "service/web", "{.spec.clusterIP}")?;
-        hpktainer(
-            "node2",
-            &format!("run -d --name base {image} bash -c '{SERVE}'"),
-        )?;
+        hpktainer(2, &format!("run -d --name base {image} bash -c '{SERVE}'"))?;
         let shown = (|| {
-            let line = hpktainer("node2", "exec base ip -4 -o addr show tap0")?;
+            let line = hpktainer(2, "exec base ip -4 -o addr show tap0")?;
             let there = line
                 .split_whitespace()
                 .find_map(|word| word.strip_suffix("/24"))
@@ -66,7 +63,7 @@ pub fn hpktainer_base_reaches_other_bubbles_pods_and_the_outside(
             for pod in &pods {
                 script += &format!("; ping -c 1 -W 5 {}", pod.ip);
             }
-            let said = hpktainer("node1", &format!("run --rm {image} bash -c '{script}'"))?;
+            let said = hpktainer(1, &format!("run --rm {image} bash -c '{script}'"))?;
             ensure!(
                 said.contains("10.244."),
                 "no address of the pod network: {said}"
@@ -92,7 +89,7 @@ pub fn hpktainer_base_reaches_other_bubbles_pods_and_the_outside(
             }
             Ok(())
         })();
-        hpktainer("node2", "rm -f base")?;
+        hpktainer(2, "rm -f base")?;
         shown
     })
 }
