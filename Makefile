@@ -75,8 +75,9 @@ push: images-all ## those, to REGISTRY
 	@scripts/pin "$(REGISTRY)" >bin/.hpk-bubble.ref.new && mv bin/.hpk-bubble.ref.new bin/hpk-bubble.ref
 
 .PHONY: test-images-all
-test-images-all: images-all ## those through a registry, and beside buildah's build of the Containerfiles
+test-images-all: images-all testbed ## those through a registry, beside buildah's build of the Containerfiles, and run
 	@images/test-release.sh $(IMAGES)
+	@bin/hpk-conformance test shipped
 
 .PHONY: dist
 dist: images ## the tarball that a user unpacks as ~/hpk, in dist/

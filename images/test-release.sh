@@ -19,6 +19,8 @@ work=$(mktemp -d)
 registry=
 cleanup() {
     [ -z "$registry" ] || kill "$registry" 2>/dev/null || true
+    # Where it was stopped between a mount and its end.
+    if [ -d "$work/storage" ]; then "${buildah[@]}" rm --all >/dev/null || true; fi
     rm -rf "$work"
 }
 trap cleanup EXIT
