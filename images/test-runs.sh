@@ -2,14 +2,15 @@
 # test-release.sh, which may be in a user namespace already.
 # shellcheck shell=bash
 
-# enter ARCH TREE COMMAND…: runs it in TREE as root of namespaces of its own, with /proc and /dev, and of the machine
-# what HERE names as FROM:TO.
+# enter ARCH TREE COMMAND…: runs it in TREE as root of namespaces of its own, with /proc, /dev and a loopback, and of the
+# machine what HERE names as FROM:TO.
 enter() {
-    local arch=$1 tree=$2 around=(unshare --mount --pid --fork --kill-child)
+    local arch=$1 tree=$2 around=(unshare --mount --net --pid --fork --kill-child)
     shift 2
-    [ "$arch" = "$GO_ARCH" ] || around=("$IMAGES/emulate" "$arch" unshare --mount)
+    [ "$arch" = "$GO_ARCH" ] || around=("$IMAGES/emulate" "$arch" unshare --mount --net)
     # shellcheck disable=SC2016  # for the inner shell
     "${around[@]}" bash -euc 'tree=$1; read -ra here <<<"$2"; shift 2
+        ip link set lo up
         mkdir -p "$tree/dev" "$tree/proc"
         mount -t proc proc "$tree/proc"
         mount --rbind /dev "$tree/dev"
