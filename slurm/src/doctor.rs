@@ -45,9 +45,12 @@ pub fn require_essentials() -> Result<()> {
         .into_iter()
         .find(|finding| finding.verdict == Verdict::Missing)
     {
-        Some(Finding {
-            what, found, ask, ..
-        }) => bail!("{what}: {found}; {ask}"),
+        Some(finding) => {
+            let Finding {
+                what, found, ask, ..
+            } = &finding;
+            bail!("{what}: {found}; {ask} (see {})", finding.link())
+        }
         None => Ok(()),
     }
 }
@@ -68,9 +71,9 @@ fn table(findings: &[Finding]) -> String {
         if !finding.ask.is_empty() {
             text.push_str(&format!("{:27} → {}\n", "", finding.ask));
         }
-    }
-    if findings.iter().any(|it| it.verdict != Verdict::Fine) {
-        text.push_str("\nA paragraph on each: docs/troubleshooting.md.\n");
+        if finding.verdict != Verdict::Fine {
+            text.push_str(&format!("{:27} → see {}\n", "", finding.link()));
+        }
     }
     text
 }

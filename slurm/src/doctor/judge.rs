@@ -25,6 +25,22 @@ pub struct Finding {
     pub ask: String,
 }
 
+/// What is written on each finding, a section each.
+const PAGE: &str = "docs/troubleshooting.md";
+
+impl Finding {
+    /// Its section, with the anchor that renderers make of a heading: lower case, spaces as hyphens, other signs left out.
+    pub fn link(&self) -> String {
+        let signs = self.what.to_lowercase();
+        let kept = signs.chars().filter_map(|sign| match sign {
+            ' ' => Some('-'),
+            '-' | '_' => Some(sign),
+            _ => sign.is_alphanumeric().then_some(sign),
+        });
+        format!("{PAGE}#{}", kept.collect::<String>())
+    }
+}
+
 /// The oldest Apptainer with what is used here (`--pid-file`, fakeroot without setuid, FUSE mounts).
 const OLDEST_APPTAINER: (u32, u32) = (1, 3);
 /// Ids that images commonly need.
@@ -285,6 +301,19 @@ pub mod tests {
         for Finding { what, .. } in judge(&healthy()) {
             let heading = format!("\n### {what}\n");
             assert!(page.contains(&heading), "{what:?} is no heading there");
+        }
+    }
+
+    #[test]
+    fn a_finding_leads_to_its_section() {
+        let link = |what| fine(what, "").link();
+        for (what, anchor) in [
+            ("/dev/net/tun", "devnettun"),
+            ("pods' limits", "pods-limits"),
+            ("AppArmor", "apparmor"),
+            ("node-local space", "node-local-space"),
+        ] {
+            assert_eq!(link(what), format!("docs/troubleshooting.md#{anchor}"));
         }
     }
 
