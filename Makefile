@@ -9,7 +9,7 @@ export CARGO_BUILD_TARGET := $(ARCH)-unknown-linux-musl
 # `make PROFILE=dev …` trades speed of the programs for speed of the build.
 PROFILE ?= release
 OUT := $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
-PROGRAMS := cni-hpk hpk-net-daemon containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer hpk-bubble hpk-conformance
+PROGRAMS := cni-hpk hpk-net-daemon containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer hpk-bubble hpk-conformance hpk-manual
 # What a user needs of them: the others are for building and testing.
 SHIPPED := hpk-bubble hpk-net-daemon cni-hpk containerd-shim-hpk-v2 hpk-pause hpk-kubelet hpk-logger hpktainer
 STEP := scripts/step
@@ -161,7 +161,7 @@ test: ## everything: unit, kernel and whole-system tests
 	@$(MAKE) --no-print-directory lint unit kernel system
 
 .PHONY: bench
-bench: bench-net bench-shim bench-pods ## all benchmarks, into docs/bench/ (an hour; a quiet machine)
+bench: bench-net bench-shim bench-pods bench-pull ## all benchmarks, into docs/bench/ (an hour; a quiet machine)
 
 # BENCH="--only WORD --repeats N …" picks; NOTE is said with the figures.
 .PHONY: bench-net
@@ -176,6 +176,10 @@ bench-shim: testbed ## the shim beside containerd-shim-runc-v2
 bench-pods: testbed ## a node's pods beside a stock kubelet, containerd and runc
 	@$(STEP) "build a stock kubelet" shim-hpk/tests/cri/build.sh kubelet
 	@bin/hpk-conformance bench pods --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
+
+.PHONY: bench-pull
+bench-pull: testbed ## pulls and bursts beside skopeo with mksquashfs, and Apptainer
+	@bin/hpk-conformance bench pull --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
 
 .PHONY: fuzz
 fuzz: deps ## feed rubbish to the network plugin's parsers, FUZZ_SECONDS (20) each

@@ -5,11 +5,13 @@
 //! - [`plugin`]: ADD, DEL, CHECK, GC, STATUS, VERSION
 //! - [`overlay`]: the overlay between bubbles
 //! - [`relay`]: the datapath `tap`
+//! - [`daemon`]: `hpk-net-daemon`, which runs these two
 //! - [`netlink`]: links, addresses, routes, neighbours and NAT of a namespace
 //! - [`subnet`]: Flannel's `subnet.env` and the overlay's state file
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod daemon;
 pub mod netlink;
 pub mod overlay;
 pub mod plugin;

@@ -180,34 +180,54 @@ pub fn list(config: &Config) -> anyhow::Result<Vec<Record>> {
     Ok(records)
 }
 
+/// Does it to each, and goes on where it fails; fails itself then, and has told why.
+pub async fn each(
+    all: &[String],
+    mut act: impl AsyncFnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<u8> {
+    let mut code = 0;
+    for wanted in all {
+        if let Err(error) = act(wanted).await {
+            eprintln!("hpktainer: {error:#}");
+            code = crate::OWN_FAILURE;
+        }
+    }
+    Ok(code)
+}
+
 /// The container of that name, id, or beginning of an id.
 pub fn find(config: &Config, wanted: &str) -> anyhow::Result<Record> {
+    search(config, wanted)?.with_context(|| format!("no container {wanted:?}"))
+}
+
+/// The same, if there is one.
+pub fn search(config: &Config, wanted: &str) -> anyhow::Result<Option<Record>> {
     choose(list(config)?, wanted)
 }
 
-fn choose(records: Vec<Record>, wanted: &str) -> anyhow::Result<Record> {
+fn choose(records: Vec<Record>, wanted: &str) -> anyhow::Result<Option<Record>> {
     let exact = records
         .iter()
         .position(|r| r.name == wanted || r.id == wanted);
     let begins = || {
+        if wanted.is_empty() {
+            return Ok(None);
+        }
         let mut all = records
             .iter()
             .enumerate()
             .filter(|(_, r)| r.id.starts_with(wanted));
         match (all.next(), all.next()) {
-            (Some((at, _)), None) => Ok(at),
-            (None, _) => bail!("no container {wanted:?}"),
+            (Some((at, _)), None) => Ok(Some(at)),
+            (None, _) => Ok(None),
             (Some(_), Some(_)) => bail!("more than one container's id begins with {wanted:?}"),
         }
     };
     let at = match exact {
-        Some(at) => at,
+        Some(at) => Some(at),
         None => begins()?,
     };
-    records
-        .into_iter()
-        .nth(at)
-        .with_context(|| format!("no container {wanted:?}"))
+    Ok(at.and_then(|at| records.into_iter().nth(at)))
 }
 
 #[cfg(test)]
@@ -241,20 +261,16 @@ pub mod tests {
                 record("bb33", "bb33"),
             ]
         };
-        assert_eq!(choose(all(), "web").unwrap().id, "aa11");
-        assert_eq!(choose(all(), "aa2").unwrap().id, "aa22");
-        assert_eq!(choose(all(), "b").unwrap().id, "bb33");
+        let id = |wanted: &str| choose(all(), wanted).unwrap().map(|record| record.id);
+        assert_eq!(id("web").as_deref(), Some("aa11"));
+        assert_eq!(id("aa2").as_deref(), Some("aa22"));
+        assert_eq!(id("b").as_deref(), Some("bb33"));
+        assert_eq!((id("zz"), id("")), (None, None));
         assert!(
             choose(all(), "aa")
                 .unwrap_err()
                 .to_string()
                 .contains("more than one")
-        );
-        assert!(
-            choose(all(), "zz")
-                .unwrap_err()
-                .to_string()
-                .contains("no container")
         );
     }
 

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(short, long)]
     tty: bool,
     /// NAME=value, or NAME to pass on the caller's value
-    #[arg(short, long, value_name = "NAME[=value]")]
+    #[arg(short, long, value_name = "NAME[=value]", value_parser = crate::settings::parse_env)]
     env: Vec<String>,
     /// Working directory, by default the container's
     #[arg(short, long)]

@@ -1,7 +1,7 @@
 //! The image of a container, however it was named: what is run from it, and the folder that its root file system is.
 //!
 //! Names are those that Docker, skopeo and Apptainer take: `busybox`, `docker://…`, `docker-archive:TAR`, `oci-archive:TAR`,
-//! `oci:DIR`, the path of a SIF or of a root file system's folder (with a `/` in front, `./` or `../`, or ending in `.sif`), and
+//! `oci:DIR` (these three with `:TAG` behind or not), the path of a SIF or of a root file system's folder (with a `/` in front, `./` or `../`, or ending in `.sif`), and
 //! what Apptainer pulls (`library://`, `oras://`, `shub://`, `https://`).
 
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use hpk_images::process_defaults::{ProcessDefaults, for_container};
 use hpk_images::sif::{self, Squashfs};
 use hpk_images::source::local::{Local, OpenError};
+use hpk_images::source::place::Place;
 use hpk_images::{Image, ImageConfiguration, Mounter, PullPolicy, Reference, Store};
 use tokio::process::Command;
 
@@ -28,8 +29,8 @@ pub struct Name {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Registry(Reference),
-    /// A tar or layout with images, to be taken into the store.
-    Archive(PathBuf),
+    /// A tar or layout with images, to be taken into the store, and perhaps which.
+    Archive(String),
     /// A SIF, or a folder.
     Path(PathBuf),
     /// Apptainer makes a SIF of it.
@@ -48,8 +49,8 @@ impl std::str::FromStr for Name {
     fn from_str(text: &str) -> Result<Self, String> {
         let starts = |list: &[&str]| list.iter().any(|prefix| text.starts_with(prefix));
         let archive = ARCHIVES.iter().find_map(|form| text.strip_prefix(form));
-        let kind = if let Some(path) = archive {
-            Kind::Archive(path.into())
+        let kind = if let Some(place) = archive {
+            Kind::Archive(place.to_owned())
         } else if starts(&BY_APPTAINER) {
             Kind::ByApptainer
         } else if starts(&["/", "./", "../"]) || (text.ends_with(".sif") && !text.contains("://")) {
@@ -95,8 +96,8 @@ pub async fn get(
             let image = pull(store, reference, policy, quiet).await?;
             Ok(Root::Stored(Box::new(image)))
         }
-        Kind::Archive(path) => {
-            let image = only_image(store, name, path, quiet).await?;
+        Kind::Archive(place) => {
+            let image = only_image(store, Place::find(place), quiet).await?;
             Ok(Root::Stored(Box::new(image)))
         }
         Kind::Path(path) => {
@@ -130,41 +131,18 @@ fn url_scopes(url: &str) -> (&str, Vec<String>) {
     (transport, parents.map(str::to_owned).collect())
 }
 
-/// The image of a tar or layout that has no others, taken into the store.
-async fn only_image(store: &Store, name: &Name, path: &Path, quiet: bool) -> anyhow::Result<Image> {
-    let opened = path.to_owned();
-    let names = tokio::task::spawn_blocking(move || {
-        let images = Local::open(&opened)?.images()?;
-        let names = images.into_iter().map(|image| image.names.len());
-        Ok::<_, OpenError>(names.collect::<Vec<_>>())
+/// The image of a tar or layout that is meant, taken into the store.
+async fn only_image(store: &Store, place: Place, quiet: bool) -> anyhow::Result<Image> {
+    let seen = place.clone();
+    // Which it is has to be clear before anything is taken.
+    let looked = tokio::task::spawn_blocking(move || {
+        seen.image(&Local::open(&seen.path)?)?;
+        Ok::<_, OpenError>(())
     });
-    let names = names.await.context("reading the image")??;
-    let [names] = names[..] else {
-        bail!(
-            "{name} has {} images: hpktainer pull {name}, then run one of them by its name",
-            names.len()
-        );
-    };
-    let unnamed = match names {
-        0 => Some(unnamed(path)?),
-        _ => None,
-    };
-    let mut images = import(store, path, unnamed.as_ref(), quiet).await?;
-    images.pop().with_context(|| format!("no image in {name}"))
-}
-
-/// The name of an image in a tar that has none there.
-fn unnamed(path: &Path) -> anyhow::Result<Reference> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    let stem: String = stem.to_lowercase().chars().map(plain).collect();
-    let stem = match stem.trim_matches('-') {
-        "" => "image",
-        stem => stem,
-    };
-    let name = format!("localhost/{stem}");
-    name.parse()
-        .with_context(|| format!("naming the image of {}", path.display()))
+    looked.await.context("reading the image")??;
+    let mut images = import(store, &place, None, quiet).await?;
+    let image = images.pop();
+    image.with_context(|| format!("no image in {}", place.path.display()))
 }
 
 fn at(path: &Path) -> anyhow::Result<Root> {
@@ -203,17 +181,17 @@ pub async fn pull(
     image.with_context(|| format!("no image {reference}"))
 }
 
-/// All images of a tar or layout, into the store; `name` for one that has none.
+/// All images of a tar or layout that are meant, into the store; a single one by another `name`.
 pub async fn import(
     store: &Store,
-    path: &Path,
+    place: &Place,
     name: Option<&Reference>,
     quiet: bool,
 ) -> anyhow::Result<Vec<Image>> {
     let bars = Bars::new(quiet);
-    let images = store.import(path, name, &bars).await;
+    let images = store.import(place, name, &bars).await;
     bars.finish();
-    images.with_context(|| format!("no image from {}", path.display()))
+    images.with_context(|| format!("no image from {}", place.path.display()))
 }
 
 /// By the apptainer of HPK_APPTAINER, or of PATH, which keeps what it has downloaded in a cache of its own.
@@ -352,12 +330,5 @@ mod tests {
                 &["r:5/a/b:1", "r:5/a", "r:5"].map(str::to_owned)[..]
             )
         );
-    }
-
-    #[test]
-    fn an_image_without_a_name_has_that_of_its_file() {
-        assert_eq!(unnamed("/d/_.tar".as_ref()).unwrap().repository(), "image");
-        let name = unnamed("/d/My_App.v1.tar".as_ref()).unwrap();
-        assert_eq!(name.to_string(), "localhost/my-app-v1:latest");
     }
 }

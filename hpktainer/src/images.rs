@@ -1,10 +1,12 @@
 //! `hpktainer images [prune]`
 
+use std::str::FromStr;
 use std::time::Duration;
 
-use hpk_images::Store;
+use hpk_images::{Image, Reference, Store};
 
 use crate::config;
+use crate::format::{Format, print, table};
 
 /// Arguments of `images`.
 #[derive(Debug, clap::Args)]
@@ -15,9 +17,40 @@ pub struct Args {
     /// Only references
     #[arg(short, long)]
     quiet: bool,
-    /// json: an object for each reference on a line of its own
-    #[arg(long, value_parser = ["json"], conflicts_with = "quiet")]
-    format: Option<String>,
+    /// json: an object for each reference on a line of its own; or a template, e.g. {{.Reference}}
+    #[arg(long, conflicts_with = "quiet")]
+    format: Option<Format>,
+    /// Only those of this name, whatever their tags, or of this tag
+    image: Option<Wanted>,
+}
+
+/// A name, and whether any tag of it will do.
+#[derive(Debug, Clone)]
+struct Wanted {
+    name: Reference,
+    any_tag: bool,
+}
+
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name: Reference = text
+            .parse()
+            .map_err(|e: hpk_images::reference::ParseError| e.to_string())?;
+        let last = text.rsplit('/').next().unwrap_or(text);
+        Ok(Self {
+            name,
+            any_tag: !last.contains([':', '@']),
+        })
+    }
+}
+
+impl Wanted {
+    fn is(&self, reference: &Reference) -> bool {
+        let of = |it: &Reference| (it.registry().to_owned(), it.repository().to_owned());
+        *reference == self.name || (self.any_tag && of(reference) == of(&self.name))
+    }
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -36,7 +69,7 @@ async fn prune(store: &Store, unused_for: Duration) -> anyhow::Result<u8> {
     for image in store.removable(unused_for).await? {
         // By now somebody may pull it or have claimed it.
         if store.remove_unused(&image.digest).await? {
-            println!("{}", image.digest);
+            print(&image.digest)?;
             freed += image.size;
         }
     }
@@ -51,36 +84,59 @@ pub async fn main(args: Args) -> anyhow::Result<u8> {
         const HOUR: u64 = 3600;
         return prune(&store, Duration::from_secs(u64::from(unused_for) * HOUR)).await;
     }
-    let json = args.format.is_some();
-    if !args.quiet && !json {
-        println!("{:<50} {:<14} {:>12}", "REFERENCE", "DIGEST", "BYTES");
-    }
+    let mut rows = vec![["REFERENCE", "DIGEST", "BYTES"].map(str::to_owned).to_vec()];
     for image in store.list().await? {
-        if json {
-            let told = serde_json::json!({
-                "Reference": image.reference.to_string(),
-                "Digest": image.digest,
-                "ID": image.config_digest,
-                "Size": image.size,
-            });
-            println!("{told}");
+        if args
+            .image
+            .as_ref()
+            .is_some_and(|wanted| !wanted.is(&image.reference))
+        {
             continue;
         }
-        match args.quiet {
-            true => println!("{}", image.reference),
-            false => {
-                let short = image
-                    .digest
-                    .trim_start_matches("sha256:")
-                    .get(..12)
-                    .unwrap_or_default();
-                println!(
-                    "{:<50} {short:<14} {:>12}",
+        match &args.format {
+            _ if args.quiet => print(&image.reference)?,
+            Some(format) => print(format.line(&describe(&image))?)?,
+            None => {
+                let digest = image.digest.trim_start_matches("sha256:").get(..12);
+                rows.push(vec![
                     image.reference.to_string(),
-                    image.size
-                );
+                    digest.unwrap_or_default().to_owned(),
+                    image.size.to_string(),
+                ]);
             }
         }
     }
+    if !args.quiet && args.format.is_none() {
+        table(&rows).iter().try_for_each(print)?;
+    }
     Ok(0)
+}
+
+fn describe(image: &Image) -> serde_json::Value {
+    serde_json::json!({
+        "Reference": image.reference.to_string(),
+        "Repository": format!("{}/{}", image.reference.registry(), image.reference.repository()),
+        "Tag": image.reference.tag(),
+        "Digest": image.digest,
+        "ID": image.config_digest,
+        "Size": image.size,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_stands_for_all_its_tags() {
+        let is_of = |reference: &str, wanted: &str| {
+            let wanted: Wanted = wanted.parse().unwrap();
+            wanted.is(&reference.parse().unwrap())
+        };
+        assert!(is_of("busybox:1.37", "busybox"));
+        assert!(is_of("busybox:1.37", "docker.io/library/busybox:1.37"));
+        assert!(!is_of("busybox:1.36", "busybox:1.37"));
+        assert!(!is_of("busybox:1.36", "busybox:latest"));
+        assert!(!is_of("nginx:1", "busybox"));
+    }
 }

@@ -1,29 +1,103 @@
 //! `hpktainer inspect`
 
+use anyhow::{Context as _, bail};
+use hpk_images::{Image, Reference, Store};
 use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::container::{self, Places, Record};
+use crate::format::{Format, print};
 use crate::task::{self, Status};
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names, ids, or beginnings of ids
-    #[arg(required = true)]
-    containers: Vec<String>,
+    /// Names, ids or beginnings of ids of containers; references, digests or ids of images that are here
+    #[arg(required = true, value_name = "CONTAINER|IMAGE")]
+    wanted: Vec<String>,
+    /// Instead of all: json, for an object on a line of its own; or a template, e.g. {{.State.Status}}
+    #[arg(short, long)]
+    format: Option<Format>,
+    /// Only of this kind
+    #[arg(long, value_parser = ["container", "image"])]
+    r#type: Option<String>,
 }
 
-/// A JSON list with an object for each container, keys as Docker has them.
+/// A JSON list with an object for each, keys as Docker has them. What is not there is told, and the rest told of.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     let mut all = Vec::new();
-    for wanted in &args.containers {
-        let record = container::find(config, wanted)?;
-        let status = task::status(config, &record).await?;
-        all.push(describe(&record, status, &Places::of(config, &record.id)));
+    let code = container::each(&args.wanted, async |wanted| {
+        all.push(find(config, wanted, args.r#type.as_deref()).await?);
+        Ok(())
+    })
+    .await?;
+    match &args.format {
+        None => print(serde_json::to_string_pretty(&all)?)?,
+        Some(format) => {
+            for object in &all {
+                print(format.line(object)?)?;
+            }
+        }
     }
-    println!("{}", serde_json::to_string_pretty(&all)?);
-    Ok(0)
+    Ok(code)
+}
+
+async fn find(config: &Config, wanted: &str, kind: Option<&str>) -> anyhow::Result<Value> {
+    let container = match kind {
+        Some("image") => None,
+        _ => container::search(config, wanted)?,
+    };
+    if let Some(record) = container {
+        let status = task::status(config, &record).await?;
+        return Ok(describe(&record, status, &Places::of(config, &record.id)));
+    }
+    let image = match kind {
+        Some("container") => None,
+        _ => {
+            let store = Store::open(crate::config::store()?).await?;
+            find_image(&store, wanted).await?
+        }
+    };
+    match (image, kind) {
+        (Some(image), _) => describe_image(&image),
+        (None, Some(kind)) => bail!("no {kind} {wanted:?}"),
+        (None, None) => bail!("neither a container nor an image {wanted:?}"),
+    }
+}
+
+/// The image of the store that is called so, or whose digest or id begins so.
+pub async fn find_image(store: &Store, wanted: &str) -> anyhow::Result<Option<Image>> {
+    if let Ok(reference) = wanted.parse::<Reference>()
+        && let Some(image) = store.find(&reference).await?
+    {
+        return Ok(Some(image));
+    }
+    const SHORTEST: usize = 6;
+    let begin = wanted.trim_start_matches("sha256:");
+    if begin.len() < SHORTEST || !begin.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Ok(None);
+    }
+    let begins = |digest: &str| digest.trim_start_matches("sha256:").starts_with(begin);
+    let is_meant = |image: &Image| begins(&image.digest) || begins(&image.config_digest);
+    Ok(store.list().await?.into_iter().find(is_meant))
+}
+
+fn describe_image(image: &Image) -> anyhow::Result<Value> {
+    let config = serde_json::to_value(&image.config).context("writing the image's config")?;
+    let digest = image.reference.with_digest(&image.digest);
+    Ok(json!({
+        "Id": image.config_digest,
+        "RepoTags": [image.reference.to_string()],
+        "RepoDigests": [digest.to_string()],
+        "Created": config["created"],
+        "Author": config["author"],
+        "Architecture": config["architecture"],
+        "Os": config["os"],
+        "Size": image.size,
+        "Config": config["config"],
+        "RootFS": { "Type": "layers", "Layers": config["rootfs"]["diff_ids"] },
+        "GraphDriver": { "Name": "squashfs", "Data": { "File": image.sqfs } },
+    }))
 }
 
 /// What is known of a container.
@@ -78,5 +152,27 @@ mod tests {
         let running = describe(&record, Status::Running, &places);
         assert_eq!(running["State"]["Running"], true);
         assert!(running["State"]["ExitCode"].is_null());
+    }
+
+    #[test]
+    fn an_image_is_told_of_as_by_docker() {
+        let mut config = hpk_images::ImageConfiguration::default();
+        let mut inner = oci_spec::image::Config::default();
+        inner.set_cmd(Some(vec!["sh".to_owned()]));
+        config.set_config(Some(inner));
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let told = describe_image(&Image {
+            reference: "busybox:1".parse().unwrap(),
+            digest: digest.clone(),
+            config,
+            config_digest: "sha256:b".to_owned(),
+            sqfs: "/s".into(),
+            size: 7,
+        })
+        .unwrap();
+        assert_eq!(told["Config"]["Cmd"][0], "sh");
+        assert_eq!(told["Id"], "sha256:b");
+        let by_digest = told["RepoDigests"][0].as_str().unwrap();
+        assert!(by_digest.ends_with(&digest), "{by_digest}");
     }
 }

@@ -19,7 +19,7 @@ const LEAST_CPUS: f64 = 0.01;
 /// What was asked for.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Limits {
-    /// Most memory: bytes, or with a suffix b, k, m, g (powers of 1024)
+    /// Most memory: bytes, or with a suffix b, k, m, g, t (powers of 1024)
     #[arg(short, long, value_parser = parse_memory, value_name = "BYTES[b|k|m|g]")]
     memory: Option<i64>,
     /// Most processors, e.g. 1.5
@@ -30,15 +30,26 @@ pub struct Limits {
 fn parse_memory(text: &str) -> Result<i64, String> {
     let expected = || format!("expected a number with b, k, m or g, at least {LEAST_MEMORY}b");
     let lower = text.to_ascii_lowercase();
-    let (digits, shift) = match lower.char_indices().last() {
-        Some((at, 'b')) => (&lower[..at], 0),
-        Some((at, 'k')) => (&lower[..at], 10),
-        Some((at, 'm')) => (&lower[..at], 20),
-        Some((at, 'g')) => (&lower[..at], 30),
-        _ => (lower.as_str(), 0),
+    // Docker takes 64m, 64mb and 64mib for the same.
+    let unit = lower.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let shift = match unit {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(expected()),
     };
-    let number: i64 = digits.parse().map_err(|_| expected())?;
-    let bytes = number.checked_mul(1 << shift).ok_or_else(expected)?;
+    let digits = &lower[..lower.len() - unit.len()];
+    let bytes = match digits.parse::<i64>() {
+        Ok(number) => number.checked_mul(1 << shift).ok_or_else(expected)?,
+        // In range: checked below.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
+        Err(_) => match digits.parse::<f64>().map_err(|_| expected())? * (1_i64 << shift) as f64 {
+            bytes if bytes < 2_f64.powi(62) => bytes as i64,
+            _ => return Err(expected()),
+        },
+    };
     match bytes >= LEAST_MEMORY {
         true => Ok(bytes),
         false => Err(expected()),
@@ -121,7 +132,19 @@ mod tests {
         assert_eq!(parsed("2G"), Some(2 << 30));
         assert_eq!(parsed("8388608"), Some(8 << 20));
         assert_eq!(parsed("8388608b"), Some(8 << 20));
-        for bad in ["", "m", "-1g", "5m", "1.5g", "9999999999999g", "1t", "1mb"] {
+        assert_eq!(parsed("1.5g"), Some(3 << 29));
+        assert_eq!(parsed("64MiB"), parsed("64mb"));
+        for bad in [
+            "",
+            "m",
+            "-1g",
+            "5m",
+            "1.2.3g",
+            ".g",
+            "9999999999999g",
+            "1e9",
+            "1mbb",
+        ] {
             assert_eq!(parsed(bad), None, "{bad}");
         }
     }

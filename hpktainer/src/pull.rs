@@ -1,17 +1,17 @@
 //! `hpktainer pull REF`
 
-use std::path::Path;
-
+use hpk_images::source::place::Place;
 use hpk_images::{PullPolicy, Reference, Store};
 
+use crate::format::print;
 use crate::{config, image};
 
 /// Arguments of `pull`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image, e.g. docker://busybox:1.36, or a local one: docker-archive:TAR, oci-archive:TAR, oci:DIR
+    /// The image, e.g. docker://busybox:1.36, or local ones: docker-archive:TAR[:TAG], oci-archive:TAR[:TAG], oci:DIR[:TAG]
     image: String,
-    /// Name for a local image that has none, or another one
+    /// Another name for a local image
     #[arg(long)]
     name: Option<Reference>,
     /// No progress
@@ -22,12 +22,13 @@ pub struct Args {
 /// Resolves the tag anew, or imports, and prints each image's digest.
 pub async fn main(args: Args) -> anyhow::Result<u8> {
     let store = Store::open(config::store()?).await?;
-    let path = image::ARCHIVES
+    let place = image::ARCHIVES
         .iter()
         .find_map(|form| args.image.strip_prefix(form));
-    let images = match path {
-        Some(path) => {
-            image::import(&store, Path::new(path), args.name.as_ref(), args.quiet).await?
+    let images = match place {
+        Some(place) => {
+            let place = Place::find(place);
+            image::import(&store, &place, args.name.as_ref(), args.quiet).await?
         }
         None => {
             let reference = args.image.parse()?;
@@ -35,7 +36,7 @@ pub async fn main(args: Args) -> anyhow::Result<u8> {
         }
     };
     for image in images {
-        println!("{}", image.reference.with_digest(&image.digest));
+        print(image.reference.with_digest(&image.digest))?;
     }
     Ok(0)
 }

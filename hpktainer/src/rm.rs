@@ -7,7 +7,8 @@ use anyhow::{Context as _, bail};
 
 use crate::config::Config;
 use crate::container::{self, Places};
-use crate::task;
+use crate::format::print;
+use crate::{sweep, task};
 
 /// Arguments of `rm`.
 #[derive(Debug, clap::Args)]
@@ -22,17 +23,21 @@ pub struct Args {
 
 /// Removes containers and whatever is left of them.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
-    for wanted in &args.containers {
+    container::each(&args.containers, async |wanted| {
         let record = container::find(config, wanted)?;
         let status = task::status(config, &record).await?;
         if !args.force && matches!(status, task::Status::Running | task::Status::Created) {
             bail!("container {} is running (stop it, or rm -f)", record.name);
         }
+        if status == task::Status::Lost {
+            // It may just be writing down the end.
+            sweep::settled(config, &record).await?;
+        }
         task::remove(config, &record).await?;
         forget(&Places::of(config, &record.id))?;
-        println!("{wanted}");
-    }
-    Ok(0)
+        print(wanted)
+    })
+    .await
 }
 
 /// Removes record and log.
@@ -48,17 +53,21 @@ pub async fn abandon(places: &Places) -> anyhow::Result<()> {
 }
 
 fn remove(folder: &Path) -> anyhow::Result<()> {
-    let mut removed = fs::remove_dir_all(folder);
-    // A sweep may have opened the lock in it meanwhile, and made it anew.
-    if let Err(e) = &removed
-        && e.kind() == std::io::ErrorKind::DirectoryNotEmpty
-    {
-        removed = fs::remove_dir_all(folder);
-    }
-    match removed {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("removing {}", folder.display()))
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    const ROUNDS: u32 = 10;
+    let mut round = 0;
+    loop {
+        round += 1;
+        match fs::remove_dir_all(folder) {
+            // Something in it went or came meanwhile: a record that was just written, a lock that a sweep has opened.
+            Err(e)
+                if round < ROUNDS
+                    && matches!(e.kind(), DirectoryNotEmpty | NotFound)
+                    && folder.exists() => {}
+            Err(e) if e.kind() != NotFound => {
+                return Err(e).with_context(|| format!("removing {}", folder.display()));
+            }
+            _ => return Ok(()),
         }
-        _ => Ok(()),
     }
 }

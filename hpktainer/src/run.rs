@@ -33,15 +33,15 @@ pub struct Args {
     #[arg(short, long)]
     pub tty: bool,
     /// Run in the background, print the container's id
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    #[arg(short, long)]
     pub detach: bool,
     /// NAME=value, or NAME to pass on the caller's value
-    #[arg(short, long, value_name = "NAME[=value]")]
+    #[arg(short, long, value_name = "NAME[=value]", value_parser = settings::parse_env)]
     pub env: Vec<String>,
     /// File with lines NAME=value, or NAME to pass on the caller's value; --env goes before it
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// SOURCE:TARGET[:ro], absolute paths
+    /// SOURCE:TARGET[:ro]; a relative source begins with . or ..
     #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
     pub volume: Vec<Volume>,
     /// SOURCE[:TARGET[:ro]], several with commas between
@@ -67,7 +67,7 @@ pub struct Args {
     /// USER[:GROUP], names or numbers
     #[arg(short, long)]
     pub user: Option<String>,
-    /// Program instead of the image's entrypoint
+    /// Program instead of the image's entrypoint; empty: none
     #[arg(long)]
     pub entrypoint: Option<String>,
     /// Name, by default the id
@@ -82,7 +82,7 @@ pub struct Args {
     /// No progress
     #[arg(short, long)]
     pub quiet: bool,
-    /// The image, e.g. docker://busybox:1.36, docker-archive:TAR, oci:DIR, ./image.sif, a root's ./folder, library://NAME
+    /// The image, e.g. docker://busybox:1.36, docker-archive:TAR[:TAG], oci:DIR[:TAG], ./image.sif, a root's ./folder, library://NAME
     pub image: Name,
     /// Command and arguments instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -173,7 +173,10 @@ fn check(args: &Args) -> anyhow::Result<()> {
             bail!("--name {name:?}: only letters, digits, dot, dash, underscore");
         }
     }
-    settings::check_sources(volumes(args))?;
+    if let Some(dir) = args.workdir.as_ref().filter(|dir| !dir.starts_with('/')) {
+        bail!("--workdir {dir:?}: the path in the container must begin with /");
+    }
+    settings::absolute(volumes(args))?;
     args.limits.warn()
 }
 
@@ -219,7 +222,12 @@ async fn make_record(
 
 fn defaults(args: &Args, root: &Root, lower: &Path) -> anyhow::Result<ProcessDefaults> {
     let entrypoint = args.entrypoint.clone().map(|e| vec![e]);
-    let mut defaults = root.defaults(lower, entrypoint.as_deref(), &args.command)?;
+    let mut defaults = match args.entrypoint.as_deref() {
+        // The command is the program then.
+        Some("") if args.command.is_empty() => bail!("--entrypoint \"\" wants a command"),
+        Some("") => root.defaults(lower, Some(&args.command), &[])?,
+        _ => root.defaults(lower, entrypoint.as_deref(), &args.command)?,
+    };
     let given = settings::read_env_files(&args.env_file)?;
     for entries in [&given, &args.env] {
         merge_env(
@@ -261,10 +269,14 @@ async fn run(
     let mut events = serve_events(&places.run.join("events"))?;
     tokio::spawn(async move { while events.recv().await.is_some() {} });
     if args.detach {
+        let pipes = Pipes::of_input(&places.run, "main", args.interactive)?;
+        let stderr = (!args.tty).then(|| logger_uri(config, places));
         let stdio = Stdio {
+            // The shim holds both its ends: the program waits for what never comes, as by Docker.
+            stdin: pipes.stdio.stdin,
             stdout: logger_uri(config, places),
-            stderr: logger_uri(config, places),
-            ..Stdio::default()
+            stderr: stderr.unwrap_or_default(),
+            terminal: args.tty,
         };
         let shim = task::create(config, places, &record.id, lower, stdio).await?;
         task::start(&shim, &record.id, "").await?;
@@ -332,9 +344,12 @@ fn write_bundle(
     record: &Record,
     lower: &Path,
 ) -> anyhow::Result<()> {
-    let defaults = defaults(args, root, lower)?;
+    let mut defaults = defaults(args, root, lower)?;
     let (user, bounding) = task::lookups(lower, &defaults.user)?;
     let hostname = args.hostname.as_deref().unwrap_or(&record.id);
+    if !defaults.env.iter().any(|it| it.starts_with("HOSTNAME=")) {
+        defaults.env.push(format!("HOSTNAME={hostname}"));
+    }
     let etc = places.root.join("etc");
     network::write_files(config, &etc, hostname, record.ip.as_deref())?;
     let run = Run {
@@ -344,7 +359,7 @@ fn write_bundle(
         bounding,
     };
     let netns = (args.net != Net::Host).then_some(places.netns.as_path());
-    let volumes: Vec<Volume> = volumes(args).cloned().collect();
+    let volumes = settings::absolute(volumes(args))?;
     let around = Around {
         hostname,
         netns,

@@ -1,7 +1,7 @@
 //! What of the command line and environment is more than a word: environment files, `--bind`, `--net`, `--nv`, HPK_SQUASH_IDS.
 //! Pure, but for reading them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
@@ -67,16 +67,30 @@ impl std::str::FromStr for Binds {
     }
 }
 
-/// Each source must be there: the runtime's words for it come late, and from deep below.
-pub fn check_sources<'a>(volumes: impl IntoIterator<Item = &'a Volume>) -> anyhow::Result<()> {
+/// With absolute sources, each of which must be there: the runtime's words for it come late, and from deep below.
+pub fn absolute<'a>(volumes: impl IntoIterator<Item = &'a Volume>) -> anyhow::Result<Vec<Volume>> {
+    let mut found = Vec::new();
     for volume in volumes {
-        let there = |path: &Path| path.try_exists();
-        let found = there(&volume.source);
-        if !found.with_context(|| format!("looking at {}", volume.source.display()))? {
-            bail!("there is no {} to bind", volume.source.display());
+        let shown = volume.source.display();
+        let looking = || format!("looking at {shown}");
+        let source = std::path::absolute(&volume.source).with_context(looking)?;
+        if !source.try_exists().with_context(looking)? {
+            bail!("there is no {shown} to bind");
         }
+        found.push(Volume {
+            source,
+            ..volume.clone()
+        });
     }
-    Ok(())
+    Ok(found)
+}
+
+/// `NAME=value` or `NAME`.
+pub fn parse_env(text: &str) -> Result<String, String> {
+    match text.split('=').next() {
+        None | Some("") => Err("the variable has no name".to_owned()),
+        Some(_) => Ok(text.to_owned()),
+    }
 }
 
 /// `--nv` and `--rocm` in the shim's words; none for neither: then it looks at the devices.
@@ -121,7 +135,7 @@ mod tests {
             .map(|v| (v.target.to_str().unwrap(), v.read_only))
             .collect();
         assert_eq!(targets, [("/a", false), ("/c", false), ("/e", true)]);
-        for bad in ["", "a", "/a,", "/a:b"] {
+        for bad in ["", "a", "/a,", "/a:b", "./a"] {
             assert!(binds(bad).is_err(), "{bad}");
         }
     }
@@ -129,7 +143,9 @@ mod tests {
     #[test]
     fn a_source_that_is_not_there_is_named() {
         let volumes = ["/tmp:/a".parse().unwrap(), "/no/such:/b".parse().unwrap()];
-        let fault = check_sources(&volumes).unwrap_err().to_string();
+        let fault = absolute(&volumes).unwrap_err().to_string();
         assert!(fault.contains("/no/such"), "{fault}");
+        let here = absolute(&[".:/a".parse().unwrap()]).unwrap();
+        assert_eq!(here[0].source, std::env::current_dir().unwrap());
     }
 }

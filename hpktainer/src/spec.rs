@@ -24,7 +24,7 @@ const GPU: &str = "io.hpk.gpu";
 /// A folder or file of the bubble in the container: `-v`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// In the bubble; absolute.
+    /// In the bubble; absolute, but as it is given.
     pub source: PathBuf,
     /// In the container; absolute.
     pub target: PathBuf,
@@ -35,16 +35,34 @@ pub struct Volume {
 impl std::str::FromStr for Volume {
     type Err = String;
 
-    /// Takes `SOURCE:TARGET[:ro|rw]`.
+    /// Takes `SOURCE:TARGET[:OPTION,…]`, as Docker does. A source may be relative (`.`, `./x`, `../x`); a bare word would be a
+    /// volume's name, and there are none. Of the options, `z` and `Z` (labels of SELinux) say nothing here.
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let (source, target, read_only) = match parts[..] {
-            [source, target] | [source, target, "rw"] => (source, target, false),
-            [source, target, "ro"] => (source, target, true),
+        let (source, target, options) = match parts[..] {
+            [source, target] => (source, target, "rw"),
+            [source, target, options] => (source, target, options),
             _ => return Err("expected SOURCE:TARGET[:ro]".to_owned()),
         };
-        if !source.starts_with('/') || !target.starts_with('/') {
-            return Err("both paths must begin with /".to_owned());
+        let mut read_only = false;
+        for option in options.split(',') {
+            match option {
+                "ro" => read_only = true,
+                "rw" | "z" | "Z" => {}
+                other => return Err(format!("{other:?} is none of ro, rw, z, Z")),
+            }
+        }
+        let is_path =
+            source.starts_with('/') || matches!(source.split('/').next(), Some("." | ".."));
+        if !is_path {
+            return Err(format!(
+                "{source:?} is no path: there are no named volumes; a folder here is ./{source}"
+            ));
+        }
+        if !target.starts_with('/') {
+            return Err(format!(
+                "{target:?}: the path in the container must begin with /"
+            ));
         }
         Ok(Self {
             source: source.into(),
@@ -312,9 +330,22 @@ mod tests {
 
     #[test]
     fn volumes_are_checked() {
-        for bad in ["a:/b", "/a", "/a:b", "/a:/b:x", "/a:/b:ro:z"] {
+        for bad in [
+            "a:/b",
+            ".a:/b",
+            "/a",
+            "/a:b",
+            "/a:/b:x",
+            "/a:/b:ro:z",
+            ":/b",
+        ] {
             assert!(bad.parse::<Volume>().is_err(), "{bad}");
         }
-        assert!("/a:/b:ro".parse::<Volume>().unwrap().read_only);
+        let fault = "data:/b".parse::<Volume>().unwrap_err();
+        assert!(fault.contains("./data"), "{fault}");
+        assert!("/a:/b:ro,z".parse::<Volume>().unwrap().read_only);
+        for here in [".:/b", "./a:/b", "../a:/b"] {
+            assert!(!here.parse::<Volume>().unwrap().read_only, "{here}");
+        }
     }
 }

@@ -68,14 +68,9 @@ impl Pipes {
         if terminal && !io::stdin().is_terminal() {
             bail!("-t needs a terminal, and stdin is none (leave -t out)");
         }
-        let fifo = |name: &str, wanted: bool| -> anyhow::Result<String> {
-            if !wanted {
-                return Ok(String::new());
-            }
-            let path = dir.join(format!("{prefix}.{name}"));
-            nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)
-                .with_context(|| format!("making FIFO {}", path.display()))?;
-            Ok(path.to_string_lossy().into_owned())
+        let fifo = |name: &str, wanted: bool| match wanted {
+            true => fifo(dir, prefix, name),
+            false => Ok(String::new()),
         };
         Ok(Self {
             stdio: Stdio {
@@ -83,6 +78,20 @@ impl Pipes {
                 stdout: fifo("stdout", true)?,
                 stderr: fifo("stderr", !terminal)?,
                 terminal,
+            },
+        })
+    }
+
+    /// The FIFO `PREFIX.stdin` alone, if there is to be any input: what comes out goes elsewhere.
+    pub fn of_input(dir: &Path, prefix: &str, interactive: bool) -> anyhow::Result<Self> {
+        let stdin = match interactive {
+            true => fifo(dir, prefix, "stdin")?,
+            false => String::new(),
+        };
+        Ok(Self {
+            stdio: Stdio {
+                stdin,
+                ..Stdio::default()
             },
         })
     }
@@ -116,6 +125,13 @@ impl Pipes {
             }
         }
     }
+}
+
+fn fifo(dir: &Path, prefix: &str, name: &str) -> anyhow::Result<String> {
+    let path = dir.join(format!("{prefix}.{name}"));
+    nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)
+        .with_context(|| format!("making FIFO {}", path.display()))?;
+    Ok(path.to_string_lossy().into_owned())
 }
 
 impl Copying {

@@ -4,6 +4,7 @@
 //! nobody will clean up any more. (In a bubble a container may outlive its hpktainer; that one is left to `rm -f`.)
 
 use std::fs::{self, File};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::fcntl::{Flock, FlockArg};
@@ -70,6 +71,29 @@ pub async fn sweep(_turn: &Turn, config: &Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Leaves it to a container's own hpktainer, as long as that lives, to write down how it ended, for a moment. Gives the
+/// record as it is then; none where the container was forgotten.
+pub async fn settled(config: &Config, record: &Record) -> anyhow::Result<Option<Record>> {
+    const ROUNDS: u32 = 50;
+    const LOOK: Duration = Duration::from_millis(100);
+    let folder = config.root.join(&record.id);
+    for _ in 0..ROUNDS {
+        let free = try_lock(&folder.join("owner"), FlockArg::LockExclusiveNonblock);
+        let is_owned = match free {
+            Ok(free) => free.is_none(),
+            Err(_) if !folder.exists() => false,
+            Err(error) => return Err(error),
+        };
+        // Read after that: what its last act was is in it.
+        let now = container::search(config, &record.id)?;
+        match now {
+            Some(now) if now.exit.is_none() && is_owned => tokio::time::sleep(LOOK).await,
+            now => return Ok(now),
+        }
+    }
+    container::search(config, &record.id)
 }
 
 async fn settle(config: &Config, mut record: Record) -> anyhow::Result<()> {

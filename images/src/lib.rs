@@ -37,7 +37,7 @@
 //! - [`policy`]: `policy.json` (the containers' form): which images may be taken, and their signatures
 //! - [`progress`]: what a pull reports while it runs
 //! - [`manifest`]: manifests and indexes, the choice of platform
-//! - [`source`]: where blobs come from: [`source::registry`], [`source::local`] (tars, OCI layouts)
+//! - [`source`]: where blobs come from: [`source::registry`], [`source::local`] (tars, OCI layouts), [`source::place`] (which image of one)
 //! - [`layer`]: one layer: decompression, and its list of entries (`members`: tar from a stream)
 //! - [`merge`]: lists of entries → the merged tree (pure)
 //! - [`pack`]: the merged tree → one tar stream → `mksquashfs`

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use fixtures::{Entry, Image, Registry, Signer, Tls, files_below};
+use hpk_images::source::place::Place;
 use hpk_images::{
     Credentials, ErrorKind, Event, Limits, Mounter, Progress, PullPolicy, Quiet, Reference, Store,
     StoreConfig,
@@ -698,7 +699,10 @@ async fn tars_of_docker_and_oci_are_imported_under_their_names() {
     ] {
         let tar = home.dir.path().join(format!("{form}.tar"));
         registry.save("app:1", form, &tar, name);
-        let images = store.import(&tar, None, &Quiet).await.unwrap();
+        let images = store
+            .import(&tar.as_path().into(), None, &Quiet)
+            .await
+            .unwrap();
         let wanted: Reference = name.parse().unwrap();
         assert_eq!(images[0].reference, wanted, "{form}");
         let found = store
@@ -709,7 +713,49 @@ async fn tars_of_docker_and_oci_are_imported_under_their_names() {
     }
     assert_eq!(home.leftovers(), Vec::<String>::new());
     let nothing = home.dir.path().join("registries.yaml");
-    assert!(store.import(&nothing, None, &Quiet).await.is_err());
+    assert!(
+        store
+            .import(&nothing.as_path().into(), None, &Quiet)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn one_of_several_images_is_taken_by_the_tag_that_skopeo_gave_it() {
+    let registry = Registry::start(None, false);
+    let home = Home::new("");
+    let store = home.store().await;
+    let layout = home.dir.path().join("layout");
+    for version in ["1", "2"] {
+        registry.push(
+            &Image::new([vec![Entry::file("x", version)]], "{}"),
+            "app:1",
+        );
+        registry.save("app:1", "oci", &layout, version);
+    }
+    let text = layout.to_str().unwrap();
+    let take = async |tag: &str, name: Option<&Reference>| {
+        let place = Place::find(&format!("{text}{tag}"));
+        store.import(&place, name, &Quiet).await
+    };
+    let one = take(":2", None).await.unwrap();
+    assert_eq!(one.len(), 1);
+    assert_eq!(one[0].reference.to_string(), "localhost/layout:2");
+    let name: Reference = "localhost/mine:3".parse().unwrap();
+    let named = take(":@1", Some(&name)).await.unwrap();
+    assert_eq!(
+        (&named[0].reference, &named[0].digest),
+        (&name, &one[0].digest)
+    );
+    let all = take("", None).await.unwrap();
+    let names: Vec<String> = all.iter().map(|it| it.reference.to_string()).collect();
+    assert_eq!(names, ["localhost/layout:1", "localhost/layout:2"]);
+    for (tag, name) in [(":3", None), ("", Some(&name))] {
+        let fault = take(tag, name).await.unwrap_err().to_string();
+        assert!(fault.contains("1, 2"), "{tag}: {fault}");
+    }
 }
 
 #[tokio::test]
@@ -742,7 +788,9 @@ async fn a_local_tar_has_neither_a_restricted_name_nor_a_path_that_leads_around_
         (root.join("good/link.tar"), Some("quay.io/b:1"), false),
     ] {
         let name: Option<Reference> = name.map(|name| name.parse().unwrap());
-        let imported = store.import(&path, name.as_ref(), &Quiet).await;
+        let imported = store
+            .import(&path.as_path().into(), name.as_ref(), &Quiet)
+            .await;
         match imported {
             Ok(_) => assert!(taken, "{path:?} {name:?}"),
             Err(error) => {

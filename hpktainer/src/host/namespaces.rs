@@ -161,7 +161,8 @@ fn attend(child: Pid) -> anyhow::Result<u8> {
                     return Ok(code);
                 }
             }
-            (signal, true) => match kill(child, signal) {
+            // A terminal that hangs up tells the session's leader alone, which this may be.
+            (signal @ Signal::SIGHUP, _) | (signal, true) => match kill(child, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(errno) => return Err(errno).context("passing a signal on"),
             },

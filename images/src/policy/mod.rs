@@ -131,6 +131,8 @@ pub enum Origin<'a> {
         transport: &'a str,
         /// File or folder.
         path: &'a Path,
+        /// In a layout.
+        tag: Option<&'a str>,
     },
 }
 
@@ -288,9 +290,15 @@ impl<'a> Origin<'a> {
     fn scopes(self, reference: &Reference) -> (&'a str, Vec<String>) {
         match self {
             Self::Registry => ("docker", name_scopes(reference)),
-            Self::Local { transport, path } => {
-                let scopes = path.ancestors().map(|path| path.display().to_string());
-                (transport, scopes.collect())
+            Self::Local {
+                transport,
+                path,
+                tag,
+            } => {
+                let tag = tag.filter(|_| transport == "oci");
+                let tagged = tag.map(|tag| format!("{}:{tag}", path.display()));
+                let folders = path.ancestors().map(|path| path.display().to_string());
+                (transport, tagged.into_iter().chain(folders).collect())
             }
         }
     }
@@ -406,17 +414,20 @@ mod tests {
     #[test]
     fn a_local_file_has_its_folders_as_scopes() {
         let policy = policy(
-            r#"{"default":[{"type":"reject"}],"transports":{"oci-archive":{
-                "/data":[{"type":"insecureAcceptAnything"}]}}}"#,
+            r#"{"default":[{"type":"reject"}],"transports":{
+                "oci-archive":{"/data":[{"type":"insecureAcceptAnything"}]},
+                "oci":{"/layout:1":[{"type":"insecureAcceptAnything"}]}}}"#,
         );
         let reference: Reference = "x".parse().unwrap();
         let judged = |transport, path: &str| {
             let origin = Origin::Local {
                 transport,
                 path: Path::new(path),
+                tag: Some("1"),
             };
             policy.judge(origin, &reference).is_ok()
         };
+        assert!(judged("oci", "/layout") && !judged("oci", "/layout2"));
         assert!(judged("oci-archive", "/data/a/x.tar"));
         assert!(!judged("oci-archive", "/database/x.tar"));
         assert!(!judged("docker-archive", "/data/a/x.tar"));

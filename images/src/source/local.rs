@@ -32,6 +32,8 @@ pub struct Local {
 pub struct LocalImage {
     /// What it is called there.
     pub names: Vec<Reference>,
+    /// Its tag or name there, as it stands; of an OCI layout.
+    pub label: Option<String>,
     local: Local,
     manifest: Vec<u8>,
     /// Digest → member, where the names don't say (docker's form).
@@ -60,6 +62,30 @@ pub enum OpenError {
         /// Why.
         #[source]
         source: serde_json::Error,
+    },
+    /// None of that tag.
+    #[error("{path} has no image {wanted:?}; it has: {}", .there.join(", "))]
+    NoSuchImage {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        wanted: String,
+        /// What it has.
+        there: Vec<String>,
+    },
+    /// More than one would do.
+    #[error(
+        "{path} has more than one image{}: put one of these behind it, after a colon: {}",
+        .wanted.as_ref().map(|it| format!(" {it:?}")).unwrap_or_default(),
+        .there.join(", ")
+    )]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for, if anything.
+        wanted: Option<String>,
+        /// What it has.
+        there: Vec<String>,
     },
     /// Neither form.
     #[error("{path} holds no image: neither index.json (OCI) nor manifest.json (docker)")]
@@ -134,10 +160,8 @@ impl Local {
     }
 
     fn oci_image(&self, entry: OciEntry) -> Result<LocalImage, OpenError> {
-        let names = [
-            "io.containerd.image.name",
-            "org.opencontainers.image.ref.name",
-        ];
+        const REF_NAME: &str = "org.opencontainers.image.ref.name";
+        let names = ["io.containerd.image.name", REF_NAME];
         let named = names.iter().filter_map(|n| entry.annotations.get(*n));
         // A bare tag names no image.
         let named = named
@@ -146,6 +170,7 @@ impl Local {
         let digest = digest_hex(&entry.digest).map_err(|e| self.invalid(e.to_string()))?;
         Ok(LocalImage {
             names: named.take(1).collect(),
+            label: entry.annotations.get(REF_NAME).cloned(),
             manifest: self.small(&format!("blobs/sha256/{digest}"))?,
             local: self.clone(),
             blobs: HashMap::new(),
@@ -175,6 +200,7 @@ impl Local {
         let tags = entry.repo_tags.unwrap_or_default();
         Ok(LocalImage {
             names: tags.iter().filter_map(|t| t.parse().ok()).collect(),
+            label: None,
             manifest: manifest.to_string().into_bytes(),
             local: self.clone(),
             blobs,
@@ -354,6 +380,19 @@ impl LocalImage {
     /// Of the image, or of its index: `sha256:…`.
     pub fn digest(&self) -> String {
         format!("sha256:{}", hex(&Sha256::digest(&self.manifest)))
+    }
+
+    /// The same image with other names.
+    pub(super) fn with_names(&self, names: Vec<Reference>) -> Self {
+        Self {
+            names,
+            ..self.clone()
+        }
+    }
+
+    /// Whether both have the same manifest.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.manifest == other.manifest
     }
 
     fn corrupt(&self, what: &str, reason: String) -> Error {

@@ -2,6 +2,7 @@
 
 mod failure;
 pub mod local;
+pub mod place;
 pub mod registry;
 
 use async_trait::async_trait;

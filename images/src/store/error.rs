@@ -153,8 +153,10 @@ pub enum Error {
     /// A local tar or layout can't be used.
     #[error("importing images")]
     Import(#[from] source::local::OpenError),
-    /// One in it has no name, and none was given.
-    #[error("the image in {path} has no name; give it one")]
+    /// One of several in it has neither name nor tag.
+    #[error(
+        "an image in {path} has neither a name nor a tag; take each by itself, as {path}:@POSITION, from @0 on"
+    )]
     NoName {
         /// The file.
         path: PathBuf,

@@ -11,40 +11,46 @@ use super::{Image, Store, blocking};
 use crate::policy::{Origin, Policy};
 use crate::source::Source as _;
 use crate::source::local::{Local, LocalImage};
+use crate::source::place::Place;
 use crate::{Progress, Reference};
 
 impl Store {
-    /// Takes all images of a tar (`docker save`, OCI) or OCI layout folder into the store, under the names they have
-    /// there, or `name` where there is only one.
+    /// Takes all images of a tar (`docker save`, OCI) or OCI layout folder into the store, or the one that is wanted, under
+    /// the names they have there, or a single one by `name`. One without a name there is `localhost/FILE:TAG`.
     pub async fn import(
         &self,
-        path: &Path,
+        place: &Place,
         name: Option<&Reference>,
         progress: &dyn Progress,
     ) -> Result<Vec<Image>, Error> {
-        let given = path.to_owned();
+        let (given, one) = (place.clone(), name.is_some());
         let (path, transport, images) = blocking(move || {
-            let path = real(&given)?;
+            let path = real(&given.path)?;
             let local = Local::open(&path)?;
-            Ok((path, local.transport(), local.images()?))
+            let images = match one {
+                true => vec![given.image(&local)?],
+                false => given.images(&local)?,
+            };
+            Ok((path, local.transport(), images))
         })
         .await?;
-        let path = &path;
-        let origin = Origin::Local { transport, path };
         let policy = self.policy().await?;
         let alone = images.len() == 1;
         let mut done = Vec::new();
         for image in images {
-            let names = match name.filter(|_| alone) {
+            let names = match name {
                 Some(name) => vec![name.clone()],
+                None if image.names.is_empty() => {
+                    vec![own_name(&place.path, image.label.as_deref(), alone)?]
+                }
                 None => image.names.clone(),
             };
-            if names.is_empty() {
-                return Err(Error::NoName {
-                    path: path.to_owned(),
-                });
-            }
             for name in names {
+                let origin = Origin::Local {
+                    transport,
+                    path: &path,
+                    tag: image.label.as_deref(),
+                };
                 let taken = self.take(&policy, origin, &image, &name, progress);
                 done.push(taken.await?);
             }
@@ -163,6 +169,7 @@ impl Newest {
         Origin::Local {
             transport: self.transport,
             path: &self.path,
+            tag: self.image.label.as_deref(),
         }
     }
 }
@@ -182,6 +189,24 @@ fn tars(dir: &Path) -> Result<Vec<(SystemTime, PathBuf)>, Error> {
     }
     tars.sort_by(|a, b| b.cmp(a));
     Ok(tars)
+}
+
+/// The name of an image that has none: its file's, and its tag.
+fn own_name(path: &Path, tag: Option<&str>, alone: bool) -> Result<Reference, Error> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let stem: String = stem.to_lowercase().chars().map(plain).collect();
+    let stem = match stem.trim_matches('-') {
+        "" => "image",
+        stem => stem,
+    };
+    let tagged = tag.and_then(|tag| format!("localhost/{stem}:{tag}").parse().ok());
+    let bare = || format!("localhost/{stem}").parse().ok();
+    tagged
+        .or_else(|| bare().filter(|_| alone))
+        .ok_or_else(|| Error::NoName {
+            path: path.to_owned(),
+        })
 }
 
 /// The path that scopes of the policy mean: neither `..` nor a symbolic link leads around them.
@@ -231,5 +256,28 @@ mod tests {
         let error = Store::newest(dir.path(), wanted).await.unwrap_err();
         let error = crate::source::chain(&error);
         assert!(error.contains("f.tar"), "{error}");
+    }
+
+    #[test]
+    fn an_image_without_a_name_has_that_of_its_file() {
+        let name = |path: &str, tag: Option<&str>, alone| {
+            own_name(path.as_ref(), tag, alone).map(|name| name.to_string())
+        };
+        let alone = |path: &str, tag| name(path, tag, true).unwrap();
+        assert_eq!(alone("/d/_.tar", None), "localhost/image:latest");
+        assert_eq!(
+            alone("/d/My_App.v1.tar", None),
+            "localhost/my-app-v1:latest"
+        );
+        assert_eq!(alone("/d/layout", Some("1.37")), "localhost/layout:1.37");
+        assert_eq!(
+            alone("/d/layout", Some("no tag!")),
+            "localhost/layout:latest"
+        );
+        assert!(name("/d/layout", Some("1"), false).is_ok());
+        assert!(matches!(
+            name("/d/layout", None, false),
+            Err(Error::NoName { .. })
+        ));
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
@@ -28,10 +29,21 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Reads a run's log.
-pub struct Follower {
+/// Knows whether a run has ended.
+#[async_trait]
+pub trait Life: Send + Sync + 'static {
+    async fn has_ended(&self, run: &Run) -> bool;
+}
+
+/// What the kubelet knows of a container.
+struct Known {
     access: Arc<dyn PodAccess>,
     query: ContainerQuery,
+}
+
+/// Reads a run's log.
+pub struct Follower {
+    life: Box<dyn Life>,
     run: Run,
     /// `None` while a blocking read has it.
     reader: Option<Reader>,
@@ -57,9 +69,13 @@ impl Follower {
         run: Run,
         options: LogOptions,
     ) -> Self {
+        Self::of(Box::new(Known { access, query }), run, options)
+    }
+
+    /// Follows a run as long as `life` says.
+    pub fn of(life: Box<dyn Life>, run: Run, options: LogOptions) -> Self {
         Self {
-            access,
-            query,
+            life,
             follow: options.follow,
             poll: POLL,
             reader: Some(Reader::new(run.log.clone(), options)),
@@ -134,7 +150,7 @@ impl Follower {
         }
         if !self.ended && self.asked.elapsed() >= ASK {
             self.asked = Instant::now();
-            self.ended = self.has_ended().await;
+            self.ended = self.life.has_ended(&self.run).await;
         }
         if self.ended {
             let since = *self.silent_since.get_or_insert_with(Instant::now);
@@ -145,12 +161,15 @@ impl Follower {
         sleep(self.poll).await;
         true
     }
+}
 
-    async fn has_ended(&self) -> bool {
+#[async_trait]
+impl Life for Known {
+    async fn has_ended(&self, run: &Run) -> bool {
         match self.access.container(&self.query).await {
             Ok(container) => !container
                 .current
-                .is_some_and(|run| run.id == self.run.id && run.running),
+                .is_some_and(|now| now.id == run.id && now.running),
             Err(crate::server::access::AccessError::NotReady) => false,
             Err(_) => true,
         }
