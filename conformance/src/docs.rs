@@ -1,4 +1,4 @@
-//! The documentation's own tests: links lead somewhere, and what programs refer to is there.
+//! The documentation's own tests: links lead somewhere, commands are run, and what programs refer to is there.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -104,6 +104,66 @@ fn every_case_is_in_the_specification() {
     assert!(
         missing.is_empty(),
         "in no line of docs/specification.md: {missing:#?}"
+    );
+}
+
+/// Blocks of code that are a shell's, or whose language isn't named, with the line before them.
+fn commands(text: &str) -> Vec<(&str, &str)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    let mut in_code = false;
+    let mut before = "";
+    for line in &lines {
+        let begins_indented = line.starts_with("    ") && before.is_empty();
+        if line.starts_with("```") && in_code {
+            in_code = false;
+        } else if line.starts_with("```") {
+            in_code = true;
+            if matches!(*line, "```" | "```sh") {
+                found.push((before, *line));
+            }
+        } else if begins_indented && !in_code {
+            found.push((before, *line));
+        }
+        before = line;
+    }
+    found
+}
+
+/// Each block of commands is run by a case, or says why not.
+#[test]
+fn every_command_is_run_or_says_why_not() {
+    let folder = root().join("conformance/src/cases");
+    let cases: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    let mut idle = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (before, first) in commands(&text) {
+            let marked = |kind: &str| {
+                let rest = before.strip_prefix("<!-- ")?.strip_prefix(kind)?;
+                rest.strip_suffix(" -->")
+            };
+            let is_run = marked("tested: ").is_some_and(|name| {
+                let name = format!("\"{name}\"");
+                cases.iter().any(|case| case.contains(&name))
+            });
+            if !is_run && marked("not run: ").is_none() {
+                idle.push(format!("{}: {before:?} before {first:?}", page.display()));
+            }
+        }
+    }
+    assert!(idle.is_empty(), "neither tested nor \"not run\": {idle:#?}");
+}
+
+#[test]
+fn blocks_of_commands_are_told_from_others() {
+    let text = "<!-- tested: x -->\n```sh\na\n\n    b\n```\n\n    indented\n    more\n\n```json\n{}\n```\n";
+    assert_eq!(
+        commands(text),
+        [("<!-- tested: x -->", "```sh"), ("", "    indented")]
     );
 }
 

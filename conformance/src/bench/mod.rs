@@ -1,4 +1,4 @@
-//! The benchmarks: `bench net`, `bench shim` and `bench pods`.
+//! The benchmarks: `bench net`, `bench shim`, `bench pods` and `bench pull`.
 //!
 //! Expected flow: a scenario sets its contenders up on the testbed, all at the same time;
 //! rounds of measuring visit them in turn, who begins rotating; the scenario tears down. What
@@ -11,7 +11,7 @@
 //! - `drive` – runs one,
 //! - `statistics`, `results`, `table`, `plot` – from values to ratios, JSON, text and SVG,
 //! - `machine`, `limits`, `interrupt` – what is measured on, its settings, Ctrl-C,
-//! - `net` – the pod network's scenarios; `shim` – the runtime shim's; `pods` – the node's,
+//! - `net` – the pod network's scenarios; `shim` – the runtime shim's; `pods` – the node's; `pull` – the image store's,
 //! - `memory` – what the machine has left,
 //! - `on_host` – the parts of this program that run on the testbed's hosts.
 
@@ -24,6 +24,7 @@ mod net;
 pub mod on_host;
 mod plot;
 mod pods;
+mod pull;
 mod results;
 mod scenario;
 mod shim;
@@ -54,6 +55,8 @@ pub enum Suite {
     Shim(Options),
     /// A node's pods against a stock kubelet, containerd and runc (issue 6)
     Pods(Options),
+    /// The image store against skopeo, mksquashfs and Apptainer (issue 7)
+    Pull(Options),
 }
 
 #[derive(Debug, Args)]
@@ -108,6 +111,7 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
         Suite::Net(options) => ("net", options, net::scenarios(testbed)),
         Suite::Shim(options) => ("shim", options, shim::scenarios(testbed)),
         Suite::Pods(options) => ("pods", options, pods::scenarios(testbed)),
+        Suite::Pull(options) => ("pull", options, pull::scenarios(testbed)),
     };
     if options.list {
         list(&scenarios);
@@ -133,7 +137,7 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
 }
 
 /// Net and shim once and short: what could not be measured. (Pods want a stock kubelet, which takes
-/// minutes to build.)
+/// minutes to build; a pull's image, one.)
 pub fn quick(testbed: &Testbed) -> Result<Vec<String>> {
     let selection = Selection {
         only: Vec::new(),

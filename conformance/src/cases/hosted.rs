@@ -219,6 +219,99 @@ pub fn hpktainer_on_a_bare_host_makes_a_bubble_of_its_own(context: &mut Context)
     nothing_is_left_on_the_bare_host(&testbed)
 }
 
+/// Each line of what is printed is one habit; what has to be found in it stands in [`HABITS_SHOWN`].
+const HABITS: &str = r#"
+export PATH=/hpk/bin:$PATH
+cd $(mktemp -d); mkdir d; echo content >d/f; printf 'A=file\n#c\nB=two words\n' >env
+image=busybox:1.37
+run() { hpktainer run --rm "$@" 2>&1 | tr '\n' ' '; echo; }
+run -e A=1 -e EMPTY= -e NOSUCH --env-file env $image sh -c 'env | grep -cE "^(A=1|EMPTY=|B=two words|HOSTNAME=.+)$"; env | grep -c NOSUCH'
+run -v ./d:/x $image cat /x/f
+run -v d:/x $image true
+run -v ./nosuch:/x $image true
+run -w /new/dir $image pwd
+run -w rel $image true
+run -u 1234:555 $image id
+run -u daemon $image id -un
+run -u nosuch $image true
+run --entrypoint "" $image echo bare
+echo piped | run -i $image cat
+hpktainer run --name one $image false || echo "one: $?"
+hpktainer run --name one $image true 2>&1 || echo "again: $?"
+hpktainer run -d --name two -p 8089:80 $image sh -c 'echo out; echo err >&2; trap "exit 5" USR1; while :; do sleep 0.1; done' >/dev/null
+run -p 8089:80 $image true
+hpktainer run -dit --name three $image sh >/dev/null
+hpktainer exec three readlink /proc/1/fd/0
+hpktainer exec -w /tmp -e X=1 -u daemon two sh -c 'echo $(pwd) $(id -un) $X'
+hpktainer exec two nosuch 2>/dev/null || echo "exec: $?"
+until [ "$(hpktainer logs two 2>&1 | wc -l)" = 2 ]; do :; done
+hpktainer logs -n 1 -t two 2>&1
+hpktainer logs --since 0s two 2>&1; hpktainer logs --since 1h two 2>/dev/null
+hpktainer ps -a -f status=exited --format '{{.Names}} {{.Status}}'
+hpktainer ps -q -f name=t | wc -l
+hpktainer inspect -f '{{.State.Status}}' nosuch two 2>/dev/null || echo "inspect: $?"
+hpktainer inspect -f '{{.Config.Cmd}}' $image
+hpktainer inspect two $image | head -n 1
+hpktainer kill -s USR1 two; hpktainer wait two
+hpktainer stop -t 0 three >/dev/null; hpktainer rm nosuch one two three 2>/dev/null || echo "rm: $?"
+mkfifo in; script -qec "hpktainer run -it --rm --name four $image sh" /dev/null <in >/dev/null & terminal=$!; exec 9>in
+until [ -n "$(hpktainer ps -q -f name=four)" ]; do :; done
+kill -9 $terminal; until [ -z "$(hpktainer ps -aq)" ]; do :; done; echo hung up
+HPK_STORE=$PWD/store; export HPK_STORE; hpktainer pull -q $image >/dev/null; hpktainer rmi busybox:1.37; hpktainer images -q
+"#;
+
+const HABITS_SHOWN: &[&str] = &[
+    "4 0 ",
+    "content ",
+    "./d",
+    "there is no ./nosuch",
+    "/new/dir ",
+    "must begin with /",
+    "uid=1234 gid=555 ",
+    "daemon ",
+    "no user \"nosuch\"",
+    "bare ",
+    "piped ",
+    "one: 1",
+    "there is a container \"one\" already",
+    "again: 125",
+    "127.0.0.1:8089",
+    "/dev/pts/0",
+    "/tmp daemon 1",
+    "exec: 127",
+    "Z err",
+    "out",
+    "one Exited (1)",
+    "2",
+    "running",
+    "inspect: 125",
+    "[\"sh\"]",
+    "[",
+    "two",
+    "5",
+    "one",
+    "two",
+    "three",
+    "rm: 125",
+    "hung up",
+    "sha256:",
+];
+
+pub fn hpktainer_has_dockers_habits(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    let said = testbed.on("hpc", "node2", HABITS).limit(120).success()?;
+    let lines: Vec<&str> = said.lines().collect();
+    for (number, part) in HABITS_SHOWN.iter().enumerate() {
+        let line = lines.get(number).unwrap_or(&"");
+        ensure!(
+            line.contains(part),
+            "line {number} is {line:?}, without {part:?}:\n{said}"
+        );
+    }
+    ensure!(lines.len() == HABITS_SHOWN.len(), "too many lines:\n{said}");
+    Ok(())
+}
+
 pub fn what_kills_leave_on_a_bare_host_goes_with_the_next_run(context: &mut Context) -> Result<()> {
     let testbed = context.testbed.clone();
     // Two at once share a bubble; of one the hpktainer is killed, of the other the bubble's keeper.

@@ -2,14 +2,16 @@
 //! and an error of it is the case's failure. A case whose cluster is missing is skipped.
 //!
 //! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
-//! port-forward), `parts` (each part alone), `hosted` (containers on a host), `shipped` (our images for users), `refusals` (bad input), `isolation` (other users),
+//! port-forward), `parts` (each part alone), `hosted` (containers on a host), `shipped` (our images for users), `inspection` (a node's pods as its bubble's shell sees them), `documents` (the documentation's commands), `refusals` (bad input), `isolation` (other users),
 //! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `top` (metrics-server), `scale` (many pods, and an absent API server), `faults` (killed processes), `jobs` (the
 //! job's life), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
 //! figures).
 
 mod connections;
+mod documents;
 mod faults;
 mod hosted;
+mod inspection;
 mod isolation;
 mod jobs;
 mod limits;
@@ -228,6 +230,10 @@ pub const TABLE: &[Case] = table! {
         attach_has_the_containers_terminal
         port_forward_carries_traffic_to_a_pods_own_loopback
         port_forward_says_which_port_nobody_listens_on;
+    documents:
+        the_docs_commands_in_a_bubble_work_as_they_stand;
+    inspection:
+        a_bubbles_shell_tells_of_pods_and_containers_as_crictl_would;
     refusals:
         an_image_that_does_not_exist_is_named_in_the_event
         an_image_that_the_policy_rejects_is_named_in_the_event
@@ -254,6 +260,7 @@ pub const TABLE: &[Case] = table! {
         hpktainer_on_a_host_is_on_the_network_of_its_bubble
         a_killed_hpktainer_on_a_host_leaves_nothing_in_the_bubble
         hpktainer_on_a_bare_host_makes_a_bubble_of_its_own
+        hpktainer_has_dockers_habits
         what_kills_leave_on_a_bare_host_goes_with_the_next_run
         a_bare_host_without_an_uplinks_program_is_told_which;
     shipped:
@@ -300,6 +307,9 @@ pub const TABLE: &[Case] = table! {
         one_cpu_is_enough_to_start
         the_tarball_is_all_that_a_user_needs
         what_a_kill_9_of_all_leaves_goes_with_the_next_job;
+    documents:
+        the_docs_commands_for_single_containers_work_as_they_stand
+        the_docs_commands_for_a_cluster_work_as_they_stand;
     measuring:
         the_benchmarks_measure_every_contender;
 };

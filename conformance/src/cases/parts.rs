@@ -1,24 +1,10 @@
 //! Each part alone, as its documentation shows it.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::Context;
+use super::documents::example;
 use crate::testbed::Output;
-
-/// The first shell block after the line `<!-- tested: NAME -->` of a documentation file.
-fn example(file: &str, name: &str) -> Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
-    let marker = format!("<!-- tested: {name} -->");
-    let after = text
-        .split_once(&marker)
-        .with_context(|| format!("{file} has no line {marker}"))?
-        .1;
-    let block = after
-        .split_once("```sh\n")
-        .and_then(|(_, rest)| rest.split_once("\n```"))
-        .with_context(|| format!("{file}: no shell block after {marker}"))?;
-    Ok(block.0.to_owned())
-}
 
 /// Runs an example of docs/parts.md as it stands, and gives what it printed.
 fn run_example(context: &Context, name: &str, limit: u64) -> Result<String> {
@@ -230,6 +216,7 @@ image=docker.io/library/busybox:1.37
     skopeo copy -q "docker://$image" "docker-archive:a.tar:$image"
     skopeo copy -q "docker://$image" oci-archive:b.tar
     skopeo copy -q "docker://$image" oci:layout
+    for tag in old new; do skopeo copy -q "docker://$image" "oci:several:$tag"; done
     mkdir root && printf 'FROM docker-archive:a.tar
 ENV FROM_IMAGE=yes
 ' >/dev/null
@@ -248,6 +235,11 @@ run() { hpktainer run --quiet --rm --net none "$@"; }
 for form in docker-archive:a.tar oci-archive:b.tar oci:layout; do
     echo "$form: $(run "$form" echo hello)"
 done
+for form in docker-archive:a.tar:busybox:1.37 docker-archive:a.tar:1.37 oci:several:new oci:several:@0; do
+    echo "$form: $(run "$form" echo hello)"
+done
+run oci:several true 2>&1 || echo "several: $?"
+run oci:several:nosuch true 2>&1 || echo "no such tag: $?"
 echo "sif: $(run ./c.sif a b)"
 echo "command: $(run --entrypoint /bin/echo c.sif direct)"
 echo "folder: $(run ./folder)"
@@ -269,6 +261,12 @@ pub fn hpktainer_takes_images_in_every_form(context: &mut Context) -> Result<()>
         "docker-archive:a.tar: hello",
         "oci-archive:b.tar: hello",
         "oci:layout: hello",
+        "docker-archive:a.tar:busybox:1.37: hello",
+        "docker-archive:a.tar:1.37: hello",
+        "oci:several:new: hello",
+        "oci:several:@0: hello",
+        "several: 125",
+        "no such tag: 125",
         "sif: runscript sif a b",
         "command: direct",
         "folder: runscript sif ",
@@ -282,6 +280,11 @@ pub fn hpktainer_takes_images_in_every_form(context: &mut Context) -> Result<()>
             "no line {line:?} in:\n{said}"
         );
     }
+    ensure!(
+        said.contains("behind it, after a colon: old, new")
+            && said.contains("no image \"nosuch\"; it has: old, new"),
+        "the tags that there are aren't told:\n{said}"
+    );
     ensure!(
         said.contains("is no SIF image") && said.contains("policy.json rejects it"),
         "not refused in words:\n{said}"
