@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
-use crate::group::remove_children;
-use crate::{Cgroup, Error, Hierarchy, Version, is_denied};
+use crate::group::{remove_child, remove_children};
+use crate::hierarchies::controllers_of;
+use crate::{Cgroup, Error, Hierarchy, Version, enable_controllers, is_denied};
 
 /// Whoever is in this child makes cgroups beside it, not below it.
 pub const PROCESSES: &str = "processes";
@@ -33,7 +34,7 @@ pub fn enter(
             continue;
         };
         match move_into(hierarchy, &base.join(folder(job)).join(PROCESSES)) {
-            Ok(()) => controllers.extend(hierarchy.controllers.iter().cloned()),
+            Ok(()) => controllers.extend(hand_on(hierarchy, &base, job)),
             Err(error) if is_denied(&error) => {
                 log::debug!(
                     "{} of {}: {error}",
@@ -58,6 +59,25 @@ pub fn enter(
     }
 }
 
+/// The controllers that the job's part has, once this process is in it. v2 hands them on only now:
+/// before, it was in the way itself.
+fn hand_on(hierarchy: &Hierarchy, base: &Path, job: &str) -> Vec<String> {
+    if hierarchy.version == Version::V1 {
+        return hierarchy.controllers.clone();
+    }
+    let base = hierarchy.mount.join(base);
+    enable_controllers(&base, &controllers_of(&base));
+    controllers_of(&base.join(folder(job)))
+}
+
+/// Those that [`hand_on`] will find, unless other processes are in `base`.
+fn offered(hierarchy: &Hierarchy, base: &Path) -> Vec<String> {
+    match hierarchy.version {
+        Version::V1 => hierarchy.controllers.clone(),
+        Version::V2 => controllers_of(&hierarchy.mount.join(base)),
+    }
+}
+
 fn folder(job: &str) -> String {
     format!("{PREFIX}{job}")
 }
@@ -75,6 +95,10 @@ pub fn leave(hierarchies: &[Hierarchy], name: Option<&Path>, job: &str) -> Resul
         if !part.is_dir() {
             continue;
         }
+        if hierarchy.version == Version::V2 && !take_back(&base, &part) {
+            // It goes when it is empty: by the next job's `sweep`, or with the cgroup that it is in.
+            continue;
+        }
         let path = base.join("cgroup.procs");
         std::fs::write(&path, "0").map_err(|source| Error::File {
             action: "leave for cgroup",
@@ -86,13 +110,42 @@ pub fn leave(hierarchies: &[Hierarchy], name: Option<&Path>, job: &str) -> Resul
     Ok(())
 }
 
+/// Undoes [`hand_on`]: no process may go to where controllers are handed on from. False if others
+/// still use what `base` hands on.
+fn take_back(base: &Path, part: &Path) -> bool {
+    let children = std::fs::read_dir(part).into_iter().flatten().flatten();
+    for child in children.filter(|child| child.file_name() != PROCESSES) {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_child(&child.path());
+        }
+    }
+    disable_controllers(part) && disable_controllers(base)
+}
+
+fn disable_controllers(directory: &Path) -> bool {
+    let control = directory.join("cgroup.subtree_control");
+    let disabled = std::fs::read_to_string(&control).and_then(|enabled| {
+        let names = enabled.split_ascii_whitespace();
+        let disabled: Vec<String> = names.map(|name| format!("-{name}")).collect();
+        match disabled.is_empty() {
+            true => Ok(()),
+            false => std::fs::write(&control, disabled.join(" ")),
+        }
+    });
+    if let Err(error) = &disabled {
+        log::debug!("{} stays as it is: {error}", control.display());
+    }
+    disabled.is_ok()
+}
+
 /// The controllers that [`enter`] would find.
 pub fn usable(hierarchies: &[Hierarchy], name: Option<&Path>) -> Vec<String> {
-    let is_ours = |h: &&Hierarchy| {
-        base(h, name).is_some_and(|base| access(&h.mount.join(base), AccessFlags::W_OK).is_ok())
+    let of = |h: &Hierarchy| {
+        let base = base(h, name)?;
+        let is_ours = access(&h.mount.join(&base), AccessFlags::W_OK).is_ok();
+        is_ours.then(|| offered(h, &base))
     };
-    let usable = hierarchies.iter().filter(is_ours);
-    usable.flat_map(|h| h.controllers.iter().cloned()).collect()
+    hierarchies.iter().filter_map(of).flatten().collect()
 }
 
 /// Relative to the mount; none where there is nothing to enter.
@@ -217,6 +270,56 @@ mod tests {
         let mount = tempfile::tempdir().unwrap();
         let entered = enter(&[hierarchy(mount.path())], None, "7").unwrap();
         assert!(entered.is_empty());
+    }
+
+    /// A task's cgroup that its user was given, and the job's part of it, as a kernel would fill them.
+    fn task(mount: &Path) -> Hierarchy {
+        let part = mount.join("task_0/hpk-7");
+        std::fs::create_dir_all(part.join("processes")).unwrap();
+        for (file, text) in [
+            ("task_0/cgroup.procs", ""),
+            ("task_0/cgroup.controllers", "cpu memory\n"),
+            ("task_0/cgroup.subtree_control", "cpu memory\n"),
+            ("task_0/hpk-7/cgroup.controllers", "cpu memory\n"),
+            ("task_0/hpk-7/cgroup.subtree_control", "cpu memory\n"),
+        ] {
+            std::fs::write(mount.join(file), text).unwrap();
+        }
+        Hierarchy {
+            version: Version::V2,
+            controllers: vec!["pids".into()],
+            own: "task_0".into(),
+            ..hierarchy(mount)
+        }
+    }
+
+    fn read(mount: &Path, file: &str) -> String {
+        std::fs::read_to_string(mount.join(file)).unwrap()
+    }
+
+    #[test]
+    fn a_task_s_cgroup_hands_its_own_controllers_on() {
+        let mount = tempfile::tempdir().unwrap();
+        let all = [task(mount.path())];
+        assert_eq!(usable(&all, None), ["cpu", "memory"]);
+        assert_eq!(enter(&all, None, "7").unwrap(), ["cpu", "memory"]);
+        let of = |file| read(mount.path(), file);
+        assert_eq!(of("task_0/hpk-7/processes/cgroup.procs"), "0");
+        // A plain file keeps the last of what was written.
+        assert_eq!(of("task_0/cgroup.subtree_control"), "+memory");
+    }
+
+    #[test]
+    fn who_leaves_takes_the_controllers_back_first() {
+        let mount = tempfile::tempdir().unwrap();
+        let all = [task(mount.path())];
+        std::fs::create_dir_all(mount.path().join("task_0/hpk-7/kubepods/pod1")).unwrap();
+        leave(&all, None, "7").unwrap();
+        let of = |file| read(mount.path(), file);
+        assert!(!mount.path().join("task_0/hpk-7/kubepods").exists());
+        assert_eq!(of("task_0/hpk-7/cgroup.subtree_control"), "-cpu -memory");
+        assert_eq!(of("task_0/cgroup.subtree_control"), "-cpu -memory");
+        assert_eq!(of("task_0/cgroup.procs"), "0");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub enum Error {
         source: io::Error,
     },
     #[error(
-        "no cgroup {} can be entered: does it exist on this host, and has the administrator given it to this user?",
+        "no cgroup {} can be entered: does it exist on this host, has the administrator given it to this user, and, on cgroup v2, is this process below it?",
         name.display()
     )]
     NotHandedOver { name: PathBuf },

@@ -96,11 +96,15 @@ pub(crate) fn remove_children(directory: &Path) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_children(&entry.path());
-            if let Err(error) = std::fs::remove_dir(entry.path()) {
-                log::debug!("{} stays: {error}", entry.path().display());
-            }
+            remove_child(&entry.path());
         }
+    }
+}
+
+pub(crate) fn remove_child(directory: &Path) {
+    remove_children(directory);
+    if let Err(error) = std::fs::remove_dir(directory) {
+        log::debug!("{} stays: {error}", directory.display());
     }
 }
 

@@ -45,6 +45,12 @@ pub fn usable(hierarchies: &[Hierarchy]) -> Vec<String> {
     usable.flat_map(|h| h.controllers.iter().cloned()).collect()
 }
 
+/// What a cgroup of v2 may hand on: its cgroup.controllers, none if that can't be read.
+pub(crate) fn controllers_of(directory: &Path) -> Vec<String> {
+    let names = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    names.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
 /// Whether the v2 tree can be seen; its mount may lie under another one.
 fn read_controllers(hierarchy: &mut Hierarchy) -> bool {
     let path = hierarchy

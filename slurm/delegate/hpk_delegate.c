@@ -1,0 +1,127 @@
+/*
+ * A SPANK plugin that hands each task's cgroup (version 2) to the job's user, so that programs in the job can give
+ * parts of it to their own children, as HPK does for pods' limits. What Slurm allows the job is set on the cgroups
+ * above the task's, which stay root's: nobody gets more by this.
+ *
+ *   gcc -Wall -shared -fPIC -o hpk_delegate.so hpk_delegate.c       (headers: slurm-devel, libslurm-dev)
+ *   plugstack.conf: optional /usr/local/lib/slurm/hpk_delegate.so
+ *
+ * Only what the kernel lists in /sys/kernel/cgroup/delegate is handed over. At the step's end the cgroups that the
+ * user made below the task's are removed, which Slurm would leave, and its own above them.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <slurm/spank.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+SPANK_PLUGIN(hpk_delegate, 1);
+
+#define MOUNT "/sys/fs/cgroup"
+#define LISTED "/sys/kernel/cgroup/delegate"
+
+/* The last task's cgroup; slurmstepd, in which this runs, has the tasks of one step. */
+static char task_cgroup[PATH_MAX];
+
+/* The cgroup of `pid`, of version 2, and only one of a Slurm task. */
+static int find_cgroup(pid_t pid, char *path, size_t size)
+{
+	char name[64], line[PATH_MAX];
+	int found = -1;
+	FILE *file;
+
+	snprintf(name, sizeof(name), "/proc/%ld/cgroup", (long) pid);
+	if (!(file = fopen(name, "r")))
+		return -1;
+	while (found < 0 && fgets(line, sizeof(line), file)) {
+		line[strcspn(line, "\n")] = '\0';
+		if (!strncmp(line, "0::", 3) && strstr(line, "/step_") && strstr(line, "/user/task_") &&
+		    snprintf(path, size, MOUNT "%s", line + 3) < (int) size)
+			found = 0;
+	}
+	fclose(file);
+	return found;
+}
+
+static int hand_over(const char *path, uid_t user)
+{
+	char name[NAME_MAX + 2];
+	int failed = 0, dir = open(path, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	FILE *list = fopen(LISTED, "r");
+
+	if (dir < 0 || !list || fchown(dir, user, -1) < 0)
+		failed = errno;
+	while (!failed && fgets(name, sizeof(name), list)) {
+		name[strcspn(name, "\n")] = '\0';
+		/* Some are of controllers that this cgroup hasn't. */
+		if (fchownat(dir, name, user, -1, AT_SYMLINK_NOFOLLOW) < 0 && errno != ENOENT)
+			failed = errno;
+	}
+	if (list)
+		fclose(list);
+	if (dir >= 0)
+		close(dir);
+	errno = failed;
+	return failed ? -1 : 0;
+}
+
+/* Removes the cgroups below the one open as `dir`, which it closes. Those in use refuse to go. */
+static void remove_below(int dir)
+{
+	struct dirent *entry;
+	DIR *entries = fdopendir(dir);
+
+	if (!entries) {
+		close(dir);
+		return;
+	}
+	while ((entry = readdir(entries))) {
+		int child;
+
+		if (entry->d_type != DT_DIR || entry->d_name[0] == '.')
+			continue;
+		child = openat(dir, entry->d_name, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		if (child >= 0)
+			remove_below(child);
+		if (unlinkat(dir, entry->d_name, AT_REMOVEDIR) < 0)
+			slurm_debug("hpk_delegate: %s below %s stays: %m", entry->d_name, task_cgroup);
+	}
+	closedir(entries);
+}
+
+/* As root, when the task is in its cgroup and has not begun. */
+int slurm_spank_task_post_fork(spank_t spank, int argc, char **argv)
+{
+	pid_t pid;
+	uid_t user;
+
+	if (spank_get_item(spank, S_TASK_PID, &pid) != ESPANK_SUCCESS ||
+	    spank_get_item(spank, S_JOB_UID, &user) != ESPANK_SUCCESS)
+		return 0;
+	if (find_cgroup(pid, task_cgroup, sizeof(task_cgroup)) < 0)
+		task_cgroup[0] = '\0';
+	else if (hand_over(task_cgroup, user) < 0)
+		slurm_error("hpk_delegate: %s can't be handed to user %u: %m", task_cgroup, (unsigned) user);
+	return 0;
+}
+
+/* As root, when all processes of the step have ended. */
+int slurm_spank_exit(spank_t spank, int argc, char **argv)
+{
+	int dir, level;
+
+	if (!task_cgroup[0])
+		return 0;
+	dir = open(task_cgroup, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (dir >= 0)
+		remove_below(dir);
+	/* Where Slurm tried before this: the task's own, user, step and job. */
+	for (level = 0; level < 4 && rmdir(task_cgroup) == 0; level++)
+		*strrchr(task_cgroup, '/') = '\0';
+	return 0;
+}
