@@ -3,6 +3,7 @@
 use std::env;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
@@ -77,6 +78,23 @@ fn cidr(name: &str, otherwise: &str) -> Result<Ipv4Net> {
     Ok(net.trunc())
 }
 
+/// HPK_START_SECONDS: how long a step of a cluster's start may take, such as the API server's.
+pub fn step_limit() -> Result<Duration> {
+    const NAME: &str = "HPK_START_SECONDS";
+    match env::var(NAME) {
+        Ok(text) => parse_step_limit(&text).with_context(|| format!("{NAME}={text}")),
+        Err(_) => Ok(Duration::from_secs(120)),
+    }
+}
+
+fn parse_step_limit(text: &str) -> Result<Duration> {
+    let seconds: u64 = text.parse().context("no number of seconds")?;
+    if !(10..=86_400).contains(&seconds) {
+        bail!("from 10 to 86400 seconds can be given to a step");
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
 /// `~/.hpk`, or HPK_HOME.
 pub fn hpk_home() -> Result<PathBuf> {
     if let Some(home) = env::var_os("HPK_HOME") {
@@ -128,6 +146,14 @@ mod tests {
             pods: "10.244.0.0/16".parse().unwrap(),
             services: "10.43.0.0/16".parse().unwrap(),
             domain: "cluster.local".into(),
+        }
+    }
+
+    #[test]
+    fn a_step_of_the_start_has_the_time_that_is_given() {
+        assert_eq!(parse_step_limit("900").unwrap().as_secs(), 900);
+        for bad in ["", "9", "2m", "-1", "100000"] {
+            assert!(parse_step_limit(bad).is_err(), "{bad}");
         }
     }
 

@@ -18,13 +18,11 @@ use crate::files;
 use crate::link::Report;
 use crate::settings::BUBBLE_ROOT;
 
-/// How long a step may take, the first of a node included, which waits for the controller.
-const STEP: Duration = Duration::from_secs(120);
 /// The first pause between two looks, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// Looks until the condition holds. The pauses grow by half.
-pub async fn until<F, T>(what: &str, mut look: impl FnMut() -> F) -> Result<T>
+/// Looks until the condition holds, or `limit` is over. The pauses grow by half.
+pub async fn until<F, T>(limit: Duration, what: &str, mut look: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
@@ -33,8 +31,8 @@ where
     loop {
         match look().await {
             Ok(value) => return Ok(value),
-            Err(error) if start.elapsed() > STEP => {
-                bail!("waited {} s for {what}: {error:#}", STEP.as_secs())
+            Err(error) if start.elapsed() > limit => {
+                bail!("waited {} s for {what}: {error:#}", limit.as_secs())
             }
             Err(_) => {
                 tokio::time::sleep(pause).await;
@@ -57,16 +55,18 @@ impl Order<'_> {
     pub async fn run(&self) -> Result<()> {
         if self.spec.controller {
             self.supervisor.keep(daemons::etcd(self.spec));
-            until("etcd", || etcd::set_up(self.spec)).await?;
+            self.until("etcd", || etcd::set_up(self.spec)).await?;
             self.done("etcd answers");
             self.supervisor.keep(daemons::apiserver(self.spec));
         } else {
-            until("etcd on the controller", || etcd::see_network(self.spec)).await?;
+            self.until("etcd on the controller", || etcd::see_network(self.spec))
+                .await?;
             self.done("etcd on the controller answers");
         }
         self.start_network().await?;
         let client = api::client().await?;
-        until("the API server", || api::is_ready(&client)).await?;
+        self.until("the API server", || api::is_ready(&client))
+            .await?;
         self.done("the API server is ready");
         if self.spec.controller {
             self.supervisor.keep(daemons::controller_manager(self.spec));
@@ -78,13 +78,15 @@ impl Order<'_> {
             .keep(daemons::kube_proxy(self.spec, &kernel));
         if self.spec.controller {
             self.start_dns(&client).await?;
-            until("the default StorageClass", || async {
+            self.until("the default StorageClass", || async {
                 Ok(volumes::apply_class(&client).await?)
             })
             .await?;
             tokio::spawn(volumes::run(client.clone(), self.spec.volumes.clone()));
-            until("pods to be admitted", || api::admits_pods(&client)).await?;
-            until("all nodes to be Ready", || self.all_ready(&client)).await?;
+            self.until("pods to be admitted", || api::admits_pods(&client))
+                .await?;
+            self.until("all nodes to be Ready", || self.all_ready(&client))
+                .await?;
             self.send(Report::Ready {
                 nodes: self.spec.nodes.len(),
             });
@@ -92,10 +94,19 @@ impl Order<'_> {
         Ok(())
     }
 
+    /// Each step has its time, the first of a node included, which waits for the controller.
+    async fn until<F, T>(&self, what: &str, look: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        until(Duration::from_secs(self.spec.step_seconds), what, look).await
+    }
+
     async fn start_network(&self) -> Result<()> {
-        until("the uplink", || async { uplink::address() }).await?;
+        self.until("the uplink", || async { uplink::address() })
+            .await?;
         self.supervisor.keep(daemons::flanneld(self.spec));
-        let lease = until("flanneld's lease", || async { lease() }).await?;
+        let lease = self.until("flanneld's lease", || async { lease() }).await?;
         // Certificates and advertised addresses stand on it; flanneld takes the subnet that it
         // is offered unless another node has it.
         let wanted = format!(
@@ -111,7 +122,7 @@ impl Order<'_> {
                 .keep(daemons::net_daemon(self.spec, udp_port)),
             OverlayMode::Host => self.send(Report::Leased),
         }
-        until("the overlay", || async {
+        self.until("the overlay", || async {
             files::read(Path::new(OVERLAY_FILE)).map(drop)
         })
         .await?;
@@ -126,7 +137,7 @@ impl Order<'_> {
             &Path::new(BUBBLE_ROOT).join("Corefile"),
             corefile.as_bytes(),
         )?;
-        until("cluster DNS's objects", || {
+        self.until("cluster DNS's objects", || {
             api::apply_dns(client, self.spec)
         })
         .await?;

@@ -57,6 +57,8 @@ pub struct BubbleSpec {
     pub image_max_gib: Option<u64>,
     /// GiB that the image store may grow to, where the user says.
     pub store_max_gib: Option<u64>,
+    /// How long a step of the start may take.
+    pub step_seconds: u64,
     /// Containers whose users aren't mapped run as root, where their pods don't say no.
     pub squash_ids: bool,
     /// Further options of the kubelet, as the user gives them.

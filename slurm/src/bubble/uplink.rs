@@ -1,6 +1,7 @@
 //! The bubble's end of the uplink.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -20,11 +21,14 @@ pub fn address() -> Result<Ipv4Addr> {
     }
 }
 
+/// How long a new uplink is waited for.
+const NEW: Duration = Duration::from_secs(120);
+
 /// Resets the TCP connections that went through an uplink that has ended: a daemon that only
 /// listens on one (a watch) would wait on it for minutes. Kernels without SOCK_DESTROY refuse,
 /// which costs those minutes.
 pub async fn close_connections(supervisor: Supervisor) {
-    let Ok(address) = until("the new uplink", || async { address() }).await else {
+    let Ok(address) = until(NEW, "the new uplink", || async { address() }).await else {
         return; // the host sees that it has ended too
     };
     let command = [

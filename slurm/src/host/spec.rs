@@ -57,6 +57,7 @@ impl Bubble<'_> {
             proxies: proxies(self.cluster),
             image_max_gib: gib(limits::SETTING)?,
             store_max_gib: gib(limits::STORE_SETTING)?,
+            step_seconds: settings::step_limit()?.as_secs(),
             squash_ids: squash_ids()?,
             kubelet_options: kubelet_options(&std::env::var(KUBELET_OPTIONS).unwrap_or_default())?,
         })

@@ -13,9 +13,10 @@ use super::instance::Instance;
 use crate::clock::{now, time_left};
 use crate::cluster::Cluster;
 use crate::link::{self, Order, Receiver, Report, Sender};
+use crate::settings;
 
-/// How long the bubble may take to speak first.
-const FIRST_WORD: Duration = Duration::from_secs(30);
+/// The bubble's first word may take this part of a step's time.
+const FIRST_WORD: u32 = 4;
 /// What the pods get when Slurm has sent its SIGTERM: it kills 30 s later.
 const GRACE_SECONDS: u64 = 8;
 /// What they get at most before the job's time is over, when the batch script alone was told.
@@ -103,10 +104,13 @@ impl Watch<'_> {
         for part in [Part::Uplink, Part::ApiServerPort, Part::EtcdPort] {
             helpers.start(part).await?;
         }
+        let limit = settings::step_limit()? / FIRST_WORD;
         let stream = tokio::select! {
             stream = listener.accept() => stream.context("accepting the bubble's link")?.0,
             _ = stop.wait() => return Ok(()),
-            () = tokio::time::sleep(FIRST_WORD) => bail!("{}", self.last_words("has not begun in 30 s")),
+            () = tokio::time::sleep(limit) => {
+                bail!("{}", self.last_words(&format!("has not begun in {} s", limit.as_secs())))
+            }
         };
         let (mut receiver, mut sender) = link::split(stream);
         self.say(&format!("{} runs", self.instance.name));

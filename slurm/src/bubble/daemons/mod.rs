@@ -292,6 +292,7 @@ mod tests {
             proxies: vec![("https_proxy".into(), "http://p:3128".into())],
             image_max_gib: None,
             store_max_gib: None,
+            step_seconds: 120,
             squash_ids: false,
             kubelet_options: Vec::new(),
         }

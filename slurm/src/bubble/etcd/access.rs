@@ -196,7 +196,7 @@ mod tests {
             let url = url.clone();
             async move { Client::connect([url], Some(options)).await }
         };
-        let mut api = until("etcd", || async {
+        let mut api = until(std::time::Duration::from_secs(60), "etcd", || async {
             let mut client = connect("apiserver-etcd-client").await?;
             client.status().await?;
             Ok(client)

@@ -22,6 +22,9 @@ fn flannel_config(spec: &BubbleSpec) -> String {
         "Network": spec.network.pods.to_string(),
         "SubnetLen": 24,
         "Backend": {"Type": "alloc"},
+        // With iptables flanneld refuses to start where br_netfilter is not loaded, which no user can do and
+        // HPK does without.
+        "EnableNFTables": true,
     })
     .to_string()
 }
