@@ -10,7 +10,7 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::group::{remove_child, remove_children};
 use crate::hierarchies::controllers_of;
-use crate::{Cgroup, Error, Hierarchy, Version, enable_controllers, is_denied};
+use crate::{Cgroup, Error, Hierarchy, Version, enable_controllers, has_processes, is_denied};
 
 /// Whoever is in this child makes cgroups beside it, not below it.
 pub const PROCESSES: &str = "processes";
@@ -207,10 +207,6 @@ pub fn sweep(hierarchies: &[Hierarchy], name: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn has_processes(directory: &Path) -> bool {
-    std::fs::read_to_string(directory.join("cgroup.procs")).is_ok_and(|pids| !pids.is_empty())
 }
 
 /// Best effort: what is in use refuses to go.

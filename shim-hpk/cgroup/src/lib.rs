@@ -355,8 +355,14 @@ fn is_denied(e: &io::Error) -> bool {
 }
 
 /// A parent's controllers are its children's only once enabled. Best effort: what isn't enabled then
-/// has no file, which shows when a limit is to be written.
+/// has no file, which shows when a limit is to be written. Not where processes are: of cpu and cpuset
+/// the kernel would take it, and then let no process into what is below ("domain invalid", cgroups(7)).
 fn enable_controllers(directory: &Path, controllers: &[String]) {
+    // The root of all has no type, and may do both.
+    if directory.join("cgroup.type").exists() && has_processes(directory) {
+        log::debug!("{} hands nothing on: it has processes", directory.display());
+        return;
+    }
     for controller in controllers {
         let enabled = std::fs::write(
             directory.join("cgroup.subtree_control"),
@@ -366,6 +372,10 @@ fn enable_controllers(directory: &Path, controllers: &[String]) {
             log::debug!("enable {controller} in {}: {e}", directory.display());
         }
     }
+}
+
+fn has_processes(directory: &Path) -> bool {
+    std::fs::read_to_string(directory.join("cgroup.procs")).is_ok_and(|pids| !pids.is_empty())
 }
 
 /// A v1 cpuset takes no process before it has processors and memory nodes.

@@ -214,3 +214,30 @@ async fn the_kernels_own_tree_does_as_it_is_told() {
     cgroup.remove().await;
     assert!(!root.join(&name).exists());
 }
+
+#[test]
+#[ignore = "needs root and a mount namespace: scripts/kernel-tests"]
+fn below_a_cgroup_with_processes_one_can_be_made_and_entered() {
+    let tree = Tree::mount();
+    let root = tree.0.path();
+    let controllers = read(&root.join("cgroup.controllers"));
+    let controllers: Vec<&str> = controllers.split(' ').collect();
+    let above = root.join(format!("hpk-v2-busy-{}", std::process::id()));
+    std::fs::create_dir(&above).unwrap();
+    let sleeping = || Program(Command::new("sleep").arg("60").spawn().unwrap());
+    let (first, second) = (sleeping(), sleeping());
+    std::fs::write(above.join("cgroup.procs"), first.0.id().to_string()).unwrap();
+    let path = above.strip_prefix(root).unwrap().join("c1");
+    let asked = json!({"cpu": {"shares": 1024}});
+    let (cgroup, warnings) =
+        Cgroup::make(&[hierarchy(root, &controllers)], &request(path, asked)).unwrap();
+    assert!(
+        warnings[0].contains("cpu.shares is not enforced"),
+        "{warnings:?}"
+    );
+    assert_eq!(read(&above.join("c1/cgroup.type")), "domain");
+    cgroup.join(second.0.id() as i32).unwrap();
+    drop((first, second));
+    std::fs::remove_dir(above.join("c1")).unwrap();
+    std::fs::remove_dir(above).unwrap();
+}
