@@ -387,6 +387,7 @@ fn write_bundle(
         host: &agent.host,
         seccomp,
         cgroup: group::of_container(pod.metadata.uid.as_deref().unwrap_or_default(), &wanted.id),
+        oom_group: group::kills_all_of_a_container(&agent.cgroups),
     })?;
     let rootfs = bundle.join("rootfs");
     create_dir(&rootfs)?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hpk_cgroup::{Hierarchy, Request, group};
+use hpk_cgroup::{Hierarchy, Request, Version, group, hierarchies};
 use oci_spec::OciSpecError;
 use thiserror::Error;
 use tracing::debug;
@@ -27,6 +27,13 @@ fn path(uid: &str) -> PathBuf {
 /// Where that of one of its containers is asked for.
 pub fn of_container(uid: &str, id: &str) -> PathBuf {
     path(uid).join(id)
+}
+
+/// Whether a kill for lack of memory can take a container as a whole, as the stock kubelet has it on
+/// cgroup v2 (`singleProcessOOMKill`); on v1 it takes a process.
+pub fn kills_all_of_a_container(all: &[Hierarchy]) -> bool {
+    let is_v2 = all.iter().any(|one| one.version == Version::V2);
+    is_v2 && hierarchies::usable(all).iter().any(|one| one == "memory")
 }
 
 /// Makes it if need be, and sets its limits.
@@ -96,7 +103,6 @@ pub fn remove(hierarchies: &[Hierarchy], uid: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use hpk_cgroup::Version;
     use serde_json::json;
 
     use super::*;

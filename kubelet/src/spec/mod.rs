@@ -97,6 +97,8 @@ pub struct Inputs<'a> {
     pub host: &'a Host,
     /// The cgroup that the container asks for.
     pub cgroup: PathBuf,
+    /// Whether its processes are killed for lack of memory all together.
+    pub oom_group: bool,
     /// The profile that it asks for; none for a container that isn't confined.
     pub seccomp: Option<&'a seccomp::Profile>,
 }
@@ -235,10 +237,15 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
         .no_new_privileges(escalation == Some(false) && !privileged)
         .oom_score_adj(score)
         .build()?;
+    let mut resources = limits.for_new()?;
+    if inputs.oom_group {
+        let unified = HashMap::from([("memory.oom.group".to_owned(), "1".to_owned())]);
+        resources.set_unified(Some(unified));
+    }
     let mut linux = LinuxBuilder::default()
         .namespaces(linux::container_namespaces(pod, sandbox, inputs.beside)?)
         .cgroups_path(inputs.cgroup)
-        .resources(limits.for_new()?)
+        .resources(resources)
         .masked_paths(Vec::new())
         .readonly_paths(Vec::new());
     if let Some(profile) = inputs.seccomp {

@@ -52,6 +52,7 @@ fn planned(spec: serde_json::Value, env: &[(String, String)]) -> Spec {
         beside: None,
         host: &host(),
         cgroup: PathBuf::from("/hpk/x"),
+        oom_group: true,
         seccomp: None,
     })
     .expect("a spec")
@@ -147,6 +148,8 @@ fn limits_become_cgroup_values() {
     let cpu = resources.cpu().clone().expect("cpu");
     assert_eq!((cpu.quota(), cpu.shares()), (Some(50_000), Some(512)));
     assert_eq!(resources.memory().and_then(|m| m.limit()), Some(64 << 20));
+    let unified = resources.unified().clone().expect("unified");
+    assert_eq!(unified["memory.oom.group"], "1");
 }
 
 #[test]
