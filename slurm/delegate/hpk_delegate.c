@@ -6,6 +6,9 @@
  *   gcc -Wall -shared -fPIC -o hpk_delegate.so hpk_delegate.c       (headers: slurm-devel, libslurm-dev)
  *   plugstack.conf: optional /usr/local/lib/slurm/hpk_delegate.so
  *
+ * It needs Slurm 25.05 and a kernel with cgroup.kill (5.14): before, Slurm's SIGKILL looked for processes in the
+ * task's own cgroup alone, and a job whose processes are below it would have outlived scancel.
+ *
  * Only what the kernel lists in /sys/kernel/cgroup/delegate is handed over. At the step's end the cgroups that the
  * user made below the task's are removed, which Slurm would leave, and its own above them.
  */
@@ -19,6 +22,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#if SLURM_VERSION_NUMBER < SLURM_VERSION_NUM(25, 5, 0)
+#error "Slurm before 25.05 does not kill what is in cgroups below a task's"
+#endif
 
 SPANK_PLUGIN(hpk_delegate, 1);
 
@@ -54,7 +61,7 @@ static int hand_over(const char *path, uid_t user)
 	int failed = 0, dir = open(path, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	FILE *list = fopen(LISTED, "r");
 
-	if (dir < 0 || !list || fchown(dir, user, -1) < 0)
+	if (dir < 0 || !list || faccessat(dir, "cgroup.kill", F_OK, 0) < 0 || fchown(dir, user, -1) < 0)
 		failed = errno;
 	while (!failed && fgets(name, sizeof(name), list)) {
 		name[strcspn(name, "\n")] = '\0';
