@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::access::Registry;
 use crate::api::Reader;
 use crate::config::Config;
+use crate::devices::Devices;
 use crate::env::Facts;
 use crate::events::Recorder;
 use crate::images::{Images, Witness};
@@ -31,6 +32,7 @@ pub struct Agent {
     pub recorder: Recorder,
     pub images: Images,
     pub network: Network,
+    pub devices: Devices,
     pub bootstrap: Bootstrap,
     /// Services of all namespaces, for the variables they give.
     pub services: Store<Service>,

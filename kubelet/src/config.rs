@@ -9,6 +9,7 @@ use clap::Parser;
 use k8s_openapi::jiff::SignedDuration;
 use thiserror::Error;
 
+use crate::devices::inventory::{self, Inventory};
 use crate::eviction::threshold::{self, Threshold};
 use crate::images::plan::Limits;
 use crate::quantity::{self, Quantity};
@@ -90,6 +91,10 @@ pub struct Args {
     /// What the node offers: `cpu=2,memory=4Gi,pods=110`.
     #[arg(long, value_delimiter = ',')]
     pub capacity: Vec<String>,
+    /// A device that the node offers: an extended resource's name, and the device's nodes, its own first:
+    /// `nvidia.com/gpu=/dev/nvidia0`. Repeatable.
+    #[arg(long, value_name = "RESOURCE=NODE[,NODE…]")]
+    pub device: Vec<String>,
     /// What of the capacity is kept from pods, for the node's own daemons: `memory=800Mi,…`.
     #[arg(long, value_delimiter = ',')]
     pub kube_reserved: Vec<String>,
@@ -163,6 +168,10 @@ pub enum Error {
         #[source]
         source: quantity::Error,
     },
+    #[error(transparent)]
+    Device(#[from] inventory::Error),
+    #[error("--capacity={resource}: its devices are counted, which --device names")]
+    CountedTwice { resource: String },
     #[error("--kube-reserved: {resource} is no part of the node's capacity")]
     Unreservable { resource: String },
     #[error("--node-labels: {label:?} is in a namespace that NodeRestriction keeps from nodes")]
@@ -184,6 +193,7 @@ pub enum Error {
 pub struct Config {
     pub args: Args,
     pub capacity: BTreeMap<String, Quantity>,
+    pub devices: Inventory,
     /// Of the capacity, kept from pods.
     pub reserved: BTreeMap<String, Quantity>,
     pub labels: BTreeMap<String, String>,
@@ -196,6 +206,12 @@ impl Config {
     /// Checks what clap can't: pairs, quantities, labels, TLS files.
     pub fn new(args: Args) -> Result<Self, Error> {
         let capacity = parse_quantities("capacity", &args.capacity)?;
+        let devices = Inventory::parse(&args.device)?;
+        if let Some(resource) = capacity.keys().find(|name| devices.ids(name).is_some()) {
+            return Err(Error::CountedTwice {
+                resource: resource.clone(),
+            });
+        }
         let reserved = parse_quantities("kube-reserved", &args.kube_reserved)?;
         if let Some((name, quantity)) = reserved
             .iter()
@@ -232,6 +248,7 @@ impl Config {
         let transition = args.eviction_pressure_transition_period;
         Ok(Self {
             capacity,
+            devices,
             reserved,
             labels,
             eviction_hard: eviction_hard?,
@@ -350,6 +367,14 @@ mod tests {
             let refused = Config::new(args(&["--capacity=cpu=2", part]));
             assert!(matches!(refused, Err(Error::Unreservable { .. })), "{part}");
         }
+    }
+
+    #[test]
+    fn a_resource_of_devices_has_no_capacity_beside_them() {
+        let device = "--device=nvidia.com/gpu=/dev/nvidia0";
+        assert!(Config::new(args(&[device, "--capacity=cpu=2"])).is_ok());
+        let refused = Config::new(args(&[device, "--capacity=nvidia.com/gpu=2"]));
+        assert!(matches!(refused, Err(Error::CountedTwice { .. })));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! - `node`: the node's object, lease and conditions
 //! - `pod`: pods, a worker each; `manifests`: static pods
 //! - `spec`, `env`, `volumes`, `images`, `qos`, `quantity`: from a pod's spec to what a shim is given
+//! - `devices`: devices of the node's, such as GPUs, that pods ask for by number
 //! - `eviction`: pods that the node can't keep
 //! - `shutdown`: the end of all pods before the node's
 //! - `network`, `exec`, `hooks`, `probes`, `mounts`: acting on the node
@@ -19,6 +20,7 @@ mod access;
 mod agent;
 mod api;
 mod config;
+mod devices;
 mod env;
 mod events;
 mod eviction;

@@ -26,6 +26,7 @@ use tracing::{info, trace, warn};
 use crate::agent::Agent;
 use crate::api::Reader;
 use crate::config::{Args, Config, KUBELET_VERSION};
+use crate::devices::Devices;
 use crate::env::Facts;
 use crate::events::{Kind, Recorder};
 use crate::eviction;
@@ -129,6 +130,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         reader: Reader::new(client.clone()),
         recorder: Recorder::start(client.clone(), &args.node_name),
         network: Network::new(&args),
+        devices: Devices::new(config.devices.clone()),
         services: watch_services(client.clone()),
         host: host(&config)?,
         facts: Facts {

@@ -74,7 +74,7 @@ pub fn labels(config: &Config, observed: &Observed) -> BTreeMap<String, String> 
     labels
 }
 
-/// Capacity: what the command line offers, and the disk.
+/// Capacity: what the command line offers, but for devices, and the disk.
 pub fn capacity(config: &Config, observed: &Observed) -> BTreeMap<String, Quantity> {
     let mut capacity = config.capacity.clone();
     capacity
@@ -125,10 +125,15 @@ pub fn status(
             .map(|(name, quantity)| (name, quantity.to_api()))
             .collect()
     };
+    // Admission doesn't count these: who has which is known (`crate::devices`).
+    let with_devices = |mut quantities: BTreeMap<String, Quantity>| {
+        quantities.extend(config.devices.counts());
+        quantities
+    };
     NodeStatus {
         addresses: Some(addresses(&config.args.node_ip, &config.args.node_name)),
-        allocatable: Some(to_api(allocatable(config, observed))),
-        capacity: Some(to_api(capacity(config, observed))),
+        allocatable: Some(to_api(with_devices(allocatable(config, observed)))),
+        capacity: Some(to_api(with_devices(capacity(config, observed)))),
         conditions: Some(conditions(observed, old, now)),
         images: Some(observed.images.clone()),
         declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
@@ -272,6 +277,7 @@ fn conditions(observed: &Observed, old: &[NodeCondition], now: Timestamp) -> Vec
 mod tests {
     use super::*;
     use crate::config::Args;
+    use crate::devices::inventory::Inventory;
     use clap::Parser;
 
     fn config() -> Config {
@@ -293,6 +299,17 @@ mod tests {
         assert_eq!(capacity["cpu"].0, "2");
         assert_eq!(capacity["memory"].0, "4294967296");
         assert_eq!(capacity["pods"].0, "110");
+    }
+
+    #[test]
+    fn devices_are_counted() {
+        let mut config = config();
+        let options = ["x.test/d=/dev/a", "x.test/d=/dev/b"].map(str::to_owned);
+        config.devices = Inventory::parse(&options).expect("an inventory");
+        let status = status(&config, &Observed::default(), &[], Timestamp::UNIX_EPOCH);
+        for quantities in [status.capacity, status.allocatable] {
+            assert_eq!(quantities.expect("told")["x.test/d"].0, "2");
+        }
     }
 
     #[test]

@@ -108,7 +108,10 @@ pub fn refuse(
             message: format!("Pod was rejected: forbidden sysctl: {why}"),
         });
     }
-    if let Some(what) = unsupported(spec) {
+    let status = pod.status.as_ref();
+    let by_claim = status.and_then(|status| status.extended_resource_claim_status.as_ref());
+    let what = by_claim.map(|_| "an extended resource by a ResourceClaim".to_owned());
+    if let Some(what) = what.or_else(|| unsupported(spec)) {
         return Some(Verdict {
             reason: "UnsupportedByHPK".to_owned(),
             message: format!("Pod was rejected: {what} is not supported by hpk-kubelet"),

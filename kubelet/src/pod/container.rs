@@ -29,7 +29,7 @@ use crate::spec::seccomp::{self, Wanted};
 use crate::spec::{self, Inputs};
 use crate::volumes::Mounted;
 use crate::volumes::source::{self, SubPath};
-use crate::{api, text};
+use crate::{api, devices, text};
 
 /// Why a container didn't start.
 #[derive(Debug, Error)]
@@ -42,6 +42,8 @@ pub enum Error {
     User(#[from] hpk_images::user::Error),
     #[error(transparent)]
     Spec(#[from] spec::Error),
+    #[error(transparent)]
+    Device(#[from] devices::nodes::Error),
     #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
     SubPath {
         container: String,
@@ -101,7 +103,7 @@ impl Error {
             | Error::Profile { .. }
             | Error::Target { .. }
             | Error::SubPath { .. } => Blame::Config,
-            Error::File { .. } | Error::Bundle(_) => Blame::Node,
+            Error::File { .. } | Error::Bundle(_) | Error::Device(_) => Blame::Node,
             Error::Create { .. } | Error::Start { .. } => Blame::Runtime,
         }
     }
@@ -373,6 +375,8 @@ fn write_bundle(
         asked.unwrap_or_else(seccomp::Profile::open).pretending()
     });
     let seccomp = pretending.as_ref().or(seccomp);
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let devices = agent.devices.nodes(uid, &container.name)?;
     let spec = spec::container(Inputs {
         pod,
         container,
@@ -385,8 +389,9 @@ fn write_bundle(
         sandbox: &view,
         beside,
         host: &agent.host,
+        devices,
         seccomp,
-        cgroup: group::of_container(pod.metadata.uid.as_deref().unwrap_or_default(), &wanted.id),
+        cgroup: group::of_container(uid, &wanted.id),
         oom_group: group::kills_all_of_a_container(&agent.cgroups),
     })?;
     let rootfs = bundle.join("rootfs");

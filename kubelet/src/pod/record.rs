@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::allocation::Allocation;
 use super::state::State;
+use crate::devices::plan::Assignment;
 use crate::manifests::is_static;
 use crate::volumes::Mounted;
 
@@ -65,6 +66,9 @@ pub struct PodRecord {
     /// CPU and memory as admitted, or as resized since.
     #[serde(default)]
     pub allocation: Allocation,
+    /// Devices that its containers have.
+    #[serde(default)]
+    pub devices: Assignment,
     #[serde(default)]
     pub resize: ResizeRecord,
     /// Digests of the images that are its volumes: what was mounted, whatever their tags name by now.
@@ -219,6 +223,7 @@ impl PodRecord {
             verdict: None,
             order: None,
             allocation: Allocation::default(),
+            devices: Assignment::default(),
             resize: ResizeRecord::default(),
             volume_images: BTreeSet::new(),
         }
@@ -231,6 +236,19 @@ impl PodRecord {
             .filter_map(|source| source.image.take());
         self.volume_images
             .extend(images.map(|image| image.digest().to_owned()));
+    }
+
+    /// Whether a container of it runs, or may yet, so that its devices are no other pod's.
+    pub fn holds_devices(&self) -> bool {
+        let may_run = |container: &ContainerRecord| {
+            let current = container.current.as_ref();
+            current.is_some_and(|instance| instance.exit.is_none())
+        };
+        match self.state {
+            State::Pending | State::Finished | State::Rejected | State::Removed => false,
+            State::Preparing | State::Initializing | State::Running => true,
+            State::Finishing | State::Terminating => self.containers.values().any(may_run),
+        }
     }
 
     pub fn container(&mut self, name: &str) -> &mut ContainerRecord {
@@ -377,6 +395,19 @@ mod tests {
         let record = PodRecord::new(&Pod::default(), Timestamp::UNIX_EPOCH);
         record.save(dir.path()).expect("saved");
         assert_eq!(PodRecord::load(dir.path()).expect("loaded"), Some(record));
+    }
+
+    #[test]
+    fn devices_are_held_until_no_container_runs_nor_will() {
+        let mut record = PodRecord::new(&Pod::default(), Timestamp::UNIX_EPOCH);
+        assert!(!record.holds_devices());
+        record.state = State::Running;
+        assert!(record.holds_devices());
+        record.state = State::Terminating;
+        record.container("c").current = Some(Instance::for_tests("i", None));
+        assert!(record.holds_devices());
+        record.container("c").current = Some(Instance::for_tests("i", Some(0)));
+        assert!(!record.holds_devices());
     }
 
     #[test]

@@ -52,6 +52,10 @@ struct Set {
 /// What an earlier kubelet left can't be read: without it, what belongs to living pods would be taken for stale.
 pub async fn run(agent: Arc<Agent>, node: Node) -> io::Result<()> {
     let records = load_records(&paths::runs(&agent.config))?;
+    // Before any pod is looked at: it might be given what another has.
+    for record in records.values().filter(|record| record.holds_devices()) {
+        agent.devices.adopt(&record.uid, &record.devices);
+    }
     collect_networks(&agent, &records).await;
     let (done, mut ended) = mpsc::unbounded_channel();
     let api: Api<Pod> = Api::all(agent.client.clone());

@@ -28,7 +28,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    LinuxBuilder, Mount, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
+    LinuxBuilder, LinuxDevice, Mount, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User,
+    UserBuilder,
 };
 use thiserror::Error;
 
@@ -95,6 +96,8 @@ pub struct Inputs<'a> {
     /// A process of the container whose processes this one is to see.
     pub beside: Option<u32>,
     pub host: &'a Host,
+    /// Device nodes of its own.
+    pub devices: Vec<LinuxDevice>,
     /// The cgroup that the container asks for.
     pub cgroup: PathBuf,
     /// Whether its processes are killed for lack of memory all together.
@@ -108,7 +111,7 @@ fn texts(list: &[&str]) -> Vec<String> {
 }
 
 /// A pod's annotation: which GPUs' drivers its containers have.
-const GPU: &str = "slurm.hpk.io/gpu";
+pub const GPU: &str = "slurm.hpk.io/gpu";
 /// The container's that it is for HPK's shim, which says which values there are.
 const SHIMS_GPU: &str = "io.hpk.gpu";
 
@@ -248,6 +251,9 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
         .resources(resources)
         .masked_paths(Vec::new())
         .readonly_paths(Vec::new());
+    if !inputs.devices.is_empty() {
+        linux = linux.devices(inputs.devices);
+    }
     if let Some(profile) = inputs.seccomp {
         let resolved = profile.resolve(&host.machine, &possible);
         linux = linux.seccomp(resolved.map_err(OciSpecError::from)?);

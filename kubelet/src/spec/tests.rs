@@ -51,6 +51,7 @@ fn planned(spec: serde_json::Value, env: &[(String, String)]) -> Spec {
         sandbox: &view(),
         beside: None,
         host: &host(),
+        devices: Vec::new(),
         cgroup: PathBuf::from("/hpk/x"),
         oom_group: true,
         seccomp: None,

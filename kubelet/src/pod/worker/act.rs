@@ -31,6 +31,9 @@ impl Worker {
                     self.live.removing = Op::Idle;
                 }
                 if state == State::Preparing && self.record.state == State::Pending {
+                    if !self.take_devices() {
+                        return;
+                    }
                     self.record.allocation = allocation::of(&self.spec);
                 }
                 if matches!(state, State::Finishing | State::Terminating) {

@@ -4,6 +4,7 @@
 //! - `signal`: what it may hear
 //! - `act`: doing a plan's steps; `act_container`: those about one container
 //! - `hear`: what each signal changes; `hear_container`: those about one container
+//! - `devices`: taking them and letting them go
 //! - `resize`: giving the pod other resources while it runs
 //! - `events`: what it tells users
 //! - `adopt`: taking over what an earlier kubelet left running
@@ -11,6 +12,7 @@
 mod act;
 mod act_container;
 mod adopt;
+mod devices;
 mod events;
 mod hear;
 mod hear_container;
@@ -209,6 +211,7 @@ impl Worker {
     fn act(&mut self) -> Option<Timestamp> {
         // A plan that never comes to rest is a bug; the bound keeps it from eating the node.
         for _ in 0..64 {
+            self.free_devices();
             let now = Timestamp::now();
             let plan = phase::plan(&View {
                 pod: &self.pod,
@@ -253,6 +256,7 @@ impl Worker {
         let allocatable = &self.agent.facts.allocatable;
         let standing = *self.agent.standing.borrow();
         admit::refuse(&self.pod, &standing)
+            .or_else(|| self.lacks_devices())
             .or_else(|| admission::refuse(&self.pod, allowed, allocatable, &used, pods))
             .or_else(|| {
                 let taken = self.agent.registry.host_ports(&self.record.uid);
