@@ -4,6 +4,7 @@
 //! - `settings`: what the environment sets, and the values that stand otherwise
 //! - `allocation`, `clock`: what Slurm granted, and for how long
 //! - `address`, `routes`: how the host is reached, and which networks are its own
+//! - `gpus`: which GPUs pods may have
 //! - `doctor`: what the host has and lacks
 //! - `image`: the image that the bubbles start from
 //! - `cluster`, `pki`, `kubeconfig`: a cluster's files in `~/.hpk`
@@ -28,6 +29,7 @@ mod cluster;
 mod doctor;
 mod files;
 mod forward;
+mod gpus;
 mod host;
 mod image;
 mod kubeconfig;

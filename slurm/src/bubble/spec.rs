@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::allocation::Grant;
+use crate::gpus::Device;
 use crate::settings::Network;
 
 pub const FILE: &str = "bubble.json";
@@ -40,6 +41,8 @@ pub struct BubbleSpec {
     /// MTU of the link between the hosts, in bytes.
     pub link_mtu: u32,
     pub grant: Grant,
+    /// GPUs for pods.
+    pub devices: Vec<Device>,
     pub labels: Vec<(String, String)>,
     /// Folders as the bubble sees them: the image store, that of claims' volumes, and where the
     /// logs go at the end.

@@ -4,6 +4,7 @@ use hpk_userns::Ids;
 
 use super::observe::Observed;
 use super::space::{home, local};
+use crate::gpus::Device;
 use crate::image::Found;
 
 /// How serious a finding is.
@@ -65,6 +66,7 @@ pub fn judge(seen: &Observed) -> Vec<Finding> {
         uplink(seen),
         overlay(seen),
         limits(seen),
+        gpus(seen),
         local(seen),
         home(seen),
     ]
@@ -225,6 +227,25 @@ fn limits(seen: &Observed) -> Finding {
     )
 }
 
+fn gpus(seen: &Observed) -> Finding {
+    const WHAT: &str = "GPUs";
+    let offer = match &seen.gpus {
+        None => return fine(WHAT, "this host has no GPU's driver"),
+        Some(Err(error)) => {
+            return missing(WHAT, error.clone(), "name those that are here, or none");
+        }
+        Some(Ok(offer)) => offer,
+    };
+    match &offer.withheld {
+        Some(why) => warning(WHAT, why.clone(), "docs/administrators.md, \"GPUs\""),
+        None if offer.devices.is_empty() => fine(WHAT, "none granted (sbatch --gres=gpu:N)"),
+        None => {
+            let all: Vec<String> = offer.devices.iter().map(Device::argument).collect();
+            fine(WHAT, format!("for pods: {}", all.join(" ")))
+        }
+    }
+}
+
 fn uplink(seen: &Observed) -> Finding {
     const WHAT: &str = "uplink";
     match (&seen.pasta, &seen.slirp4netns) {
@@ -257,6 +278,7 @@ fn overlay(seen: &Observed) -> Finding {
 pub mod tests {
     use super::*;
     use crate::doctor::observe::Place;
+    use crate::gpus::Offer;
     use hpk_userns::Ranges;
     use std::path::PathBuf;
 
@@ -283,6 +305,7 @@ pub mod tests {
             slirp4netns: None,
             overlay: Ok(()),
             limits: Ok(vec!["cpu".into(), "memory".into()]),
+            gpus: None,
             local: Ok(place("tmpfs")),
             home: Ok(place("nfs4")),
         }
@@ -348,6 +371,23 @@ pub mod tests {
         let found = finding(&seen, "pods' limits");
         assert_eq!(found.verdict, Verdict::Warning);
         assert!(found.found.contains("no cgroup of memory"), "{found:?}");
+    }
+
+    #[test]
+    fn gpus_that_cannot_be_given_are_a_warning_with_the_reason() {
+        let withheld = Offer {
+            devices: Vec::new(),
+            withheld: Some("Slurm granted shards".into()),
+        };
+        let seen = |gpus| Observed {
+            gpus: Some(gpus),
+            ..healthy()
+        };
+        let found = finding(&seen(Ok(withheld)), "GPUs");
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert_eq!(found.found, "Slurm granted shards");
+        let wrong = finding(&seen(Err("HPK_GPUS: 7 is no GPU".into())), "GPUs");
+        assert_eq!(wrong.verdict, Verdict::Missing);
     }
 
     #[test]

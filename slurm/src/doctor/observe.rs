@@ -10,7 +10,8 @@ use hpk_userns::Ids;
 use hpk_userns::outside::user_name;
 use nix::sys::statvfs::statvfs;
 
-use crate::{cgroups, files, own_path, settings};
+use crate::gpus::{self, Offer};
+use crate::{allocation, cgroups, files, own_path, settings};
 
 /// What was seen. Each field is as the host has it; `judge` says what it means.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct Observed {
     pub overlay: Result<(), String>,
     /// Cgroup controllers whose limits pods can have.
     pub limits: Result<Vec<String>, String>,
+    /// GPUs for pods; none where this host has no GPU's driver.
+    pub gpus: Option<Result<Offer, String>>,
     pub local: Result<Place, String>,
     pub home: Result<Place, String>,
 }
@@ -68,6 +71,8 @@ pub fn observe() -> Observed {
         slirp4netns: hpk_uplink::find_program("slirp4netns", &path),
         overlay: probe_overlay().map_err(text),
         limits: cgroups::usable().map_err(text),
+        gpus: (!gpus::driver_options(Path::new("/dev")).is_empty())
+            .then(|| gpus::offer(&allocation::variables()).map_err(text)),
         local: place(&settings::local_parent()).map_err(text),
         home: settings::home().and_then(|home| place(&home)).map_err(text),
     }

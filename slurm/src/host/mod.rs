@@ -7,7 +7,6 @@
 //! - `watch`: while the bubble runs
 
 mod binds;
-mod gpus;
 mod helpers;
 mod instance;
 mod overlay;
@@ -29,7 +28,7 @@ use crate::cluster::{Cluster, Folder, Node};
 use crate::forward::Forward;
 use crate::local::{self, OpenFolder};
 use crate::settings::{API_PORT, ETCD_PORT, OVERLAY_PORT};
-use crate::{Role, attempts, cgroups, doctor, link, own_path, ports, settings, sweep};
+use crate::{Role, attempts, cgroups, doctor, gpus, link, own_path, ports, settings, sweep};
 use binds::Sources;
 use helpers::{Part, Plan};
 use hpk_uplink::{Addresses, Program, UdpForward, Uplink};

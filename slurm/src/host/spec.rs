@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use hpk_images::limits;
 
 use super::{Bubble, overlay, stage};
@@ -10,6 +10,7 @@ use crate::address;
 use crate::allocation::{Grant, variables};
 use crate::bubble::spec::{BubbleSpec, OverlayMode};
 use crate::cluster::Cluster;
+use crate::gpus::{self, Device};
 use crate::settings::{self, ETCD_PORT};
 
 impl Bubble<'_> {
@@ -47,6 +48,7 @@ impl Bubble<'_> {
             overlay: self.overlay_mode()?,
             link_mtu: stage::link_mtu(host_ip),
             grant: Grant::parse(&variables())?,
+            devices: self.devices()?,
             labels: labels(self.controller, &self.cluster.id, controller_name),
             store: std::env::var_os("HPK_STORE").map_or_else(|| home.join("store"), PathBuf::from),
             volumes: home.join("volumes").join(&self.cluster.id),
@@ -61,6 +63,20 @@ impl Bubble<'_> {
             squash_ids: squash_ids()?,
             kubelet_options: kubelet_options(&std::env::var(KUBELET_OPTIONS).unwrap_or_default())?,
         })
+    }
+
+    /// The GPUs for pods.
+    fn devices(&self) -> Result<Vec<Device>> {
+        let node = &self.node.name;
+        let offer = gpus::offer(&variables()).with_context(|| node.clone())?;
+        if let Some(why) = offer.withheld {
+            println!("hpk: {node}: no GPUs for pods: {why} (docs/administrators.md)");
+        }
+        if !offer.devices.is_empty() {
+            let all: Vec<String> = offer.devices.iter().map(Device::argument).collect();
+            println!("hpk: {node}: GPUs for pods: {}", all.join(" "));
+        }
+        Ok(offer.devices)
     }
 
     fn overlay_mode(&self) -> Result<OverlayMode> {

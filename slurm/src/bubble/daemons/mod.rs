@@ -9,6 +9,7 @@ use std::path::Path;
 pub use control_plane::{apiserver, controller_manager, coredns, corefile, etcd, scheduler};
 
 use super::spec::BubbleSpec;
+use crate::gpus::Device;
 use crate::settings::{BUBBLE_ROOT, FLANNEL_PREFIX, OVERLAY_PORT, OVERLAY_PREFIX, UPLINK};
 
 /// A program to keep running.
@@ -242,6 +243,9 @@ pub fn kubelet(spec: &BubbleSpec) -> Daemon {
             .argv
             .extend(gib.map(|gib| format!("--{option}={gib}")));
     }
+    let devices = spec.devices.iter().map(Device::argument);
+    let devices = devices.map(|device| format!("--device={device}"));
+    daemon.argv.extend(devices);
     let logins = spec.logins.iter().map(|path| path.display());
     let logins = logins.map(|path| format!("--registry-login={path}"));
     daemon.argv.extend(logins);
@@ -282,6 +286,7 @@ mod tests {
                 cpus: 2,
                 memory_mib: Some(4096),
             },
+            devices: Vec::new(),
             labels: vec![("a".into(), "b".into())],
             store: "/home/hpc/.hpk/store".into(),
             volumes: "/home/hpc/.hpk/volumes/7".into(),
@@ -338,6 +343,20 @@ mod tests {
     fn the_nodes_capacity_is_what_slurm_granted() {
         let argv = kubelet(&spec()).argv;
         assert!(argv.contains(&"--capacity=cpu=2,memory=4096Mi,pods=110".to_owned()));
+    }
+
+    #[test]
+    fn each_gpu_is_handed_to_the_kubelet() {
+        let gpu = |number| Device {
+            resource: "nvidia.com/gpu".into(),
+            nodes: vec![format!("/dev/nvidia{number}").into()],
+        };
+        let devices = vec![gpu(1), gpu(3)];
+        let argv = kubelet(&BubbleSpec { devices, ..spec() }).argv;
+        let handed = argv
+            .iter()
+            .filter_map(|word| word.strip_prefix("--device="));
+        assert!(handed.eq(["nvidia.com/gpu=/dev/nvidia1", "nvidia.com/gpu=/dev/nvidia3"]));
     }
 
     #[test]
