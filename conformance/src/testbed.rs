@@ -1,7 +1,7 @@
 //! Commands on the testbed's hosts, each with a time limit.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -57,6 +57,27 @@ impl Testbed {
 
     pub fn heal(&self, host: &str) -> Result<()> {
         self.run(&["heal", host])
+    }
+
+    /// The checkout that it is part of.
+    pub fn checkout(&self) -> Result<PathBuf> {
+        let command = std::fs::canonicalize(&self.command);
+        let command = command.with_context(|| format!("finding {}", self.command.display()))?;
+        let checkout = command.parent().and_then(Path::parent);
+        Ok(checkout
+            .context("the testbed's command is in no checkout")?
+            .to_owned())
+    }
+
+    /// The configuration with which this machine's ssh reaches its hosts as hpc.
+    pub fn ssh_config(&self) -> Result<String> {
+        let state = std::env::var("HPK_TESTBED_STATE");
+        let state = state.unwrap_or_else(|_| "/var/lib/hpk-testbed".into());
+        let config = format!("{state}/ssh/config");
+        match Path::new(&config).exists() {
+            true => Ok(config),
+            false => bail!("{config} is missing: bring the testbed up anew"),
+        }
     }
 
     fn run(&self, arguments: &[&str]) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::{Context, SIZE};
-use crate::cluster::{self, Cluster, GONE, Script};
+use crate::cluster::{self, Cluster, GONE};
 use crate::testbed::Testbed;
 use crate::wait;
 
@@ -127,7 +127,7 @@ spec:
 }
 
 /// Runs a pod on the cluster, ends it, and looks for what is left.
-fn is_whole(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
+pub fn is_whole(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
     let result = (|| {
         cluster
             .kubectl("run hello --image=busybox:1.37 --restart=Never -- echo hello")
@@ -155,29 +155,6 @@ pub fn one_cpu_is_enough_to_start(context: &mut Context) -> Result<()> {
     let testbed = &context.testbed;
     let options = "--cpus-per-task=1 --mem=3G --time=10";
     is_whole(testbed, &Cluster::start(testbed, 1, options)?)
-}
-
-/// What `make dist` makes, unpacked as the user does it; no registry is to be had while it starts.
-pub fn the_tarball_is_all_that_a_user_needs(context: &mut Context) -> Result<()> {
-    const UNPACKED: Script = Script {
-        folder: "~/hpk",
-        file: "hpk.slurm",
-    };
-    let testbed = &context.testbed;
-    let home = |script: &str| testbed.on("hpc", "login", script).limit(120).success();
-    home("cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*-linux-*64.tar.gz")?;
-    testbed.cut("registry")?;
-    let started = Cluster::start_from(testbed, UNPACKED, 1, SIZE);
-    testbed.heal("registry")?;
-    let cluster = started?;
-    let log = cluster::log(testbed, "hpc", &cluster.job)?;
-    let whole = is_whole(testbed, &cluster);
-    home("rm -rf ~/hpk")?;
-    ensure!(
-        log.contains("the programs are those in /home/hpc/hpk/bin"),
-        "the job said:\n{log}"
-    );
-    whole
 }
 
 pub fn what_a_kill_9_of_all_leaves_goes_with_the_next_job(context: &mut Context) -> Result<()> {

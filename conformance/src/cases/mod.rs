@@ -4,13 +4,14 @@
 //! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
 //! port-forward), `parts` (each part alone), `hosted` (containers on a host), `shipped` (our images for users), `inspection` (a node's pods as its bubble's shell sees them), `documents` (the documentation's commands), `refusals` (bad input), `isolation` (other users),
 //! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `top` (metrics-server), `scale` (many pods, and an absent API server), `faults` (killed processes), `jobs` (the
-//! job's life), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
+//! job's life), `image` (where the bubbles' image comes from), `site` (tarballs, `make develop`), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
 //! figures).
 
 mod connections;
 mod documents;
 mod faults;
 mod hosted;
+mod image;
 mod inspection;
 mod isolation;
 mod jobs;
@@ -25,6 +26,7 @@ mod refusals;
 mod scale;
 mod shipped;
 mod single;
+mod site;
 mod streams;
 mod top;
 mod volumes;
@@ -305,8 +307,15 @@ pub const TABLE: &[Case] = table! {
         a_cancelled_job_leaves_nothing_behind
         a_single_node_is_a_cluster
         one_cpu_is_enough_to_start
-        the_tarball_is_all_that_a_user_needs
         what_a_kill_9_of_all_leaves_goes_with_the_next_job;
+    image:
+        an_image_that_cannot_be_had_is_named_with_what_to_do
+        of_a_developers_tars_the_newest_is_the_image_and_what_older_ones_left_goes
+        a_release_without_an_image_fetches_the_one_it_pins_once;
+    site:
+        each_tarball_is_all_that_a_user_needs_without_a_registry
+        the_images_of_the_air_gapped_tarball_are_loaded_as_its_list_says
+        what_make_develop_copies_is_what_starts;
     documents:
         the_docs_commands_for_single_containers_work_as_they_stand
         the_docs_commands_for_a_cluster_work_as_they_stand;
