@@ -7,6 +7,17 @@ source "$CHECKOUT/vagrant/provision/slurm.sh"
 # What every node advertises, whatever this machine has: two jobs of 2-4 CPUs fit on a node.
 readonly NODE_CPUS=8 NODE_MEMORY_MIB=16384
 
+# The node on which Slurm manages GPUs, and their number. There are none: to Slurm they are device nodes that
+# `services` makes (gpu_nodes); what a case wants of a driver it makes up itself.
+readonly GPU_NODE=node2 GPUS=4
+
+# with_gpus NODES: slurm.conf, whose nodes are on one line, with GPUs on that node.
+with_gpus() {
+	local others
+	others=$(seq -s, -f 'node%g' "$1" | sed -E "s/\b$GPU_NODE,?//; s/,$//")
+	sed -E "s/^NodeName=node\[[^ ]* (.*)/GresTypes=gpu\nNodeName=$others \1\nNodeName=$GPU_NODE \1 Gres=gpu:$GPUS/"
+}
+
 # Writes the configuration for N nodes; a running controller is told when it changed.
 write_slurm_site() {
 	local nodes=$1 dir=$STATE/site/slurm conf
@@ -16,6 +27,12 @@ write_slurm_site() {
 	fi
 	slurm_cgroup_conf >"$dir/cgroup.conf"
 	conf=$(slurm_conf ctl "$nodes" "$NODE_CPUS" "$NODE_MEMORY_MIB")
+	if ((nodes > 1)); then
+		conf=$(with_gpus "$nodes" <<<"$conf")
+		echo "NodeName=$GPU_NODE Name=gpu File=/dev/slurm-gpu[0-$((GPUS - 1))]" >"$dir/gres.conf"
+	else
+		rm -f "$dir/gres.conf"
+	fi
 	if [[ ! -e $dir/slurm.conf || $conf != "$(<"$dir/slurm.conf")" ]]; then
 		echo "$conf" >"$dir/slurm.conf"
 		if host_is_ready ctl; then

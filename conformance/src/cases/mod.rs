@@ -2,14 +2,18 @@
 //! and an error of it is the case's failure. A case whose cluster is missing is skipped.
 //!
 //! A file per subject: `network`, `pods`, `volumes`, `streams` (logs and exec), `connections` (attach and
-//! port-forward), `parts` (each part alone), `hosted` (containers on a host), `shipped` (our images for users), `inspection` (a node's pods as its bubble's shell sees them), `documents` (the documentation's commands), `refusals` (bad input), `isolation` (other users),
-//! `node` (what a node does for itself), `overlay` (what it goes through), `limits` (cgroups), `top` (metrics-server), `scale` (many pods, and an absent API server), `faults` (killed processes), `jobs` (the
-//! job's life), `image` (where the bubbles' image comes from), `site` (tarballs, `make develop`), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
+//! port-forward), `parts` (each part alone), `hosted` (containers on a host), `shipped` (our images for users),
+//! `inspection` (a node's pods as its bubble's shell sees them), `refusals` (bad input), `isolation` (other users),
+//! `node` (what a node does for itself), `overlay` (what it goes through), `gpus` (what Slurm granted of them), `limits`
+//! (cgroups), `top` (metrics-server), `scale` (many pods, and an absent API server), `faults` (killed processes),
+//! `jobs` (the job's life), `image` (where the bubbles' image comes from), `site` (tarballs, `make develop`),
+//! `documents` (the documentation's commands), `single` (a user without subordinate ids), `measuring` (the benchmarks, not their
 //! figures).
 
 mod connections;
 mod documents;
 mod faults;
+mod gpus;
 mod hosted;
 mod image;
 mod inspection;
@@ -301,6 +305,9 @@ pub const TABLE: &[Case] = table! {
         twenty_pods_outlive_a_killed_kubelet
         every_other_process_of_a_bubble_comes_back
         two_clusters_share_their_hosts;
+    gpus:
+        each_pod_that_asks_has_a_gpu_of_its_own_of_those_that_slurm_granted
+        gpus_that_slurm_did_not_grant_are_not_offered_unless_the_user_names_them;
     single:
         a_user_without_subuids_has_a_cluster_on_which_root_is_the_only_user;
     jobs:
