@@ -93,6 +93,7 @@ dist-online: push ## one without the bubble's image, which the first job fetches
 
 # HPK_SSH="ssh -F FILE" names another ssh, or options of it.
 .PHONY: develop
+develop: IMAGES := hpk-pause hpk-bubble
 develop: images-local ## copy programs and images for this architecture over ssh to HOSTS="node1 user@host2 …"
 	@$(MAKE) --no-print-directory develop-copy
 
@@ -137,6 +138,7 @@ test-programs: deps ## tests that run on the testbed's hosts, in bin/
 	@$(STEP) "build the shim's pod tests" env -u MAKEFLAGS scripts/install-test pod bin/hpk-shim-pod-test --profile $(PROFILE)
 
 .PHONY: system
+system: IMAGES := hpk-pause hpk-bubble
 system: testbed test-programs images-local ## the whole system on the testbed, case by case
 	@$(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
 	@bin/hpk-conformance test
