@@ -208,6 +208,12 @@ test-e2e: e2e ## Kubernetes' own end-to-end suite, what is about nodes, judged b
 test-conformance: e2e ## all of that suite's [Conformance], judged by docs/conformance.md
 	@bin/hpk-conformance e2e --focus '\[Conformance\]' --skip '\[Flaky\]' --out target/conformance
 
+# A Debian that boots, with systemd, cgroup v2 and AppArmor, by qemu without KVM: docs/machine.md.
+.PHONY: test-machine
+test-machine: dist test-images ## the main job on one virtual machine (most of an hour; not in `test`)
+	@$(STEP) "build the cgroups' kernel tests" env -u MAKEFLAGS scripts/install-test hpk-cgroup/lib bin/hpk-cgroup-test --profile $(PROFILE)
+	@conformance/machine/run.sh
+
 .PHONY: deny
 deny: ## licences, sources and duplicate crates (needs cargo-deny)
 	@cargo deny check bans licenses sources

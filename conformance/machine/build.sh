@@ -24,12 +24,13 @@ build_machine() { # DIR
         cp -L "$1/root/vmlinuz" "$1/vmlinuz"
         cp -L "$1/root/initrd.img" "$1/initrd.img"
         chmod 0644 "$1/vmlinuz" "$1/initrd.img"
+        mkdir -p "$1/root"/{dev,proc,sys,run}
         mke2fs -q -t ext4 -E root_owner=0:0 -d "$1/root" "$1/disk.ext4" 12G
         rm -rf "$1/root"' sh "$dir"
     rm "$dir/root.tar"
 }
 
 machine=$HPK_CACHE/machine/$({ cat "$HERE/packages.list" "$HERE/customize.sh"; declare -f build_machine debian_root; } | key)
-ensure "$machine" "Debian for a virtual machine" build_machine
+ensure "$machine" "Debian for a virtual machine" build_machine >&2
 keep_newest "$HPK_CACHE/machine" 2
 echo "$machine"

@@ -32,4 +32,8 @@ END
 chroot "$root" systemctl enable --quiet systemd-networkd hpk-machine.service
 # It has a configuration of its own, and is started when that is there.
 chroot "$root" systemctl disable --quiet docker-registry.service
+# What a first boot would do by itself, slowly.
+chroot "$root" journalctl --update-catalog
+chroot "$root" ldconfig
+touch "$root/etc/.updated" "$root/var/.updated"
 rm -rf "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/*

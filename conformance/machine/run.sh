@@ -15,7 +15,10 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 
 STATE=${HPK_MACHINE_STATE:-$HPK_CACHE/machine-run}
 # What the guest needs of the images that the testbed's registry serves.
-PICTURES=(busybox nginx)
+TEST_IMAGES=(busybox nginx)
+
+# systemd gives up on a device or a service after 90 s, which a busy host makes short.
+readonly PATIENCE='systemd.default_device_timeout_sec=1800 systemd.default_timeout_start_sec=1800'
 
 on() {
     ssh -q -p "$(cat "$STATE/ssh-port")" -i "$STATE/key" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
@@ -29,19 +32,21 @@ second_disk() {
         head -n 1 | cut -d' ' -f2-)
     [ -n "$dist" ] || die "no tarball in dist/: run make dist first"
     rm -rf "$folder"
-    mkdir -p "$folder"/{dist,conformance,images,slurm}
+    mkdir -p "$folder"/{bin,dist,conformance,images,slurm}
+    [ -x "$CHECKOUT/bin/hpk-cgroup-test" ] || die "no bin/hpk-cgroup-test: make test-machine builds it"
+    cp "$CHECKOUT/bin/hpk-cgroup-test" "$folder/bin/"
     cp "$dist" "$folder/dist/"
     cp -r "$CHECKOUT/vagrant" "$folder/"
     cp -r "$HERE" "$folder/conformance/"
     cp -r "$CHECKOUT/slurm/delegate" "$folder/slurm/"
-    for image in "${PICTURES[@]}"; do
+    for image in "${TEST_IMAGES[@]}"; do
         [ -e "$HPK_CACHE/test-images/current/$image" ] || die "no test image $image: run make test-images first"
         cp -rL "$HPK_CACHE/test-images/current/$image" "$folder/images/"
     done
     cp "$STATE/key.pub" "$folder/authorized_keys"
     [ "$1" = check ] || touch "$folder/keep"
     rm -f "$STATE/hpk.ext4"
-    mke2fs -q -t ext4 -E root_owner=0:0 -d "$folder" "$STATE/hpk.ext4" "$(($(du -sm "$folder" | cut -f1) * 5 / 4 + 64))M"
+    mke2fs -q -t ext4 -E root_owner=0:0 -d "$folder" "$STATE/hpk.ext4" "$(($(du -sm "$folder" | cut -f1) * 5 / 4 + 64))M" >/dev/null
     rm -rf "$folder"
 }
 
@@ -57,7 +62,7 @@ boot() {
         -machine q35 -accel tcg,thread=multi,tb-size=1024 -cpu max,la57=off -smp 2 -m 6G \
         -display none -monitor none -no-reboot \
         -kernel "$machine/vmlinuz" -initrd "$machine/initrd.img" \
-        -append 'root=/dev/vda rw console=ttyS0 loglevel=4 apparmor=1 security=apparmor' \
+        -append "root=/dev/vda rw console=ttyS0 loglevel=4 apparmor=1 security=apparmor $PATIENCE" \
         -drive "file=$machine/disk.ext4,if=virtio,format=raw,snapshot=on" \
         -drive "file=$STATE/hpk.ext4,if=virtio,format=raw,readonly=on" \
         -nic "user,model=virtio-net-pci,restrict=on,hostfwd=tcp:127.0.0.1:$(cat "$STATE/ssh-port")-:22" \
