@@ -107,7 +107,7 @@ fn every_case_is_in_the_specification() {
     );
 }
 
-/// Blocks of code that are a shell's, or whose language isn't named, with the line before them.
+/// Blocks of a shell's commands, and indented ones, whose language isn't named, with the line before them.
 fn commands(text: &str) -> Vec<(&str, &str)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -119,7 +119,7 @@ fn commands(text: &str) -> Vec<(&str, &str)> {
             in_code = false;
         } else if line.starts_with("```") {
             in_code = true;
-            if matches!(*line, "```" | "```sh") {
+            if *line == "```sh" {
                 found.push((before, *line));
             }
         } else if begins_indented && !in_code {

@@ -18,7 +18,7 @@ use crate::text;
 /// The kubelet version a node reports: the Kubernetes it speaks, then HPK's own (semver 2, pre-release part).
 pub const KUBELET_VERSION: &str = concat!("v1.36.3-hpk.", env!("CARGO_PKG_VERSION"));
 
-/// `hpk-kubelet`: a Kubernetes node agent that needs nothing but CNI plugins and a runtime v2 shim.
+/// A Kubernetes node agent that needs nothing but CNI plugins and a runtime v2 shim.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "hpk-kubelet", version, args_override_self = true)]
 pub struct Args {

@@ -34,6 +34,7 @@ fn without_registry<T>(testbed: &Testbed, work: impl FnOnce() -> Result<T>) -> R
 /// Unpacked as a user does it; three nodes start with no registry, and, once there is one again, run a pod.
 fn starts_from(testbed: &Testbed, tarball: &str) -> Result<()> {
     home(testbed, &format!("cd && rm -rf hpk && tar -xzf {tarball}"))?;
+    has_manuals(testbed)?;
     let cluster = without_registry(testbed, || Cluster::start_from(testbed, DEPLOYED, 3, SIZE))?;
     let log = cluster::log(testbed, "hpc", &cluster.job)?;
     let whole = is_whole(testbed, &cluster);
@@ -44,6 +45,19 @@ fn starts_from(testbed: &Testbed, tarball: &str) -> Result<()> {
         ensure!(log.contains(words), "not {words:?}, but:\n{log}");
     }
     whole
+}
+
+/// Where man and a shell look, and what bash makes of it.
+fn has_manuals(testbed: &Testbed) -> Result<()> {
+    let offered = home(
+        testbed,
+        "cd ~/hpk/share && ls man/man1/hpktainer-run.1 man/man1/hpk-bubble-doctor.1 zsh/site-functions/_hpktainer \
+             fish/vendor_completions.d/hpk-kubelet.fish >&2 || exit 1
+         source bash-completion/completions/hpktainer.bash
+         COMP_WORDS=(hpktainer ru) COMP_CWORD=1 && _hpktainer hpktainer ru hpktainer && echo ${COMPREPLY[*]}",
+    )?;
+    ensure!(offered == "run\n", "bash offers {offered:?}");
+    Ok(())
 }
 
 /// What `make dist` and `make dist-airgapped` make.
