@@ -70,9 +70,15 @@ images-local: programs control-plane roots ## the same for this machine's archit
 
 # What is pushed is what dist-online pins.
 .PHONY: push
-push: images-all ## those, to REGISTRY
+push: registry images-all ## those, to REGISTRY
 	@images/push.sh "$(REGISTRY)" $(IMAGES)
+ifneq ($(filter hpk-bubble,$(IMAGES)),)
 	@scripts/pin "$(REGISTRY)" >bin/.hpk-bubble.ref.new && mv bin/.hpk-bubble.ref.new bin/hpk-bubble.ref
+endif
+
+.PHONY: registry
+registry:
+	@[ -n "$(REGISTRY)" ] || { echo 'make push: which registry? REGISTRY=registry.example.org/me make' >&2; exit 2; }
 
 .PHONY: test-images-all
 test-images-all: images-all testbed ## those through a registry, beside buildah's build of the Containerfiles, and run
@@ -85,7 +91,7 @@ dist: images ## the tarball that a user unpacks as ~/hpk, in dist/
 
 .PHONY: dist-airgapped
 dist-airgapped: images images-all ## and one with our images and a mirror list, for sites without the internet
-	@$(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
+	@IMAGES="$(IMAGES)" $(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
 
 .PHONY: dist-online
 dist-online: push ## one without the bubble's image, which the first job fetches from REGISTRY
@@ -140,7 +146,7 @@ test-programs: deps ## tests that run on the testbed's hosts, in bin/
 .PHONY: system
 system: IMAGES := hpk-pause hpk-bubble
 system: testbed test-programs images-local ## the whole system on the testbed, case by case
-	@$(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
+	@IMAGES="$(IMAGES)" $(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
 	@bin/hpk-conformance test
 
 # The reference first: a failure of its own would say nothing about the shim.

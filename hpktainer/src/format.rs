@@ -33,6 +33,9 @@ impl FromStr for Format {
         if text == "json" {
             return Ok(Self::Json);
         }
+        if text.starts_with("table ") {
+            return Err("tables of chosen columns are not known: leave out \"table \"".to_owned());
+        }
         if !text.contains("{{") {
             return Err("expected json, or a template such as {{.Names}}".to_owned());
         }

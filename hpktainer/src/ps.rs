@@ -72,15 +72,34 @@ impl FromStr for Filter {
     }
 }
 
+/// As Docker's regular expressions, of which only the ends are known: `^web$` is that name alone.
+fn is_named(name: &str, pattern: &str) -> bool {
+    match (pattern.strip_prefix('^'), pattern.strip_suffix('$')) {
+        (Some(_), Some(_)) => name == &pattern[1..pattern.len() - 1],
+        (Some(start), None) => name.starts_with(start),
+        (None, Some(end)) => name.ends_with(end),
+        (None, None) => name.contains(pattern),
+    }
+}
+
+/// An image's name without tag and digest; a registry's port is neither.
+fn repository(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    }
+}
+
 impl Filter {
     fn lets_through(&self, record: &Record, status: task::Status) -> bool {
         let value = &self.value;
         match self.key {
-            Key::Name => record.name.contains(value),
+            Key::Name => is_named(&record.name, value),
             Key::Id => record.id.starts_with(value),
             Key::Ancestor => {
                 let image = record.image.trim_start_matches("docker://");
-                image == value || image.split([':', '@']).next() == Some(value)
+                image == value || repository(image) == value
             }
             Key::Status => inspect::word(status) == value,
         }

@@ -753,8 +753,9 @@ async fn one_of_several_images_is_taken_by_the_tag_that_skopeo_gave_it() {
     let names: Vec<String> = all.iter().map(|it| it.reference.to_string()).collect();
     assert_eq!(names, ["localhost/layout:1", "localhost/layout:2"]);
     for (tag, name) in [(":3", None), ("", Some(&name))] {
-        let fault = take(tag, name).await.unwrap_err().to_string();
-        assert!(fault.contains("1, 2"), "{tag}: {fault}");
+        let fault = take(tag, name).await.unwrap_err();
+        let why = std::error::Error::source(&fault).unwrap().to_string();
+        assert!(why.contains("1, 2"), "{tag}: {fault}: {why}");
     }
 }
 

@@ -32,8 +32,12 @@ SPANK_PLUGIN(hpk_delegate, 1);
 #define MOUNT "/sys/fs/cgroup"
 #define LISTED "/sys/kernel/cgroup/delegate"
 
-/* The last task's cgroup; slurmstepd, in which this runs, has the tasks of one step. */
-static char task_cgroup[PATH_MAX];
+/* How far a user may divide a task's cgroup: what root walks at the step's end must have an end. */
+#define DEPTH "16"
+#define DESCENDANTS "4096"
+
+/* What encloses the tasks' cgroups; slurmstepd, in which this runs, has the tasks of one step. */
+static char tasks[PATH_MAX];
 
 /* The cgroup of `pid`, of version 2, and only one of a Slurm task. */
 static int find_cgroup(pid_t pid, char *path, size_t size)
@@ -55,13 +59,28 @@ static int find_cgroup(pid_t pid, char *path, size_t size)
 	return found;
 }
 
+/* Writes a file of the cgroup `dir` that stays root's. */
+static int set(int dir, const char *name, const char *value)
+{
+	size_t length = strlen(value);
+	int file = openat(dir, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC), done;
+
+	if (file < 0)
+		return -1;
+	done = write(file, value, length) == (ssize_t) length ? 0 : -1;
+	close(file);
+	return done;
+}
+
 static int hand_over(const char *path, uid_t user)
 {
 	char name[NAME_MAX + 2];
 	int failed = 0, dir = open(path, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	FILE *list = fopen(LISTED, "r");
 
-	if (dir < 0 || !list || faccessat(dir, "cgroup.kill", F_OK, 0) < 0 || fchown(dir, user, -1) < 0)
+	if (dir < 0 || !list || faccessat(dir, "cgroup.kill", F_OK, 0) < 0 ||
+	    set(dir, "cgroup.max.depth", DEPTH) < 0 || set(dir, "cgroup.max.descendants", DESCENDANTS) < 0 ||
+	    fchown(dir, user, -1) < 0)
 		failed = errno;
 	while (!failed && fgets(name, sizeof(name), list)) {
 		name[strcspn(name, "\n")] = '\0';
@@ -96,7 +115,7 @@ static void remove_below(int dir)
 		if (child >= 0)
 			remove_below(child);
 		if (unlinkat(dir, entry->d_name, AT_REMOVEDIR) < 0)
-			slurm_debug("hpk_delegate: %s below %s stays: %m", entry->d_name, task_cgroup);
+			slurm_debug("hpk_delegate: %s below %s stays: %m", entry->d_name, tasks);
 	}
 	closedir(entries);
 }
@@ -104,16 +123,17 @@ static void remove_below(int dir)
 /* As root, when the task is in its cgroup and has not begun. */
 int slurm_spank_task_post_fork(spank_t spank, int argc, char **argv)
 {
+	char path[PATH_MAX];
 	pid_t pid;
 	uid_t user;
 
 	if (spank_get_item(spank, S_TASK_PID, &pid) != ESPANK_SUCCESS ||
-	    spank_get_item(spank, S_JOB_UID, &user) != ESPANK_SUCCESS)
+	    spank_get_item(spank, S_JOB_UID, &user) != ESPANK_SUCCESS || find_cgroup(pid, path, sizeof(path)) < 0)
 		return 0;
-	if (find_cgroup(pid, task_cgroup, sizeof(task_cgroup)) < 0)
-		task_cgroup[0] = '\0';
-	else if (hand_over(task_cgroup, user) < 0)
-		slurm_error("hpk_delegate: %s can't be handed to user %u: %m", task_cgroup, (unsigned) user);
+	if (hand_over(path, user) < 0)
+		slurm_error("hpk_delegate: %s can't be handed to user %u: %m", path, (unsigned) user);
+	*strrchr(path, '/') = '\0';
+	strcpy(tasks, path);
 	return 0;
 }
 
@@ -122,13 +142,13 @@ int slurm_spank_exit(spank_t spank, int argc, char **argv)
 {
 	int dir, level;
 
-	if (!task_cgroup[0])
+	if (!tasks[0])
 		return 0;
-	dir = open(task_cgroup, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	dir = open(tasks, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (dir >= 0)
 		remove_below(dir);
-	/* Where Slurm tried before this: the task's own, user, step and job. */
-	for (level = 0; level < 4 && rmdir(task_cgroup) == 0; level++)
-		*strrchr(task_cgroup, '/') = '\0';
+	/* Where Slurm tried before this: the user's, the step's and the job's. */
+	for (level = 0; level < 3 && rmdir(tasks) == 0; level++)
+		*strrchr(tasks, '/') = '\0';
 	return 0;
 }

@@ -118,8 +118,11 @@ pub fn each_pod_that_asks_has_a_gpu_of_its_own_of_those_that_slurm_granted(
 ) -> Result<()> {
     let testbed = context.testbed.clone();
     with_gpus(&testbed, |library| {
-        // So that the job's are not the first.
+        // As ConstrainDevices has it: of the four, the job may open those two that it is granted, which are not the
+        // first.
         let other = hold_one(&testbed)?;
+        let constrain = "chmod 600 /dev/nvidia0 /dev/nvidia3";
+        testbed.on("root", HOST, constrain).success()?;
         let result = on_cluster(&testbed, "--gres=gpu:2", |cluster, namespace| {
             show(&testbed, cluster, namespace, library)
         });

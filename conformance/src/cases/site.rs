@@ -168,7 +168,7 @@ pub fn what_make_develop_copies_is_what_starts(context: &mut Context) -> Result<
     home(
         testbed,
         "set -eu; cd; rm -rf hpk .hpk/images; mkdir -p hpk/bin .hpk/images; \
-         for f in hpk/bin/hpk-bubble hpk/bin/hpk-bubble.sif .hpk/images/hpk-old.tar .hpk/images/hpk-bubble.sif; do \
+         for f in hpk/bin/hpk-bubble hpk/bin/hpk-bubble.sif .hpk/images/hpk-mine.tar .hpk/images/hpk-bubble.sif; do \
            echo old >$f; done; chmod 755 hpk/bin/hpk-bubble; \
          cp /hpk/bin/images/hpk-pause.tar .hpk/images/mine.tar",
     )?;
@@ -207,7 +207,7 @@ fn copied(testbed: &Testbed) -> Result<()> {
         ("mine.tar", true),
         ("hpk.slurm", true),
         ("hpktainer", true),
-        ("hpk-old.tar", false),
+        ("hpk-mine.tar", true),
         ("hpk-bubble.sif", false),
     ] {
         ensure!(

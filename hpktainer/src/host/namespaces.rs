@@ -203,10 +203,16 @@ fn reap(child: Pid) -> anyhow::Result<Option<u8>> {
     }
 }
 
-/// In the background, whoever waits for the end of our output waits for hpktainer's alone.
+/// In the background, whoever waits for the end of our output waits for hpktainer's alone, and the terminal's end is
+/// none of ours.
 fn leave_output(background: bool) -> anyhow::Result<()> {
     if !background {
         return Ok(());
+    }
+    match nix::unistd::setsid() {
+        // EPERM: it leads its group already, and is no session's of a terminal then.
+        Ok(_) | Err(Errno::EPERM) => {}
+        Err(errno) => return Err(errno).context("leaving the terminal's session"),
     }
     let null = std::fs::File::options().write(true).open("/dev/null");
     let null = null.context("opening /dev/null")?;

@@ -41,7 +41,7 @@ impl Store {
             let names = match name {
                 Some(name) => vec![name.clone()],
                 None if image.names.is_empty() => {
-                    vec![own_name(&place.path, image.label.as_deref(), alone)?]
+                    vec![own_name(&path, image.label.as_deref(), alone)?]
                 }
                 None => image.names.clone(),
             };

@@ -247,7 +247,10 @@ impl PodRecord {
         match self.state {
             State::Pending | State::Finished | State::Rejected | State::Removed => false,
             State::Preparing | State::Initializing | State::Running => true,
-            State::Finishing | State::Terminating => self.containers.values().any(may_run),
+            // Without its shim a program may live until its sandbox's removal has ended it.
+            State::Finishing | State::Terminating => {
+                self.sandbox.is_some() || self.containers.values().any(may_run)
+            }
         }
     }
 

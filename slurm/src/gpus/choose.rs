@@ -1,10 +1,9 @@
 //! From a grant and a host's GPUs to the devices for pods. Pure.
 //!
-//! Slurm tells indices in the order of gres.conf, which with AutoDetect is that of the PCI bus, and never the nodes. So:
+//! Slurm tells indices in the order of its gres.conf, and never the nodes. So:
 //! - as many GPUs may be opened as were granted: it is these (`ConstrainDevices`, or all of the host);
-//! - more may be opened: by the UUIDs, where Slurm tells them; else by the indices, if Slurm manages all of the
-//!   host's GPUs, and the order of the bus, where the driver tells it, and that of the nodes agree;
-//! - else nobody can tell which they are, and none is offered.
+//! - more may be opened: by the UUIDs, where Slurm tells them;
+//! - else nobody can tell which they are, and none is offered: another's could be among them.
 
 use std::path::PathBuf;
 
@@ -104,34 +103,10 @@ fn granted<'a>(
     if let Some(uuids) = uuids {
         return uuids.iter().map(|uuid| by_uuid(uuid, &openable)).collect();
     }
-    let more = format!(
-        "Slurm granted {count}, the job may open {} (cgroup.conf has no ConstrainDevices), and",
+    Err(format!(
+        "Slurm granted {count}, the job may open {}, and Slurm doesn't tell which are meant (cgroup.conf without ConstrainDevices): {advice}",
         openable.len()
-    );
-    let managed = (seen.managed)()?;
-    if managed != gpus.len() {
-        return Err(format!(
-            "{more} Slurm manages {managed} of this host's {}, whose nodes it doesn't tell: {advice}",
-            gpus.len()
-        ));
-    }
-    let by_bus = by_bus(gpus);
-    let mut chosen = Vec::new();
-    for index in indices {
-        let Some(gpu) = gpus.get(*index) else {
-            return Err(format!("{more} this host has no GPU {index}: {advice}"));
-        };
-        let other = by_bus.as_ref().and_then(|all| all.get(*index));
-        if let Some(other) = other.filter(|other| other.node != gpu.node) {
-            return Err(format!(
-                "{more} its GPU {index} is {} by the nodes' order and {} by the bus's: {advice}",
-                gpu.node.display(),
-                other.node.display()
-            ));
-        }
-        chosen.push(gpu);
-    }
-    Ok(chosen)
+    ))
 }
 
 fn by_uuid<'a>(uuid: &str, openable: &[&'a Gpu]) -> Result<&'a Gpu, String> {
@@ -140,14 +115,6 @@ fn by_uuid<'a>(uuid: &str, openable: &[&'a Gpu]) -> Result<&'a Gpu, String> {
     found.ok_or_else(|| {
         format!("Slurm granted {uuid}, which /proc/driver/nvidia/gpus doesn't know: name it in {SETTING}")
     })
-}
-
-/// In the order of the PCI bus; none where the driver doesn't tell it of all.
-fn by_bus(gpus: &[Gpu]) -> Option<Vec<&Gpu>> {
-    let told = gpus.iter().map(|gpu| Some((&gpu.told.as_ref()?.bus, gpu)));
-    let mut told: Vec<_> = told.collect::<Option<_>>()?;
-    told.sort_by_key(|(bus, _)| *bus);
-    Some(told.into_iter().map(|(_, gpu)| gpu).collect())
 }
 
 #[cfg(test)]
@@ -172,10 +139,7 @@ mod tests {
     }
 
     fn seen(gpus: Vec<Gpu>) -> Observed {
-        Observed {
-            gpus,
-            managed: || Ok(4),
-        }
+        Observed { gpus }
     }
 
     fn four(may_open: [bool; 4]) -> Observed {
@@ -220,20 +184,20 @@ mod tests {
     }
 
     #[test]
-    fn where_it_hides_none_the_indices_tell() {
-        assert_eq!(numbers(&slurms(&[2, 3]), &four([true; 4])), ["2", "3"]);
+    fn where_it_hides_none_the_indices_tell_nothing() {
+        let why = why(&slurms(&[2, 3]), &four([true; 4]));
+        assert!(
+            why.contains("may open 4") && why.contains("HPK_GPUS"),
+            "{why}"
+        );
+        // All of them are meant.
+        assert_eq!(
+            numbers(&slurms(&[0, 1, 2, 3]), &four([true; 4])),
+            ["0", "1", "2", "3"]
+        );
     }
 
-    #[test]
-    fn indices_among_fewer_than_the_host_has_tell_nothing() {
-        let mut five = four([true; 4]);
-        five.gpus.push(gpu(Make::Nvidia, 4, true));
-        assert!(why(&slurms(&[0]), &five).contains("manages 4 of this host's 5"));
-        five.managed = || Err("scontrol: no answer".to_owned());
-        assert_eq!(why(&slurms(&[0]), &five), "scontrol: no answer");
-    }
-
-    /// The bus has the last two the other way round.
+    /// As the driver tells of them: the bus has the last two the other way round.
     fn crossed() -> Observed {
         let mut crossed = four([true; 4]);
         for (gpu, bus) in crossed.gpus.iter_mut().zip(["1", "2", "4", "3"]) {
@@ -244,16 +208,6 @@ mod tests {
             });
         }
         crossed
-    }
-
-    #[test]
-    fn where_bus_and_nodes_disagree_an_index_tells_nothing() {
-        assert_eq!(numbers(&slurms(&[0, 1]), &crossed()), ["0", "1"]);
-        let why = why(&slurms(&[0, 2]), &crossed());
-        assert!(
-            why.contains("GPU 2 is /dev/nvidia2 by the nodes' order and /dev/nvidia3 by the bus's"),
-            "{why}"
-        );
     }
 
     #[test]

@@ -60,20 +60,32 @@ impl Grant {
             None if !in_step => get("SLURM_JOB_GPUS"),
             of_step => of_step,
         };
+        let part = |variable: &str, what: &str| {
+            let value = get(variable).unwrap_or_default();
+            Self::Unusable(format!(
+                "Slurm granted {what} ({variable}={value}), which others use, too: ask for whole GPUs (--gres=gpu:N)"
+            ))
+        };
+        // Older Slurms say so where a step has none.
+        let Some(indices) = indices.filter(|text| *text != "NoDevFiles") else {
+            return Ok(match get("SLURM_SHARDS_ON_NODE") {
+                Some(_) => part("SLURM_SHARDS_ON_NODE", "shards of GPUs"),
+                None => Self::Nothing,
+            });
+        };
+        let Some(indices) = numbers(indices) else {
+            return Ok(Self::Unusable(format!(
+                "Slurm's list of GPUs, {indices:?}, is not of numbers: name them in {SETTING}"
+            )));
+        };
         for (variable, what) in [
             ("SLURM_SHARDS_ON_NODE", "shards of GPUs"),
             ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "a part of a GPU (MPS)"),
         ] {
-            if let Some(value) = get(variable) {
-                return Ok(Self::Unusable(format!(
-                    "Slurm granted {what} ({variable}={value}), which others use, too: ask for whole GPUs (--gres=gpu:N)"
-                )));
+            if get(variable).is_some() {
+                return Ok(part(variable, what));
             }
         }
-        let Some(indices) = indices else {
-            return Ok(Self::Nothing);
-        };
-        let indices = numbers(indices)?;
         let visible: Vec<&str> = get("CUDA_VISIBLE_DEVICES")
             .into_iter()
             .flat_map(|text| text.split(','))
@@ -114,12 +126,10 @@ fn named(text: &str) -> Result<Grant> {
     Ok(Grant::Named(names))
 }
 
-fn numbers(text: &str) -> Result<Vec<usize>> {
-    let numbers = text.split(',').map(|word| word.trim().parse());
-    match numbers.collect() {
-        Ok(numbers) => Ok(numbers),
-        Err(_) => bail!("Slurm's list of GPUs, {text:?}, is not of numbers"),
-    }
+fn numbers(text: &str) -> Option<Vec<usize>> {
+    text.split(',')
+        .map(|word| word.trim().parse().ok())
+        .collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, eaccess};
 
 use super::Make;
-use crate::allocation::output;
 
 /// A GPU of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +37,6 @@ pub struct Told {
 pub struct Observed {
     /// By make, then by number.
     pub gpus: Vec<Gpu>,
-    /// How many Slurm manages on this host; asked only where it matters.
-    pub managed: fn() -> Result<usize, String>,
 }
 
 impl Observed {
@@ -49,7 +46,6 @@ impl Observed {
             gpus: gpus(root, &|node| {
                 eaccess(node, AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
             }),
-            managed,
         }
     }
 }
@@ -126,35 +122,6 @@ fn told(folder: &Path) -> Vec<Told> {
     all.collect()
 }
 
-/// How many GPUs Slurm manages on this host.
-fn managed() -> Result<usize, String> {
-    let name = std::env::var("SLURMD_NODENAME").map_err(|_| "SLURMD_NODENAME is not set")?;
-    let said = output("scontrol", &["--oneliner", "show", "node", &name]);
-    managed_of(&said.map_err(|error| format!("{error:#}"))?)
-}
-
-fn managed_of(said: &str) -> Result<usize, String> {
-    let field = said
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("Gres="));
-    let field = field.ok_or_else(|| format!("scontrol tells no Gres= in {said:?}"))?;
-    let mut sum = 0;
-    for (at, _) in field.match_indices("gpu:") {
-        // Of another resource's name, or its type's.
-        if at > 0 && !field[..at].ends_with(',') {
-            continue;
-        }
-        // gpu:4, gpu:a100:4, gpu:a100:4(S:0-1)
-        let entry = &field[at..];
-        let entry = entry.split([',', '(']).next().unwrap_or_default();
-        let count = entry.rsplit(':').next().unwrap_or_default();
-        sum += count
-            .parse::<usize>()
-            .map_err(|_| format!("scontrol's Gres={field} has no number in {entry:?}"))?;
-    }
-    Ok(sum)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,16 +181,5 @@ mod tests {
         let all = gpus(root, &|_| true);
         let seen: Vec<_> = all.iter().map(|g| (g.make, g.rank, g.number)).collect();
         assert_eq!(seen, [(Make::Amd, 0, 129), (Make::Amd, 1, 130)]);
-    }
-
-    #[test]
-    fn slurms_count_is_read_with_types_sockets_and_others_beside() {
-        let count = |gres: &str| managed_of(&format!("NodeName=n1 Gres={gres} NodeAddr=n1"));
-        assert_eq!(count("(null)"), Ok(0));
-        assert_eq!(count("gpu:4"), Ok(4));
-        assert_eq!(count("gpu:a100:4(S:0-1),gpu:t4:2(S:0),nic:2"), Ok(6));
-        assert_eq!(count("minigpu:3,gpu:1"), Ok(1));
-        assert!(count("gpu:many").is_err());
-        assert!(managed_of("NodeName=n1").is_err());
     }
 }

@@ -222,13 +222,14 @@ fn witness_of(agent: &Arc<Agent>, pod: &Arc<Pod>) -> impl Fn(&str) -> Box<dyn Wi
     }
 }
 
-/// The end of a process, asked for again once if the connection breaks.
-pub(super) async fn wait(shim: &Shim, id: &str) -> Option<hpk_shim_client::ExitStatus> {
+/// The end of a process, asked for again once if the connection breaks; and the connection that told.
+pub(super) async fn wait(shim: &Shim, id: &str) -> Option<(hpk_shim_client::ExitStatus, Shim)> {
     match shim.wait(id, "").await {
-        Ok(status) => Some(status),
+        Ok(status) => Some((status, shim.clone())),
         Err(error) if error.is_gone() => {
             let again = Shim::connect(shim.address()).await.ok()?;
-            again.wait(id, "").await.ok()
+            let status = again.wait(id, "").await.ok()?;
+            Some((status, again))
         }
         Err(error) => {
             debug!(id, error = text::chain(&error), "can't wait for a process");

@@ -241,7 +241,7 @@ impl Worker {
         let (container, id) = (name.to_owned(), id.to_owned());
         self.spawn(async move {
             let end = match wait(&shim, &id).await {
-                Some(status) => Some(End {
+                Some((status, shim)) => Some(End {
                     status,
                     starved: was_starved(&shim, &id).await,
                 }),
@@ -252,13 +252,20 @@ impl Worker {
     }
 }
 
+/// How long a shim may take over a container's figures when it has ended.
+const FIGURES_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Whether the kernel has killed a process of the container for want of memory. Its figures are asked for, which its
 /// shim has until the task is deleted, and not the event: that may come late, or while nobody listens.
 async fn was_starved(shim: &Shim, id: &str) -> bool {
-    match shim.stats(id).await {
-        Ok(stats) => stats.oom_kills > 0,
-        Err(error) => {
+    match tokio::time::timeout(FIGURES_LIMIT, shim.stats(id)).await {
+        Ok(Ok(stats)) => stats.oom_kills > 0,
+        Ok(Err(error)) => {
             debug!(id, error = text::chain(&error), "no figures of its end");
+            false
+        }
+        Err(_) => {
+            debug!(id, "no figures of its end in time");
             false
         }
     }

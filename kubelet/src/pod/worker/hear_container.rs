@@ -210,8 +210,9 @@ impl Worker {
         live.stopping = None;
         live.ready = false;
         live.started = false;
-        // Whoever ended unseen ended with its shim: the sandbox's removal cleans up after both.
-        if is_known {
+        // Written down before the shim forgets it. Whoever ended unseen ended with its shim: the sandbox's removal
+        // cleans up after both.
+        if self.save() && is_known {
             self.discard(name);
         }
         self.tell_backoff(name);
