@@ -162,6 +162,8 @@ pub struct Live {
     pub sandbox: Op<()>,
     /// The sandbox is being taken down.
     pub removing: Op<()>,
+    /// The task that writes anew what volumes hold from the API.
+    pub refreshing: Option<JoinHandle<()>>,
     /// Volumes are being removed.
     pub emptying: Op<()>,
     /// All its files are being removed.

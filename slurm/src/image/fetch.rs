@@ -51,8 +51,8 @@ pub async fn fetch(found: Found, hpk_home: &Path, cluster: &str) -> Result<Ready
         println!("hpk: it is in the image store already");
     }
     let kept = claims.keep(|error| eprintln!("hpk: keeping the bubble's image: {error}"));
-    if let Wanted::Tar(..) = wanted
-        && let Err(error) = stale::remove(&store, &image.digest, hpk_home).await
+    if let Wanted::Tar(_, tar) = &wanted
+        && let Err(error) = stale::remove(&store, &image.digest, tar.written, hpk_home).await
     {
         eprintln!("hpk: what images of older tars have left: {error:#}");
     }

@@ -1,7 +1,10 @@
 //! What a developer's older tars have left: their images in the store, and a SIF in `~/.hpk/images` that is older than
 //! the tar in use. What a running cluster started from stays.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use hpk_images::{Reference, Store};
@@ -13,8 +16,13 @@ use crate::files;
 /// How the tags of tars' images in the store begin.
 pub const TAG: &str = "dev-";
 
-/// Removes it; `digest`: the image in use.
-pub async fn remove(store: &Store, digest: &str, hpk_home: &Path) -> Result<()> {
+/// Removes it; `digest`: the image in use, whose tar was `written` then.
+pub async fn remove(
+    store: &Store,
+    digest: &str,
+    written: SystemTime,
+    hpk_home: &Path,
+) -> Result<()> {
     for image in store.list().await? {
         if is_of_a_tar(&image.reference)
             && image.digest != digest
@@ -24,7 +32,12 @@ pub async fn remove(store: &Store, digest: &str, hpk_home: &Path) -> Result<()> 
         }
     }
     let sif = hpk_home.join("images").join(SIF);
-    if sif.exists() && !is_in_use(&sif, hpk_home)? {
+    let Ok(metadata) = std::fs::metadata(&sif) else {
+        return Ok(());
+    };
+    // Another may have come while the tar's image was being made.
+    let is_older = metadata.modified().is_ok_and(|at| at < written);
+    if is_older && !is_in_use(&metadata, hpk_home)? {
         std::fs::remove_file(&sif).with_context(|| format!("removing {}", sif.display()))?;
         println!("hpk: removed {}, which was older", sif.display());
     }
@@ -37,10 +50,14 @@ fn is_of_a_tar(name: &Reference) -> bool {
 }
 
 /// By a cluster that has its secrets still: an ended one's have been removed.
-fn is_in_use(image: &Path, hpk_home: &Path) -> Result<bool> {
+fn is_in_use(image: &Metadata, hpk_home: &Path) -> Result<bool> {
+    // By whatever path it was named.
+    let file = |of: &Metadata| (of.dev(), of.ino());
     for id in files::names(&hpk_home.join("clusters"))? {
         let folder = Folder::of(hpk_home, &id);
-        if folder.pki().exists() && folder.read()?.image == image {
+        if folder.pki().exists()
+            && std::fs::metadata(folder.read()?.image).is_ok_and(|used| file(&used) == file(image))
+        {
             return Ok(true);
         }
     }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{DeleteParams, Preconditions};
+use tokio::task::JoinHandle;
 use tracing::debug;
 
 use super::Worker;
@@ -106,17 +107,21 @@ impl Worker {
         });
     }
 
-    pub(super) fn refresh_volumes(&self) {
+    pub(super) fn refresh_volumes(&mut self) {
+        let last = self.live.refreshing.as_ref();
+        if last.is_some_and(|task| !task.is_finished()) {
+            return;
+        }
         let (agent, pod) = (Arc::clone(&self.agent), Arc::clone(&self.pod));
         let dirs = self.paths.volumes();
         let facts = agent.facts_for(&[]);
-        tokio::spawn(async move {
+        self.live.refreshing = Some(tokio::spawn(async move {
             let witness = witness_of(&agent, &pod);
             let sources = agent.volume_sources(&witness);
             if let Err(error) = volumes::refresh(&sources, &pod, &facts, &dirs).await {
                 debug!(error = text::chain(&error), "can't refresh a volume");
             }
-        });
+        }));
     }
 
     fn create_sandbox(&mut self) {
@@ -172,7 +177,9 @@ impl Worker {
     fn remove_files(&mut self) {
         self.live.clearing.begin();
         let paths = self.paths.clone();
+        let refreshing = self.live.refreshing.take();
         self.spawn(async move {
+            end(refreshing).await;
             let cleared = tokio::task::spawn_blocking(move || remove_all(&paths)).await;
             Signal::Cleared(cleared.unwrap_or_else(|error| Err(std::io::Error::other(error))))
         });
@@ -182,7 +189,9 @@ impl Worker {
         self.live.emptying.begin();
         self.live.volumes = Op::Idle;
         let dirs = self.paths.volumes();
+        let refreshing = self.live.refreshing.take();
         self.spawn(async move {
+            end(refreshing).await;
             let remove =
                 move || mounts::remove_tree(&dirs.disk).and(mounts::remove_tree(&dirs.memory));
             let emptied = tokio::task::spawn_blocking(remove).await;
@@ -206,6 +215,15 @@ impl Worker {
         self.spawn(async move {
             Signal::Deleted(delete(&client, &address, &last).await.map_err(Box::new))
         });
+    }
+}
+
+/// Ends a task that would write what is about to be removed, such as a Secret that the API server tells late.
+async fn end(task: Option<JoinHandle<()>>) {
+    if let Some(task) = task {
+        task.abort();
+        // Ended either way; only that it has counts.
+        let _ = task.await;
     }
 }
 
