@@ -42,7 +42,8 @@ fn store_has(testbed: &Testbed, image: &str) -> Result<bool> {
     Ok(seen.status == 0)
 }
 
-/// An older image in docker's form, and, when asked for, the built one; and a SIF that is older than either.
+/// An image in docker's form, older than what is copied there later, newer than the SIF beside the programs; and a SIF
+/// that is older still.
 fn older_tar(testbed: &Testbed) -> Result<()> {
     let script = format!(
         "set -eu; mkdir -p ~/.hpk/images; cd ~/.hpk/images; rm -f hpk-bubble.sif *.tar; \
@@ -50,7 +51,6 @@ fn older_tar(testbed: &Testbed) -> Result<()> {
          skopeo copy -q oci-archive:{BUILT} oci:$work/layout:x; \
          umoci config --image $work/layout:x --config.label case=older; \
          skopeo copy -q oci:$work/layout:x docker-archive:older.tar:quay.io/me/hpk-bubble:older; \
-         touch -d '1 hour ago' older.tar; \
          echo no image >hpk-bubble.sif; touch -d '2 hours ago' hpk-bubble.sif"
     );
     home(testbed, &script).map(drop)

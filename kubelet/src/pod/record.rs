@@ -240,17 +240,19 @@ impl PodRecord {
 
     /// Whether a container of it runs, or may yet, so that its devices are no other pod's.
     pub fn holds_devices(&self) -> bool {
+        // One whose end nobody saw may live until the sandbox's removal has ended it.
         let may_run = |container: &ContainerRecord| {
-            let current = container.current.as_ref();
-            current.is_some_and(|instance| instance.exit.is_none())
+            let exit = container.current.as_ref().map(|run| run.exit.as_ref());
+            match exit {
+                None => false,
+                Some(None) => true,
+                Some(Some(exit)) => exit.is_lost() && self.sandbox.is_some(),
+            }
         };
         match self.state {
             State::Pending | State::Finished | State::Rejected | State::Removed => false,
             State::Preparing | State::Initializing | State::Running => true,
-            // Without its shim a program may live until its sandbox's removal has ended it.
-            State::Finishing | State::Terminating => {
-                self.sandbox.is_some() || self.containers.values().any(may_run)
-            }
+            State::Finishing | State::Terminating => self.containers.values().any(may_run),
         }
     }
 
@@ -332,11 +334,21 @@ fn from_status(status: &ContainerStatus, now: Timestamp) -> Option<Instance> {
     })
 }
 
+/// The reason of an end that nobody saw.
+const LOST: &str = "ContainerStatusUnknown";
+
+impl Exit {
+    /// Nobody saw it.
+    pub fn is_lost(&self) -> bool {
+        self.reason == LOST
+    }
+}
+
 /// The end of a run that nobody saw.
 pub fn lost(now: Timestamp) -> Exit {
     Exit {
         code: 137,
-        reason: "ContainerStatusUnknown".to_owned(),
+        reason: LOST.to_owned(),
         message: "The container could not be located when the pod was terminated".to_owned(),
         at: now,
     }
