@@ -102,7 +102,7 @@ image_nginx() {
 # Network tools, shared by agnhost and netshoot.
 tools_layer() {
     [ ! -e "$1" ] || return 0
-    debs_unpack "$1" bash curl bind9-dnsutils iproute2 iputils-ping netcat-openbsd tcpdump ethtool procps ca-certificates
+    debs_unpack "$1" libc-bin bash curl bind9-dnsutils iproute2 iputils-ping netcat-openbsd tcpdump ethtool procps ca-certificates
     # What installing ca-certificates would have made.
     mkdir -p "$1/etc/ssl/certs"
     find "$1/usr/share/ca-certificates" -name '*.crt' -print0 | sort -z | xargs -0 cat >"$1/etc/ssl/certs/ca-certificates.crt"
