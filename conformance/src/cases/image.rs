@@ -19,8 +19,12 @@ fn home(testbed: &Testbed, script: &str) -> Result<String> {
     testbed.on("hpc", "login", script).limit(240).success()
 }
 
-/// The file that the bubble of a host was started from.
-fn started_from(testbed: &Testbed, host: &str, bubble: &str) -> Result<String> {
+/// The file that the bubble on a host of the job that said `log` was started from.
+fn started_from(testbed: &Testbed, host: &str, log: &str) -> Result<String> {
+    let start = format!("hpk: {host}: ");
+    let says = |line: &str| Some(line.strip_prefix(&start)?.strip_suffix(" runs")?.to_owned());
+    let bubble = log.lines().find_map(says);
+    let bubble = bubble.with_context(|| format!("no bubble runs on {host}:\n{log}"))?;
     let list = testbed
         .on("hpc", host, "apptainer --quiet instance list --json")
         .success()?;
@@ -71,10 +75,11 @@ pub fn of_a_developers_tars_the_newest_is_the_image_and_what_older_ones_left_goe
 
 fn newest_wins(testbed: &Testbed, running: &mut Vec<Cluster>) -> Result<()> {
     let options = format!("{SIZE} --export=ALL,HPK_DEV=1 --nodelist=");
-    let start = |host: &str, tar: &str| -> Result<(Cluster, String)> {
+    let start = |running: &mut Vec<Cluster>, host: &str, tar: &str| -> Result<(Cluster, String)> {
         let cluster = Cluster::start(testbed, 1, &format!("{options}{host}"))?;
+        running.push(cluster.clone());
         let log = cluster::log(testbed, "hpc", &cluster.job)?;
-        let image = started_from(testbed, host, "bubble1")?;
+        let image = started_from(testbed, host, &log)?;
         ensure!(
             log.contains(&format!("/home/hpc/.hpk/images/{tar} (HPK_DEV=1)")),
             "the job did not start from {tar}:\n{log}"
@@ -86,14 +91,12 @@ fn newest_wins(testbed: &Testbed, running: &mut Vec<Cluster>) -> Result<()> {
         Ok((cluster, image))
     };
     older_tar(testbed)?;
-    let (first, older) = start("node1", "older.tar")?;
-    running.push(first.clone());
+    let (first, older) = start(running, "node1", "older.tar")?;
     let sif = "/home/hpc/.hpk/images/hpk-bubble.sif";
     ensure!(!store_has(testbed, sif)?, "the older SIF is still there");
 
     home(testbed, &format!("cp {BUILT} ~/.hpk/images/"))?;
-    let (second, newer) = start("node2", "hpk-bubble.tar")?;
-    running.push(second);
+    let (_, newer) = start(running, "node2", "hpk-bubble.tar")?;
     ensure!(older != newer, "both tars gave {newer}");
     ensure!(
         store_has(testbed, &older)?,
@@ -110,8 +113,7 @@ fn newest_wins(testbed: &Testbed, running: &mut Vec<Cluster>) -> Result<()> {
     first.end()?;
     running.remove(0);
 
-    let (third, again) = start("node1", "hpk-bubble.tar")?;
-    running.push(third);
+    let (_, again) = start(running, "node1", "hpk-bubble.tar")?;
     ensure!(again == newer, "{again} instead of {newer}");
     ensure!(
         !store_has(testbed, &older)?,
@@ -201,6 +203,8 @@ pub fn a_release_without_an_image_fetches_the_one_it_pins_once(
 
 fn pinned(testbed: &Testbed) -> Result<()> {
     const STORED: &str = "ls ~/.hpk/store/*.sqfs 2>/dev/null | wc -l";
+    // Whatever earlier cases have left of it: what is in the store has been judged.
+    home(testbed, "/hpk/bin/hpktainer images prune")?;
     let reference = home(testbed, "cat ~/hpk/bin/hpk-bubble.ref")?;
     let reference = reference.trim();
 
@@ -220,15 +224,13 @@ fn pinned(testbed: &Testbed) -> Result<()> {
     home(testbed, "rm ~/.hpk/policy.json")?;
     says(&last?, &[reference, "policy.json rejects it"])?;
 
-    // Whatever earlier cases have left of it.
-    home(testbed, "/hpk/bin/hpktainer images prune")?;
     let before = home(testbed, STORED)?;
     let two = Cluster::start_from(testbed, UNPACKED, 2, SIZE)?;
     let log = cluster::log(testbed, "hpc", &two.job)?;
     let images = (|| {
         Ok::<_, anyhow::Error>((
-            started_from(testbed, "node1", "bubble1")?,
-            started_from(testbed, "node2", "bubble2")?,
+            started_from(testbed, "node1", &log)?,
+            started_from(testbed, "node2", &log)?,
         ))
     })();
     two.end()?;
