@@ -1,0 +1,122 @@
+//! Images that come from tars and layouts on this machine, as docker and skopeo write them.
+
+use super::*;
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn tars_of_docker_and_oci_are_imported_under_their_names() {
+    let registry = Registry::start(None, false);
+    // One layer, and so gzip: docker's form has no zstd.
+    registry.push(&Image::new([vec![Entry::file("x", "y")]], "{}"), "app:1");
+    let home = Home::new("");
+    let store = home.store().await;
+    for (form, name) in [
+        ("docker-archive", "busybox:dev"),
+        ("oci-archive", "example.org/a:2"),
+    ] {
+        let tar = home.dir.path().join(format!("{form}.tar"));
+        registry.save("app:1", form, &tar, name);
+        let images = store
+            .import(&tar.as_path().into(), None, &Quiet)
+            .await
+            .unwrap();
+        let wanted: Reference = name.parse().unwrap();
+        assert_eq!(images[0].reference, wanted, "{form}");
+        let found = store
+            .resolve_and_ensure(&wanted, PullPolicy::Never, None, &Quiet)
+            .await
+            .unwrap();
+        assert_eq!(found.digest, images[0].digest);
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+    let nothing = home.dir.path().join("registries.yaml");
+    assert!(
+        store
+            .import(&nothing.as_path().into(), None, &Quiet)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn one_of_several_images_is_taken_by_the_tag_that_skopeo_gave_it() {
+    let registry = Registry::start(None, false);
+    let home = Home::new("");
+    let store = home.store().await;
+    let layout = home.dir.path().join("layout");
+    for version in ["1", "2"] {
+        registry.push(
+            &Image::new([vec![Entry::file("x", version)]], "{}"),
+            "app:1",
+        );
+        registry.save("app:1", "oci", &layout, version);
+    }
+    let text = layout.to_str().unwrap();
+    let take = async |tag: &str, name: Option<&Reference>| {
+        let place = Place::find(&format!("{text}{tag}"));
+        store.import(&place, name, &Quiet).await
+    };
+    let one = take(":2", None).await.unwrap();
+    assert_eq!(one.len(), 1);
+    assert_eq!(one[0].reference.to_string(), "localhost/layout:2");
+    let name: Reference = "localhost/mine:3".parse().unwrap();
+    let named = take(":@1", Some(&name)).await.unwrap();
+    assert_eq!(
+        (&named[0].reference, &named[0].digest),
+        (&name, &one[0].digest)
+    );
+    let all = take("", None).await.unwrap();
+    let names: Vec<String> = all.iter().map(|it| it.reference.to_string()).collect();
+    assert_eq!(names, ["localhost/layout:1", "localhost/layout:2"]);
+    for (tag, name) in [(":3", None), ("", Some(&name))] {
+        let fault = take(tag, name).await.unwrap_err();
+        let why = std::error::Error::source(&fault).unwrap().to_string();
+        assert!(why.contains("1, 2"), "{tag}: {fault}: {why}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_local_tar_has_neither_a_restricted_name_nor_a_path_that_leads_around_its_scope() {
+    let registry = Registry::start(None, false);
+    registry.push(&Image::new([vec![Entry::file("x", "y")]], "{}"), "app:1");
+    let home = Home::new("");
+    let store = home.store().await;
+    let root = fs::canonicalize(home.dir.path()).unwrap();
+    fs::create_dir(root.join("good")).unwrap();
+    let (good, bad) = (root.join("good/a.tar"), root.join("b.tar"));
+    registry.save("app:1", "docker-archive", &good, "busybox:dev");
+    fs::copy(&good, &bad).unwrap();
+    std::os::unix::fs::symlink(&bad, root.join("good/link.tar")).unwrap();
+    let accept = r#"[{"type":"insecureAcceptAnything"}]"#;
+    let reject = r#"[{"type":"reject"}]"#;
+    let policy = format!(
+        r#"{{"default":{reject},"transports":{{"docker-archive":{{"{}":{accept}}},
+            "docker":{{"quay.io":{accept}}}}}}}"#,
+        root.join("good").display()
+    );
+    fs::write(root.join("policy.json"), policy).unwrap();
+    for (path, name, taken) in [
+        (good.clone(), None, false),
+        (good.clone(), Some("localhost/busybox:dev"), true),
+        (good.clone(), Some("quay.io/busybox:dev"), true),
+        (bad, Some("quay.io/b:1"), false),
+        (root.join("good/../b.tar"), Some("quay.io/b:1"), false),
+        (root.join("good/link.tar"), Some("quay.io/b:1"), false),
+    ] {
+        let name: Option<Reference> = name.map(|name| name.parse().unwrap());
+        let imported = store
+            .import(&path.as_path().into(), name.as_ref(), &Quiet)
+            .await;
+        match imported {
+            Ok(_) => assert!(taken, "{path:?} {name:?}"),
+            Err(error) => {
+                assert!(!taken, "{path:?} {name:?}: {error}");
+                assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+            }
+        }
+    }
+    let hub: Reference = "busybox:dev".parse().unwrap();
+    assert!(store.find(&hub).await.unwrap().is_none());
+}
