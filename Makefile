@@ -190,7 +190,7 @@ bench-pull: testbed ## pulls and bursts beside skopeo with mksquashfs, and Appta
 	@bin/hpk-conformance bench pull --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
 
 .PHONY: fuzz
-fuzz: deps ## feed rubbish to the network plugin's parsers, FUZZ_SECONDS (20) each
+fuzz: deps ## feed rubbish to the network plugin's parsers and to SPDY's, FUZZ_SECONDS (20) each
 	@scripts/fuzz
 
 .PHONY: demo

@@ -1,5 +1,5 @@
 //! Where the bubbles' image comes from: a developer's tars, a registry by digest; and what is said where it can't be had.
-//! Images are those of `make images-all`, for this machine's architecture.
+//! Images are those of `make images-local`, for this machine's architecture.
 
 use anyhow::{Context as _, Result, ensure};
 
