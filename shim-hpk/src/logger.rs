@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     path::PathBuf,
@@ -23,6 +23,7 @@ use std::{
 
 use nix::{
     fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     unistd::{Pid, pipe2},
 };
@@ -68,6 +69,18 @@ struct Invocation {
 struct Pipes {
     stdout: OwnedFd,
     stderr: OwnedFd,
+}
+
+impl Pipes {
+    /// Whether nothing is in them and nobody is left who could write.
+    fn are_over(&self) -> io::Result<bool> {
+        let mut fds =
+            [&self.stdout, &self.stderr].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+        poll(&mut fds, PollTimeout::ZERO)?;
+        Ok(fds
+            .iter()
+            .all(|fd| fd.revents() == Some(PollFlags::POLLHUP)))
+    }
 }
 
 impl Logger {
@@ -161,6 +174,12 @@ async fn supervise(
     let mut last_chance = true;
     loop {
         let end = ended(exit).await;
+        // It may be seen before the end of the process that had them, or that one has closed them and goes on.
+        match pipes.are_over() {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(e) => log::error!("logger of {}: looking at its pipes: {e}", owner.id),
+        }
         if state.process_ended.load(Ordering::Relaxed) {
             // One that died over the last lines gets one more try at what it hadn't read.
             if end.code == 0 || !last_chance {
@@ -300,6 +319,21 @@ mod tests {
                     .into(),
             }
         );
+    }
+
+    #[test]
+    fn pipes_are_over_when_all_is_read_and_nobody_can_write() {
+        let ((stdout, out), (stderr, err)) = (
+            pipe2(OFlag::empty()).unwrap(),
+            pipe2(OFlag::empty()).unwrap(),
+        );
+        let pipes = Pipes { stdout, stderr };
+        assert!(!pipes.are_over().unwrap());
+        nix::unistd::write(&err, b"!").unwrap();
+        drop((out, err));
+        assert!(!pipes.are_over().unwrap());
+        nix::unistd::read(&pipes.stderr, &mut [0; 2]).unwrap();
+        assert!(pipes.are_over().unwrap());
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Sink {
         let path = &self.config.path;
         let rotated = rotated_name(path, OffsetDateTime::now_utc());
         if let Err(error) = fs::rename(path, &rotated) {
-            // Gone from under us (a removed pod): the open below makes a new one.
+            // Gone from under us: the open below makes a new one.
             if error.kind() != io::ErrorKind::NotFound {
                 eprintln!("hpk-logger: can't rename {}: {error}", path.display());
                 return;
@@ -175,11 +175,9 @@ impl Sink {
     }
 }
 
-/// The file, for its owner alone, ending in a whole line; and its size.
+/// The file, for its owner alone, ending in a whole line; and its size. Its folder is others': one that was removed
+/// must not come back.
 fn open(path: &Path) -> io::Result<(File, u64)> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
     let mut file = OpenOptions::new()
         .append(true)
         .create(true)

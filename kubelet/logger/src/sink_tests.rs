@@ -125,17 +125,16 @@ fn a_long_line_is_not_cut_by_rotation() {
 #[test]
 fn lines_that_could_not_be_written_are_counted_where_they_are_missing() {
     let folder = Folder::new();
-    let blocked = folder.path().join("blocked");
-    // A file where the folder should be: nothing can be opened below it.
-    fs::write(&blocked, "").unwrap();
-    let path = blocked.join("0.log");
+    let gone = folder.path().join("gone");
+    let path = gone.join("0.log");
     let mut sink = sink(&path, 0, 5);
     let mut splitter = Splitter::new(Stream::Stdout);
     splitter.feed(b"lost 1\nlost 2\n", &mut sink);
     sink.flush();
     splitter.feed(b"lost 3\n", &mut sink);
     sink.flush();
-    fs::remove_file(&blocked).unwrap();
+    assert!(!gone.exists());
+    fs::create_dir(&gone).unwrap();
     splitter.feed(b"kept\n", &mut sink);
     sink.finish();
     let texts = texts(&path);
