@@ -21,7 +21,7 @@ for name in "$@"; do
     archive=$CHECKOUT/bin/images/$name.tar
     [ -e "$archive" ] || die "$archive is missing: run make images-all first"
     version=$(tar -xOf "$archive" ./index.json | jq -r '.manifests[0].annotations["org.opencontainers.image.ref.name"]')
-    step "push $registry/$name:$version" skopeo copy --quiet --all --retry-times 3 "${options[@]}" \
+    step "push $registry/$name:$version" skopeo copy --quiet --all --preserve-digests --retry-times 3 "${options[@]}" \
         --digestfile "$work/digest" "oci-archive:$archive:$version" "docker://$registry/$name:$version"
     [ "$(cat "$work/digest")" = "$(cat "$CHECKOUT/bin/images/$name.digest")" ] ||
         die "$registry has $name as $(cat "$work/digest"), not as $(cat "$CHECKOUT/bin/images/$name.digest")"

@@ -28,7 +28,7 @@ set -euo pipefail
 read -ra ARCHES <<<"${HPK_ARCHES:-amd64 arm64}"
 need jq jq
 
-VERSION=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"$/\1/p' "$CHECKOUT/Cargo.toml")
+VERSION=$("$CHECKOUT/scripts/version")
 REVISION=$(git -C "$CHECKOUT" rev-parse HEAD)
 git -C "$CHECKOUT" diff --quiet HEAD -- || REVISION+=-modified
 SOURCE=${HPK_SOURCE:-$(git -C "$CHECKOUT" config --get remote.origin.url || true)}

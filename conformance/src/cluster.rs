@@ -49,6 +49,17 @@ pub const CHECKOUT: Script = Script {
     file: "/hpk/slurm/hpk.slurm",
 };
 
+/// What `make dist` and `make develop` make, where a user has it.
+pub const DEPLOYED: Script = Script {
+    folder: "~/hpk",
+    file: "hpk.slurm",
+};
+
+/// Runs a script as the user, where that logs in.
+pub fn home(testbed: &Testbed, script: &str) -> Result<String> {
+    testbed.on("hpc", "login", script).limit(240).success()
+}
+
 /// Submits the job script as `user`; `options` go to sbatch.
 fn submit(testbed: &Testbed, user: &str, script: Script, options: &str) -> Result<String> {
     let Script { folder, file } = script;

@@ -79,7 +79,18 @@ pub async fn find_image(store: &Store, wanted: &str) -> anyhow::Result<Option<Im
     }
     let begins = |digest: &str| digest.trim_start_matches("sha256:").starts_with(begin);
     let is_meant = |image: &Image| begins(&image.digest) || begins(&image.config_digest);
-    Ok(store.list().await?.into_iter().find(is_meant))
+    let mut meant: Vec<Image> = store.list().await?.into_iter().filter(is_meant).collect();
+    match (meant.pop(), meant.is_empty()) {
+        (Some(image), false) => {
+            meant.push(image);
+            let digests: Vec<&str> = meant.iter().map(|image| image.digest.as_str()).collect();
+            bail!(
+                "{wanted} is more than one image, by digest: {}",
+                digests.join(", ")
+            )
+        }
+        (only, _) => Ok(only),
+    }
 }
 
 fn describe_image(image: &Image) -> anyhow::Result<Value> {

@@ -17,7 +17,7 @@ use crate::task;
 /// Arguments of `logs`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Go on until the container ends
+    /// Go on until the container ends, or the time of --until has come
     #[arg(short, long)]
     follow: bool,
     /// Only so many lines from the end, or all
@@ -116,7 +116,10 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     let mut looks = tokio::time::interval(LOOK);
     loop {
         // Asked before the reading: what came until the end is still read.
-        let ended = !args.follow || has_ended(config, &record.id).await?;
+        let is_past = args
+            .until
+            .is_some_and(|until| OffsetDateTime::now_utc() >= until);
+        let ended = !args.follow || is_past || has_ended(config, &record.id).await?;
         print_new(&mut log, &wanted)?;
         if ended {
             return Ok(0);

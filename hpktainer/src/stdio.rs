@@ -198,8 +198,9 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes them over from their default action.
+    /// Takes them over from their default action. One that the caller had us ignore, as nohup does, stays ignored.
     pub fn take() -> anyhow::Result<Self> {
+        let ignored = ignored()?;
         let passed = [
             libc::SIGINT,
             libc::SIGTERM,
@@ -210,7 +211,9 @@ impl Signals {
         ];
         let mut all = Vec::new();
         for number in passed {
-            all.push((number.unsigned_abs(), signal(SignalKind::from_raw(number))?));
+            if ignored & (1 << (number - 1)) == 0 {
+                all.push((number.unsigned_abs(), signal(SignalKind::from_raw(number))?));
+            }
         }
         Ok(Self {
             all,
@@ -225,6 +228,10 @@ impl Signals {
 
     /// The next one; none for a changed window.
     async fn next(&mut self) -> Option<u32> {
+        if self.all.is_empty() {
+            self.window.recv().await;
+            return None;
+        }
         let any = futures::future::select_all(self.all.iter_mut().map(|(number, signal)| {
             Box::pin(async {
                 signal.recv().await;
@@ -236,6 +243,18 @@ impl Signals {
             _ = self.window.recv() => None,
         }
     }
+}
+
+/// The signals that this process ignores, the lowest bit for signal 1: proc_pid_status(5).
+fn ignored() -> anyhow::Result<u64> {
+    let status =
+        std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
+    let set = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .context("no SigIgn in /proc/self/status")?;
+    u64::from_str_radix(set.trim(), 16)
+        .with_context(|| format!("reading the signals that are ignored, {set:?}"))
 }
 
 /// Columns and rows of the caller's terminal.

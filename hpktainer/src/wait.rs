@@ -44,6 +44,8 @@ async fn end_of(config: &Config, record: &container::Record) -> anyhow::Result<u
                 {
                     return Ok(exit.code);
                 }
+                // It is just going: what it left says more.
+                tokio::time::sleep(LOOK).await;
             }
         }
     }

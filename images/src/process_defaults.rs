@@ -79,15 +79,32 @@ pub fn for_container(
 
 /// The number of a signal: `SIGQUIT`, `QUIT` or `3`.
 pub fn signal_number(text: &str) -> Option<u32> {
-    if let Ok(number) = text.parse() {
-        return Some(number);
-    }
-    let full = match text.starts_with("SIG") {
-        true => text.to_owned(),
-        false => format!("SIG{text}"),
+    // The first and the last real-time signal that a C library leaves to programs.
+    const RT_MIN: u32 = 34;
+    const RT_MAX: u32 = 64;
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let number = if let Ok(number) = text.parse() {
+        number
+    } else if let Some(above) = name.strip_prefix("RTMIN") {
+        let above = above
+            .strip_prefix('+')
+            .map_or(above.is_empty().then_some(0), |n| n.parse().ok());
+        RT_MIN
+            .checked_add(above?)
+            .filter(|number| *number <= RT_MAX)?
+    } else if let Some(below) = name.strip_prefix("RTMAX") {
+        let below = below
+            .strip_prefix('-')
+            .map_or(below.is_empty().then_some(0), |n| n.parse().ok());
+        RT_MAX
+            .checked_sub(below?)
+            .filter(|number| *number >= RT_MIN)?
+    } else {
+        let named: nix::sys::signal::Signal = format!("SIG{name}").parse().ok()?;
+        (named as i32).unsigned_abs()
     };
-    let named: nix::sys::signal::Signal = full.parse().ok()?;
-    Some((named as i32).unsigned_abs())
+    (1..=RT_MAX).contains(&number).then_some(number)
 }
 
 /// Lays `over` upon `base` by name: a known name gets the new value in its old place, a new one comes last.
@@ -165,11 +182,17 @@ mod tests {
             ("3", 3),
             ("INT", 2),
             ("10", 10),
+            ("sigterm", 15),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
         ];
         for (text, number) in known {
             assert_eq!(signal_number(text), Some(number), "{text}");
         }
-        assert_eq!(signal_number("nonsense"), None);
+        for text in ["nonsense", "", "0", "65", "RTMIN3", "RTMIN+31", "RTMAX-31"] {
+            assert_eq!(signal_number(text), None, "{text}");
+        }
     }
 
     #[test]

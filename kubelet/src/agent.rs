@@ -18,6 +18,7 @@ use crate::events::Recorder;
 use crate::images::{Images, Witness};
 use crate::network::Network;
 use crate::node::standing::Standing;
+use crate::pod::turns::Turns;
 use crate::probes::tally::Tally;
 use crate::spec::files::Resolver;
 use crate::spec::hostname::{Names, TooLong, names};
@@ -32,6 +33,7 @@ pub struct Agent {
     pub recorder: Recorder,
     pub images: Images,
     pub network: Network,
+    pub turns: Turns,
     pub devices: Devices,
     pub bootstrap: Bootstrap,
     /// Services of all namespaces, for the variables they give.

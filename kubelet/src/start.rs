@@ -33,6 +33,7 @@ use crate::eviction;
 use crate::images::{Images, collect};
 use crate::network::Network;
 use crate::node::{heartbeat, object, observe, register};
+use crate::pod::turns::Turns;
 use crate::pod::{paths, sandbox, set};
 use crate::probes::tally::Tally;
 use crate::server::{PodAccess, Server, ServerConfig};
@@ -130,6 +131,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         reader: Reader::new(client.clone()),
         recorder: Recorder::start(client.clone(), &args.node_name),
         network: Network::new(&args),
+        turns: Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
         devices: Devices::new(config.devices.clone()),
         services: watch_services(client.clone()),
         host: host(&config)?,

@@ -4,20 +4,11 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, SIZE};
-use crate::cluster::{self, CHECKOUT, Cluster, Script};
+use crate::cluster::{self, CHECKOUT, Cluster, DEPLOYED, Script, home};
 use crate::testbed::Testbed;
 
 /// The image, as make has built it.
 const BUILT: &str = "/hpk/bin/images/hpk-bubble.tar";
-/// What `make dist` makes, unpacked without the image.
-const UNPACKED: Script = Script {
-    folder: "~/hpk",
-    file: "hpk.slurm",
-};
-
-fn home(testbed: &Testbed, script: &str) -> Result<String> {
-    testbed.on("hpc", "login", script).limit(240).success()
-}
 
 /// The file that the bubble on a host of the job that said `log` was started from.
 fn started_from(testbed: &Testbed, host: &str, log: &str) -> Result<String> {
@@ -151,7 +142,7 @@ pub fn an_image_that_cannot_be_had_is_named_with_what_to_do(context: &mut Contex
         "cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*-linux-*64.tar.gz --exclude=hpk-bubble.sif",
     )?;
     let seen = (|| {
-        let nowhere = refused(testbed, UNPACKED, "")?;
+        let nowhere = refused(testbed, DEPLOYED, "")?;
         says(
             &nowhere,
             &[
@@ -220,12 +211,12 @@ fn pinned(testbed: &Testbed) -> Result<()> {
         .on("hpc", "login", "cat >~/.hpk/policy.json")
         .input(policy)
         .success()?;
-    let last = refused(testbed, UNPACKED, "");
+    let last = refused(testbed, DEPLOYED, "");
     home(testbed, "rm ~/.hpk/policy.json")?;
     says(&last?, &[reference, "policy.json rejects it"])?;
 
     let before = home(testbed, STORED)?;
-    let two = Cluster::start_from(testbed, UNPACKED, 2, SIZE)?;
+    let two = Cluster::start_from(testbed, DEPLOYED, 2, SIZE)?;
     let log = cluster::log(testbed, "hpc", &two.job)?;
     let images = (|| {
         Ok::<_, anyhow::Error>((
@@ -255,7 +246,7 @@ fn pinned(testbed: &Testbed) -> Result<()> {
 
     // With the registry gone it is still there.
     testbed.cut("registry")?;
-    let again = Cluster::start_from(testbed, UNPACKED, 1, SIZE);
+    let again = Cluster::start_from(testbed, DEPLOYED, 1, SIZE);
     testbed.heal("registry")?;
     let again = again?;
     let log = cluster::log(testbed, "hpc", &again.job)?;

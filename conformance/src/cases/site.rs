@@ -10,18 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::jobs::is_whole;
 use super::{Context, SIZE};
-use crate::cluster::{self, Cluster, Script};
+use crate::cluster::{self, Cluster, DEPLOYED, home};
 use crate::testbed::{Output, Testbed};
-
-/// Where a user has it.
-const DEPLOYED: Script = Script {
-    folder: "~/hpk",
-    file: "hpk.slurm",
-};
-
-fn home(testbed: &Testbed, script: &str) -> Result<String> {
-    testbed.on("hpc", "login", script).limit(240).success()
-}
 
 /// What is done while no registry is to be had.
 fn without_registry<T>(testbed: &Testbed, work: impl FnOnce() -> Result<T>) -> Result<T> {

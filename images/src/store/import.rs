@@ -182,9 +182,12 @@ fn tars(dir: &Path) -> Result<Vec<(SystemTime, PathBuf)>, Error> {
     let mut tars = Vec::new();
     for path in listed(dir)? {
         if path.extension().is_some_and(|e| e == "tar") {
-            let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
-            let written = written.map_err(|e| Error::io("looking at", &path, e))?;
-            tars.push((written, path));
+            match fs::metadata(&path).and_then(|metadata| metadata.modified()) {
+                Ok(written) => tars.push((written, path)),
+                // Removed meanwhile, or a link that leads nowhere.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("looking at", &path, e)),
+            }
         }
     }
     tars.sort_by(|a, b| b.cmp(a));
@@ -245,6 +248,7 @@ mod tests {
         write(&at("c.tar"), "localhost/app:1", 1);
         write(&at("d.tar"), "localhost/other:1", 4);
         write(&at("e.tar.new"), "localhost/app:1", 5);
+        std::os::unix::fs::symlink("gone", at("link.tar")).unwrap();
         let app: Reference = "localhost/app:1".parse().unwrap();
         let wanted = move |_: &Path, names: &[Reference]| names.contains(&app);
         let found = Store::newest(dir.path(), wanted.clone()).await.unwrap();

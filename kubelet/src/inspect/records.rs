@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use hpk_shim_client::{Shim, TaskStatus};
 
 use crate::pod::record::{Instance, PodRecord};
+use crate::text;
 
 /// All pods of the node, the newest first.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Found {
 }
 
 impl Records {
-    /// Reads those in the kubelet's `run_dir`.
+    /// Reads those in the kubelet's `run_dir`; tells of each that can't be understood.
     pub fn read(run_dir: &Path) -> Result<Self> {
         let folder = run_dir.join("pods");
         let entries = match fs::read_dir(&folder) {
@@ -38,8 +39,11 @@ impl Records {
             let path = entry
                 .with_context(|| format!("list {}", folder.display()))?
                 .path();
-            // One that is gone meanwhile has no file.
-            pods.extend(PodRecord::load(&path)?);
+            match PodRecord::load(&path) {
+                // One that is gone meanwhile has no file.
+                Ok(found) => pods.extend(found),
+                Err(error) => eprintln!("hpk-kubelet: {}", text::chain(&error)),
+            }
         }
         pods.sort_by(|a, b| b.start_time.cmp(&a.start_time).then(a.uid.cmp(&b.uid)));
         Ok(Self(pods))
@@ -193,6 +197,9 @@ pub mod tests {
         pod("default", "web", &["app"])
             .save(&folder)
             .expect("saved");
+        let torn = dir.path().join("pods/torn");
+        fs::create_dir_all(&torn).expect("made");
+        fs::write(PodRecord::path(&torn), "{").expect("written");
         let read = Records::read(dir.path()).expect("read");
         assert_eq!(read.containers().count(), 1);
     }

@@ -83,12 +83,26 @@ fn amounts(
     )
 }
 
-/// Whether the container wants to be restarted for the change from `old` to its present resources.
-pub fn needs_restart(container: &Container, old: Option<&ResourceRequirements>) -> bool {
+/// Resources of a container and those of its pod as a whole, whose limits hold where the container has none.
+#[derive(Debug, Clone, Copy)]
+pub struct Within<'a> {
+    pub own: Option<&'a ResourceRequirements>,
+    pub whole: Option<&'a ResourceRequirements>,
+}
+
+impl Within<'_> {
+    /// Its own request, and the limit that holds for it.
+    fn amounts(self, name: &str) -> (Option<Quantity>, Option<Quantity>) {
+        let (request, limit) = amounts(self.own, name);
+        (request, limit.or_else(|| amounts(self.whole, name).1))
+    }
+}
+
+/// Whether the container wants to be restarted for the change from `old` to `new`.
+pub fn needs_restart(container: &Container, old: Within<'_>, new: Within<'_>) -> bool {
     container.resize_policy.iter().flatten().any(|policy| {
-        policy.restart_policy == "RestartContainer"
-            && amounts(old, &policy.resource_name)
-                != amounts(container.resources.as_ref(), &policy.resource_name)
+        let name = &policy.resource_name;
+        policy.restart_policy == "RestartContainer" && old.amounts(name) != new.amounts(name)
     })
 }
 
@@ -145,7 +159,30 @@ mod tests {
             )
             .expect("resources")
         };
-        assert!(!needs_restart(&container, Some(&old("2", "1Gi"))));
-        assert!(needs_restart(&container, Some(&old("1", "2Gi"))));
+        let restarts = |old: &ResourceRequirements, new: Option<&ResourceRequirements>| {
+            let within = |own| Within { own, whole: None };
+            needs_restart(&container, within(Some(old)), within(new))
+        };
+        let now = container.resources.as_ref();
+        assert!(!restarts(&old("2", "1Gi"), now));
+        assert!(restarts(&old("1", "2Gi"), now));
+    }
+
+    #[test]
+    fn the_pods_limit_counts_where_the_container_has_none() {
+        let container = spec("1").containers.remove(0);
+        let limit = |memory: &str| -> ResourceRequirements {
+            serde_json::from_value(json!({"limits": {"memory": memory}})).expect("resources")
+        };
+        let (small, large, own) = (limit("1Gi"), limit("2Gi"), limit("64Mi"));
+        let restarts = |own| {
+            let within = |whole| Within {
+                own,
+                whole: Some(whole),
+            };
+            needs_restart(&container, within(&small), within(&large))
+        };
+        assert!(restarts(None));
+        assert!(!restarts(Some(&own)));
     }
 }

@@ -141,6 +141,7 @@ pub struct Target {
 /// Creates and starts the container; its pid.
 pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Error> {
     let objects = fetch(agent, &wanted.pod, &wanted.container).await?;
+    let _turn = agent.turns.container().await;
     let bundle = wanted.paths.bundle(&wanted.id);
     let beside = target_pid(shim, wanted).await?;
     let (rootfs, sub_paths) = write_bundle(agent, wanted, &objects, beside, &bundle)?;

@@ -7,7 +7,8 @@
 //! - `record`: what survives the kubelet; `live`: what doesn't
 //! - `paths`: where a pod's files are
 //! - `runtime_class`: whether the node has the runtime asked for
-//! - `sandbox`, `container`, `group`, `kill`: doing it, through CNI and shim; `termination`: what an end leaves to be read
+//! - `sandbox`, `container`, `group`, `kill`: doing it, through CNI and shim; `termination`: what an end leaves to be read;
+//!   `turns`: how many pods' at a time
 //! - `worker`: one task per pod, which looks, acts, and hears what came of it
 //! - `statics`: those among them that come from a folder of this node
 //! - `set`: the watch on the API server, and all workers
@@ -31,4 +32,5 @@ pub mod state;
 pub mod statics;
 pub mod sysctls;
 pub mod termination;
+pub mod turns;
 pub mod worker;

@@ -260,7 +260,8 @@ impl PodRecord {
         self.containers.entry(name.to_owned()).or_default()
     }
 
-    fn path(dir: &Path) -> PathBuf {
+    /// The file in the pod's run folder.
+    pub fn path(dir: &Path) -> PathBuf {
         dir.join("pod.json")
     }
 

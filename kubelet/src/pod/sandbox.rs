@@ -97,6 +97,7 @@ pub async fn create(
     let runtime = &agent.config.args.runtime;
     runtime_class::check(&agent.reader, &pod, runtime).await?;
     write_files(&agent, &pod, &paths)?;
+    let _turn = agent.turns.sandbox().await;
     if let Some(netns) = &record.netns {
         agent
             .network

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::jiff::SignedDuration;
 
 use super::{Plan, Step, View, roles};
-use crate::pod::allocation;
+use crate::pod::allocation::{self, Within};
 use crate::spec::limits::Limits;
 
 /// How often a resize that didn't fit is looked at again; other pods may have gone.
@@ -49,11 +49,16 @@ fn resize(view: &View<'_>, container: &Container, plan: &mut Plan) -> bool {
         // Its next start takes what is promised then.
         return true;
     };
-    let (old, new) = (current.resources.as_ref(), container.resources.as_ref());
-    let whole = (current.whole.as_ref(), view.spec.resources.as_ref());
-    if allocation::same(old, new)
-        && Limits::of_container(old, whole.0) == Limits::of_container(new, whole.1)
-    {
+    let old = Within {
+        own: current.resources.as_ref(),
+        whole: current.whole.as_ref(),
+    };
+    let new = Within {
+        own: container.resources.as_ref(),
+        whole: view.spec.resources.as_ref(),
+    };
+    let limits = |it: Within<'_>| Limits::of_container(it.own, it.whole);
+    if allocation::same(old.own, new.own) && limits(old) == limits(new) {
         return true;
     }
     let live = view.live.containers.get(&container.name);
@@ -61,7 +66,7 @@ fn resize(view: &View<'_>, container: &Container, plan: &mut Plan) -> bool {
     if !current.is_running() || busy {
         return false;
     }
-    if allocation::needs_restart(container, old) {
+    if allocation::needs_restart(container, old, new) {
         plan.step(Step::StopContainer {
             container: container.name.clone(),
             grace: view.spec.termination_grace_period_seconds.unwrap_or(30),
