@@ -28,7 +28,10 @@ use crate::volumes::apply::Sources;
 /// The node agent.
 pub struct Agent {
     pub config: Config,
+    /// For what the node itself has to say and to ask, which never waits for pods.
     pub client: Client,
+    /// For pods: so many requests at a time, and the others after them.
+    pub pods_client: Client,
     pub reader: Reader,
     pub recorder: Recorder,
     pub images: Images,

@@ -13,6 +13,7 @@ use hpk_shim_client::{Bootstrap, serve_events};
 use hpk_userns::Mapped;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
@@ -21,6 +22,7 @@ use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
+use tower::limit::ConcurrencyLimitLayer;
 use tracing::{info, trace, warn};
 
 use crate::agent::Agent;
@@ -44,6 +46,9 @@ use crate::text;
 
 /// containerd namespace given to shims: that of the stock kubelet's containers.
 const SHIM_NAMESPACE: &str = "k8s.io";
+
+/// Requests to the API server for pods that are under way at a time.
+const REQUESTS: usize = 16;
 
 /// Runs the kubelet.
 pub fn run(args: Args) -> Result<()> {
@@ -116,7 +121,10 @@ async fn assemble(config: Config) -> Result<Agent> {
     for dir in [&args.root_dir, &paths::runs(&config)] {
         paths::private_dir(dir).with_context(|| format!("make {}", dir.display()))?;
     }
-    let client = connect(&args).await?;
+    let (client, pods_client) = (
+        connect(&args, None).await?,
+        connect(&args, Some(REQUESTS)).await?,
+    );
     let images = Images::open(&args).await.context("open the image store")?;
     let events = args.run_dir.join("shim-events.sock");
     let bootstrap = Bootstrap::new(&args.runtime, SHIM_NAMESPACE, &events);
@@ -128,8 +136,8 @@ async fn assemble(config: Config) -> Result<Agent> {
         host: resolv_conf,
     };
     let mut agent = Agent {
-        reader: Reader::new(client.clone()),
-        recorder: Recorder::start(client.clone(), &args.node_name),
+        reader: Reader::new(pods_client.clone()),
+        recorder: Recorder::start(pods_client.clone(), &args.node_name),
         network: Network::new(&args),
         turns: Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
         devices: Devices::new(config.devices.clone()),
@@ -149,6 +157,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         cgroups: hpk_cgroup::hierarchies::probe().context("look for cgroups")?,
         config,
         client,
+        pods_client,
         images,
         bootstrap,
         resolver,
@@ -157,7 +166,9 @@ async fn assemble(config: Config) -> Result<Agent> {
     Ok(agent)
 }
 
-async fn connect(args: &Args) -> Result<Client> {
+/// A client of the API server; at most so many of its requests are under way at a time. (Without, each pod of a hundred has a
+/// connection of its own, which stays open for a minute and a half and costs both sides memory.)
+async fn connect(args: &Args, most: Option<usize>) -> Result<Client> {
     let path = args.kubeconfig.display();
     let file = Kubeconfig::read_from(&args.kubeconfig).with_context(|| format!("read {path}"))?;
     let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
@@ -165,7 +176,15 @@ async fn connect(args: &Args) -> Result<Client> {
         .with_context(|| format!("use {path}"))?;
     // Watches are silent for minutes; their own timeouts end them.
     config.read_timeout = None;
-    Client::try_from(config).with_context(|| format!("make a client from {path}"))
+    let builder =
+        ClientBuilder::try_from(config).with_context(|| format!("make a client from {path}"))?;
+    Ok(match most {
+        None => builder.build(),
+        // A watch counts until its first word.
+        Some(most) => builder
+            .with_layer(&ConcurrencyLimitLayer::new(most))
+            .build(),
+    })
 }
 
 fn watch_services(client: Client) -> Store<Service> {

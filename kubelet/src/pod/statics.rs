@@ -85,7 +85,7 @@ impl Mirrors {
         let seen = watch::Sender::new(self.known.get(&name).cloned());
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let work = mirror::keep(
-            self.agent.client.clone(),
+            self.agent.pods_client.clone(),
             self.node.clone(),
             pod.clone(),
             seen.subscribe(),
@@ -121,7 +121,7 @@ impl Mirrors {
     }
 
     fn delete(&self, mirror: Pod) {
-        let client = self.agent.client.clone();
+        let client = self.agent.pods_client.clone();
         tokio::spawn(async move {
             if let Err(error) = mirror::delete(&client, &mirror).await {
                 tracing::warn!(%error, "can't delete the mirror of a pod that doesn't run");

@@ -201,7 +201,7 @@ impl Worker {
 
     fn delete_from_api(&mut self) {
         self.live.deleting.begin();
-        let client = self.agent.client.clone();
+        let client = self.agent.pods_client.clone();
         let address = super::address(&self.record);
         let host_ips = self.agent.facts.host_ips.clone();
         let last = status::compute(&status::Inputs {

@@ -90,7 +90,7 @@ pub fn start(
     let record = record.unwrap_or_else(|| PodRecord::new(&pod, Timestamp::now()));
     let deletion = deletion(&pod);
     let known = pod.status.clone();
-    let status = status::sync::Sender::start(agent.client.clone(), address(&record), known);
+    let status = status::sync::Sender::start(agent.pods_client.clone(), address(&record), known);
     let (sender, worker) = build(agent, pod, record, deletion, status);
     (Handle { sender }, worker.run())
 }
@@ -120,7 +120,7 @@ pub fn start_orphan(
     let deletion = Deletion::Gone {
         grace: record.grace_seconds,
     };
-    let status = status::sync::Sender::start(agent.client.clone(), address(&record), None);
+    let status = status::sync::Sender::start(agent.pods_client.clone(), address(&record), None);
     let (sender, worker) = build(agent, Arc::new(pod), record, Some(deletion), status);
     (Handle { sender }, worker.run())
 }
