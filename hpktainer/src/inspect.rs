@@ -80,6 +80,9 @@ pub async fn find_image(store: &Store, wanted: &str) -> anyhow::Result<Option<Im
     let begins = |digest: &str| digest.trim_start_matches("sha256:").starts_with(begin);
     let is_meant = |image: &Image| begins(&image.digest) || begins(&image.config_digest);
     let mut meant: Vec<Image> = store.list().await?.into_iter().filter(is_meant).collect();
+    // One that has several names is there as often.
+    meant.sort_by(|a, b| a.digest.cmp(&b.digest));
+    meant.dedup_by(|a, b| a.digest == b.digest);
     match (meant.pop(), meant.is_empty()) {
         (Some(image), false) => {
             meant.push(image);

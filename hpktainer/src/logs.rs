@@ -118,7 +118,7 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         // Asked before the reading: what came until the end is still read.
         let is_past = args
             .until
-            .is_some_and(|until| OffsetDateTime::now_utc() >= until);
+            .is_some_and(|until| OffsetDateTime::now_utc() >= until + LOOK);
         let ended = !args.follow || is_past || has_ended(config, &record.id).await?;
         print_new(&mut log, &wanted)?;
         if ended {

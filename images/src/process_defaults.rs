@@ -84,19 +84,23 @@ pub fn signal_number(text: &str) -> Option<u32> {
     const RT_MAX: u32 = 64;
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let number = if let Ok(number) = text.parse() {
+    let digits = |text: &str| {
+        let all = text.chars().all(|c| c.is_ascii_digit());
+        all.then(|| text.parse::<u32>().ok()).flatten()
+    };
+    let number = if let Some(number) = digits(text) {
         number
     } else if let Some(above) = name.strip_prefix("RTMIN") {
         let above = above
             .strip_prefix('+')
-            .map_or(above.is_empty().then_some(0), |n| n.parse().ok());
+            .map_or(above.is_empty().then_some(0), digits);
         RT_MIN
             .checked_add(above?)
             .filter(|number| *number <= RT_MAX)?
     } else if let Some(below) = name.strip_prefix("RTMAX") {
         let below = below
             .strip_prefix('-')
-            .map_or(below.is_empty().then_some(0), |n| n.parse().ok());
+            .map_or(below.is_empty().then_some(0), digits);
         RT_MAX
             .checked_sub(below?)
             .filter(|number| *number >= RT_MIN)?
@@ -190,7 +194,9 @@ mod tests {
         for (text, number) in known {
             assert_eq!(signal_number(text), Some(number), "{text}");
         }
-        for text in ["nonsense", "", "0", "65", "RTMIN3", "RTMIN+31", "RTMAX-31"] {
+        for text in [
+            "nonsense", "", "0", "65", "RTMIN3", "RTMIN+31", "RTMAX-31", "RTMIN++3", "+15",
+        ] {
             assert_eq!(signal_number(text), None, "{text}");
         }
     }

@@ -28,9 +28,9 @@ use crate::volumes::apply::Sources;
 /// The node agent.
 pub struct Agent {
     pub config: Config,
-    /// For what the node itself has to say and to ask, which never waits for pods.
+    /// For the node itself, for watches and for events, which are told one by one.
     pub client: Client,
-    /// For pods: so many requests at a time, and the others after them.
+    /// For each pod's own requests: so many at a time, and the others after them.
     pub pods_client: Client,
     pub reader: Reader,
     pub recorder: Recorder,

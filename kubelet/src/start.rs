@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
@@ -23,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tower::limit::ConcurrencyLimitLayer;
+use tower::timeout::TimeoutLayer;
 use tracing::{info, trace, warn};
 
 use crate::agent::Agent;
@@ -49,6 +51,8 @@ const SHIM_NAMESPACE: &str = "k8s.io";
 
 /// Requests to the API server for pods that are under way at a time.
 const REQUESTS: usize = 16;
+/// How long each may take, with all repetitions: one without an answer must not keep its place from others for ever.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the kubelet.
 pub fn run(args: Args) -> Result<()> {
@@ -121,10 +125,9 @@ async fn assemble(config: Config) -> Result<Agent> {
     for dir in [&args.root_dir, &paths::runs(&config)] {
         paths::private_dir(dir).with_context(|| format!("make {}", dir.display()))?;
     }
-    let (client, pods_client) = (
-        connect(&args, None).await?,
-        connect(&args, Some(REQUESTS)).await?,
-    );
+    let api = client_config(&args).await?;
+    let made = client(api.clone()).and_then(|node| Ok((node, pods_client(api)?)));
+    let (client, pods_client) = made.context("make clients of the API server")?;
     let images = Images::open(&args).await.context("open the image store")?;
     let events = args.run_dir.join("shim-events.sock");
     let bootstrap = Bootstrap::new(&args.runtime, SHIM_NAMESPACE, &events);
@@ -137,7 +140,7 @@ async fn assemble(config: Config) -> Result<Agent> {
     };
     let mut agent = Agent {
         reader: Reader::new(pods_client.clone()),
-        recorder: Recorder::start(pods_client.clone(), &args.node_name),
+        recorder: Recorder::start(client.clone(), &args.node_name),
         network: Network::new(&args),
         turns: Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
         devices: Devices::new(config.devices.clone()),
@@ -166,9 +169,21 @@ async fn assemble(config: Config) -> Result<Agent> {
     Ok(agent)
 }
 
-/// A client of the API server; at most so many of its requests are under way at a time. (Without, each pod of a hundred has a
-/// connection of its own, which stays open for a minute and a half and costs both sides memory.)
-async fn connect(args: &Args, most: Option<usize>) -> Result<Client> {
+/// For the node itself: watches, too.
+fn client(config: kube::Config) -> Result<Client, kube::Error> {
+    ClientBuilder::try_from(config).map(ClientBuilder::build)
+}
+
+/// For pods: so many requests at a time, each of them until its answer begins, or too long. (Unlimited, each pod of a
+/// hundred has a connection of its own, which stays open for a minute and a half and costs both sides memory.)
+fn pods_client(config: kube::Config) -> Result<Client, kube::Error> {
+    let builder = ClientBuilder::try_from(config)?
+        .with_layer(&TimeoutLayer::new(REQUEST_LIMIT))
+        .with_layer(&ConcurrencyLimitLayer::new(REQUESTS));
+    Ok(builder.build())
+}
+
+async fn client_config(args: &Args) -> Result<kube::Config> {
     let path = args.kubeconfig.display();
     let file = Kubeconfig::read_from(&args.kubeconfig).with_context(|| format!("read {path}"))?;
     let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
@@ -176,15 +191,7 @@ async fn connect(args: &Args, most: Option<usize>) -> Result<Client> {
         .with_context(|| format!("use {path}"))?;
     // Watches are silent for minutes; their own timeouts end them.
     config.read_timeout = None;
-    let builder =
-        ClientBuilder::try_from(config).with_context(|| format!("make a client from {path}"))?;
-    Ok(match most {
-        None => builder.build(),
-        // A watch counts until its first word.
-        Some(most) => builder
-            .with_layer(&ConcurrencyLimitLayer::new(most))
-            .build(),
-    })
+    Ok(config)
 }
 
 fn watch_services(client: Client) -> Store<Service> {

@@ -177,7 +177,12 @@ async fn supervise(
         // It may be seen before the end of the process that had them, or that one has closed them and goes on.
         match pipes.are_over() {
             Ok(false) => {}
-            Ok(true) => return,
+            Ok(true) => {
+                if end.code != 0 {
+                    log::warn!("logger of {} ended with code {}", owner.id, end.code);
+                }
+                return;
+            }
             Err(e) => log::error!("logger of {}: looking at its pipes: {e}", owner.id),
         }
         if state.process_ended.load(Ordering::Relaxed) {

@@ -94,6 +94,8 @@ impl Within<'_> {
     /// Its own request, and the limit that holds for it.
     fn amounts(self, name: &str) -> (Option<Quantity>, Option<Quantity>) {
         let (request, limit) = amounts(self.own, name);
+        // As `Limits::of_container`: none is 0, too.
+        let limit = limit.filter(|limit| *limit > Quantity::default());
         (request, limit.or_else(|| amounts(self.whole, name).1))
     }
 }
@@ -184,5 +186,6 @@ mod tests {
         };
         assert!(restarts(None));
         assert!(!restarts(Some(&own)));
+        assert!(restarts(Some(&limit("0"))));
     }
 }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::group;
@@ -34,6 +35,8 @@ use crate::{api, devices, text};
 /// Why a container didn't start.
 #[derive(Debug, Error)]
 pub enum Error {
+    #[error("the pod is to end")]
+    Unwanted,
     #[error(transparent)]
     Fetch(#[from] api::Error),
     #[error(transparent)]
@@ -103,7 +106,9 @@ impl Error {
             | Error::Profile { .. }
             | Error::Target { .. }
             | Error::SubPath { .. } => Blame::Config,
-            Error::File { .. } | Error::Bundle(_) | Error::Device(_) => Blame::Node,
+            Error::File { .. } | Error::Bundle(_) | Error::Device(_) | Error::Unwanted => {
+                Blame::Node
+            }
             Error::Create { .. } | Error::Start { .. } => Blame::Runtime,
         }
     }
@@ -125,6 +130,8 @@ pub struct Start {
     /// Whose processes it is to see, if it is an ephemeral container that says so.
     pub target: Option<Target>,
     pub paths: Paths,
+    /// Cancelled when the pod is to end.
+    pub unwanted: CancellationToken,
     pub id: String,
     pub attempt: u32,
     pub log: PathBuf,
@@ -141,7 +148,8 @@ pub struct Target {
 /// Creates and starts the container; its pid.
 pub async fn start(agent: &Agent, shim: &Shim, wanted: &Start) -> Result<u32, Error> {
     let objects = fetch(agent, &wanted.pod, &wanted.container).await?;
-    let _turn = agent.turns.container().await;
+    let turn = agent.turns.container(&wanted.unwanted).await;
+    let _turn = turn.ok_or(Error::Unwanted)?;
     let bundle = wanted.paths.bundle(&wanted.id);
     let beside = target_pid(shim, wanted).await?;
     let (rootfs, sub_paths) = write_bundle(agent, wanted, &objects, beside, &bundle)?;

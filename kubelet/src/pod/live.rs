@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::images::Ready as ReadyImage;
 use crate::volumes::Mounted;
@@ -172,6 +173,8 @@ pub struct Live {
     pub deleting: Op<()>,
     /// The cgroup around its containers' is being given other limits.
     pub resizing: Op<()>,
+    /// Cancelled when the pod is to end: nothing more of it waits for a turn.
+    pub unwanted: CancellationToken,
     /// When containers began to be stopped: their grace is the pod's, all in all.
     pub ending_since: Option<Timestamp>,
     pub containers: BTreeMap<String, LiveContainer>,

@@ -11,6 +11,7 @@ use hpk_shim_client::{CreateRequest, Mount, Shim, Stdio, delete_binary, read_add
 use k8s_openapi::api::core::v1::Pod;
 use nix::mount::{MsFlags, mount};
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::group;
@@ -25,6 +26,8 @@ use crate::{mounts, text};
 
 #[derive(Debug, Error)]
 pub enum Error {
+    #[error("the pod is to end")]
+    Unwanted,
     #[error("can't {action} {path}")]
     File {
         action: &'static str,
@@ -93,11 +96,16 @@ pub async fn create(
     pod: Arc<Pod>,
     paths: Paths,
     record: SandboxRecord,
+    unwanted: CancellationToken,
 ) -> Result<Created, Error> {
     let runtime = &agent.config.args.runtime;
     runtime_class::check(&agent.reader, &pod, runtime).await?;
     write_files(&agent, &pod, &paths)?;
-    let _turn = agent.turns.sandbox().await;
+    let _turn = agent
+        .turns
+        .sandbox(&unwanted)
+        .await
+        .ok_or(Error::Unwanted)?;
     if let Some(netns) = &record.netns {
         agent
             .network

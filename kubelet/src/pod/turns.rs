@@ -4,74 +4,96 @@
 //! the end of the whole work. In turns the first run after a part of it, and the last no later. Sandboxes and containers
 //! have turns of their own, so that a pod whose sandbox is there goes on while others' are being made.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// So many at a time for each processor: each waits a part of its time, for a disk or another process.
 const FOR_EACH_PROCESSOR: usize = 2;
 /// At least so many, whatever the processors.
 const FEWEST: usize = 4;
-/// Longest wait for a turn: what hangs holds up others no longer than this.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A turn ends after this at the latest, so that what hangs doesn't hold up others for ever.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// The node's turns.
 #[derive(Debug)]
 pub struct Turns {
-    sandboxes: Semaphore,
-    containers: Semaphore,
+    sandboxes: Arc<Semaphore>,
+    containers: Arc<Semaphore>,
 }
 
-/// A turn, until dropped; none where it was waited for too long.
+/// A turn, until dropped or too long.
 #[derive(Debug)]
-pub struct Turn<'a>(#[allow(dead_code)] Option<SemaphorePermit<'a>>);
+pub struct Turn(#[allow(dead_code)] oneshot::Sender<()>);
 
 impl Turns {
     pub fn new(processors: usize) -> Self {
         let many = processors.saturating_mul(FOR_EACH_PROCESSOR).max(FEWEST);
         let many = many.min(Semaphore::MAX_PERMITS);
         Self {
-            sandboxes: Semaphore::new(many),
-            containers: Semaphore::new(many),
+            sandboxes: Arc::new(Semaphore::new(many)),
+            containers: Arc::new(Semaphore::new(many)),
         }
     }
 
-    /// For making a sandbox; first come, first served.
-    pub async fn sandbox(&self) -> Turn<'_> {
-        turn(&self.sandboxes).await
+    /// For making a sandbox; first come, first served. None if it is `unwanted` before.
+    pub async fn sandbox(&self, unwanted: &CancellationToken) -> Option<Turn> {
+        turn(&self.sandboxes, unwanted).await
     }
 
     /// For starting a container.
-    pub async fn container(&self) -> Turn<'_> {
-        turn(&self.containers).await
+    pub async fn container(&self, unwanted: &CancellationToken) -> Option<Turn> {
+        turn(&self.containers, unwanted).await
     }
 }
 
-async fn turn(of: &Semaphore) -> Turn<'_> {
-    let waited = tokio::time::timeout(PATIENCE, of.acquire()).await;
+async fn turn(of: &Arc<Semaphore>, unwanted: &CancellationToken) -> Option<Turn> {
+    let permit = unwanted.run_until_cancelled(Arc::clone(of).acquire_owned());
     // It is never closed.
-    Turn(waited.ok().and_then(Result::ok))
+    let permit: OwnedSemaphorePermit = permit.await?.ok()?;
+    let (turn, ended) = oneshot::channel();
+    tokio::spawn(async move {
+        // Either way it is over.
+        let _ = tokio::time::timeout(LONGEST, ended).await;
+        drop(permit);
+    });
+    Some(Turn(turn))
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_is_waited_for_until_it_is_given_back_or_too_long() {
-        let turns = Turns::new(1);
+    async fn a_turn_is_waited_for_until_another_ends_or_was_too_long() {
+        let (turns, wanted) = (Turns::new(1), CancellationToken::new());
         let mut taken = Vec::new();
         for _ in 0..FEWEST {
-            taken.push(turns.container().await);
+            taken.push(turns.container(&wanted).await.expect("a turn"));
         }
-        let begun = tokio::time::Instant::now();
-        drop(turns.sandbox().await);
-        assert_eq!(begun.elapsed(), Duration::ZERO);
+        let begun = Instant::now();
+        drop(turns.sandbox(&wanted).await.expect("a turn"));
         drop(taken.pop());
-        let again = turns.container().await;
+        let _again = turns.container(&wanted).await.expect("a turn");
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        assert!(again.0.is_some());
-        assert!(turns.container().await.0.is_none());
-        assert!(begun.elapsed() >= PATIENCE);
+        let _next = turns.container(&wanted).await.expect("a turn");
+        assert_eq!(begun.elapsed(), LONGEST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_longer_wanted_gives_its_place_up() {
+        let (turns, unwanted) = (Turns::new(1), CancellationToken::new());
+        let mut taken = Vec::new();
+        for _ in 0..FEWEST {
+            taken.push(turns.sandbox(&unwanted).await.expect("a turn"));
+        }
+        let begun = Instant::now();
+        let (waited, ()) = tokio::join!(turns.sandbox(&unwanted), async { unwanted.cancel() });
+        assert!(waited.is_none());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

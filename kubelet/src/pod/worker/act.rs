@@ -38,6 +38,7 @@ impl Worker {
                     self.record.allocation = allocation::of(&self.spec);
                 }
                 if matches!(state, State::Finishing | State::Terminating) {
+                    self.live.unwanted.cancel();
                     self.live.ending_since = Some(Timestamp::now());
                 }
                 self.go(state);
@@ -138,9 +139,10 @@ impl Worker {
             return self.no_sandbox("the pod's state can't be written".to_owned());
         }
         let (agent, pod) = (Arc::clone(&self.agent), Arc::clone(&self.pod));
-        let paths = self.paths.clone();
+        let (paths, unwanted) = (self.paths.clone(), self.live.unwanted.clone());
         self.spawn(async move {
-            Signal::SandboxMade(Box::new(sandbox::create(agent, pod, paths, intent).await))
+            let made = sandbox::create(agent, pod, paths, intent, unwanted).await;
+            Signal::SandboxMade(Box::new(made))
         });
     }
 

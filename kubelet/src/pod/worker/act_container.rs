@@ -125,6 +125,7 @@ impl Worker {
                 name: target.to_owned(),
             }),
             paths: self.paths.clone(),
+            unwanted: self.live.unwanted.clone(),
             id: id.clone(),
             attempt,
             log: self.paths.log(name, attempt),

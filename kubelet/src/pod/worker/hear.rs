@@ -194,6 +194,10 @@ impl Worker {
                 self.shim = Some(created.shim);
                 self.wait_for_sandbox(&id);
             }
+            Err(sandbox::Error::Unwanted) => {
+                self.live.sandbox = Op::Idle;
+                self.live.removing = Op::Idle;
+            }
             Err(error) => {
                 let message = text::chain(&error);
                 self.tell(

@@ -76,6 +76,7 @@ impl Worker {
         }
         match outcome {
             Ok(_) => self.began(name, id),
+            Err(container::Error::Unwanted) => self.undo_start(name),
             Err(error) => self.did_not_begin(name, &error),
         }
     }
