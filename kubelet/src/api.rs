@@ -153,13 +153,15 @@ impl Reader {
         };
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let post = PostParams::default();
-        let answer = authorised(|| api.create_token_request(account, &post, &request))
-            .await
-            .map_err(|source| Error::Token {
-                namespace: namespace.to_owned(),
-                name: account.to_owned(),
-                source: Box::new(source),
-            })?;
+        let answer = caught_up(&[403, 404], || {
+            api.create_token_request(account, &post, &request)
+        })
+        .await
+        .map_err(|source| Error::Token {
+            namespace: namespace.to_owned(),
+            name: account.to_owned(),
+            source: Box::new(source),
+        })?;
         let empty = || Error::EmptyToken(format!("{namespace}/{account}"));
         let status = answer.status.ok_or_else(empty)?;
         let value = status.token.filter(|t| !t.is_empty()).ok_or_else(empty)?;
@@ -202,7 +204,7 @@ async fn read<K>(
 where
     K: Clone + Debug + DeserializeOwned,
 {
-    authorised(|| api.get_opt(name))
+    caught_up(&[403], || api.get_opt(name))
         .await
         .map_err(|source| Error::Read {
             kind,
@@ -211,9 +213,9 @@ where
         })
 }
 
-/// The Node authorizer learns of a binding by its own watch, a moment after us: a 403 right after
-/// is asked again, up to 0.6 s.
-async fn authorised<T, F, Fut>(call: F) -> Result<T, kube::Error>
+/// The Node authorizer and the admission NodeRestriction learn of pods by watches of their own, a moment after us: what they
+/// refuse with one of `codes` (the latter with 404, of tokens) is asked again, up to 0.6 s.
+async fn caught_up<T, F, Fut>(codes: &[u16], call: F) -> Result<T, kube::Error>
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<T, kube::Error>>,
@@ -222,7 +224,7 @@ where
     loop {
         match call().await {
             Err(kube::Error::Api(status))
-                if status.code == 403 && wait <= Duration::from_millis(320) =>
+                if codes.contains(&status.code) && wait <= Duration::from_millis(320) =>
             {
                 tokio::time::sleep(wait).await;
                 wait *= 2;
