@@ -77,7 +77,7 @@ pub fn for_container(
     })
 }
 
-/// The number of a signal: `SIGQUIT`, `QUIT` or `3`.
+/// The number of a signal: `SIGQUIT`, `quit`, `3`, `RTMIN+3`; as docker takes them.
 pub fn signal_number(text: &str) -> Option<u32> {
     // The first and the last real-time signal that a C library leaves to programs.
     const RT_MIN: u32 = 34;
@@ -88,27 +88,22 @@ pub fn signal_number(text: &str) -> Option<u32> {
         let all = text.chars().all(|c| c.is_ascii_digit());
         all.then(|| text.parse::<u32>().ok()).flatten()
     };
-    let number = if let Some(number) = digits(text) {
-        number
-    } else if let Some(above) = name.strip_prefix("RTMIN") {
-        let above = above
-            .strip_prefix('+')
-            .map_or(above.is_empty().then_some(0), digits);
-        RT_MIN
-            .checked_add(above?)
-            .filter(|number| *number <= RT_MAX)?
-    } else if let Some(below) = name.strip_prefix("RTMAX") {
-        let below = below
-            .strip_prefix('-')
-            .map_or(below.is_empty().then_some(0), digits);
-        RT_MAX
-            .checked_sub(below?)
-            .filter(|number| *number >= RT_MIN)?
-    } else {
-        let named: nix::sys::signal::Signal = format!("SIG{name}").parse().ok()?;
-        (named as i32).unsigned_abs()
+    // How far from one of those two: nothing, or a sign and a number.
+    let distance = |rest: &str, sign: char| match rest {
+        "" => Some(0),
+        _ => digits(rest.strip_prefix(sign)?).filter(|distance| *distance <= RT_MAX - RT_MIN),
     };
-    (1..=RT_MAX).contains(&number).then_some(number)
+    if let Some(number) = digits(text) {
+        return (1..=RT_MAX).contains(&number).then_some(number);
+    }
+    if let Some(above) = name.strip_prefix("RTMIN") {
+        return Some(RT_MIN + distance(above, '+')?);
+    }
+    if let Some(below) = name.strip_prefix("RTMAX") {
+        return Some(RT_MAX - distance(below, '-')?);
+    }
+    let named: nix::sys::signal::Signal = format!("SIG{name}").parse().ok()?;
+    Some((named as i32).unsigned_abs())
 }
 
 /// Lays `over` upon `base` by name: a known name gets the new value in its old place, a new one comes last.

@@ -126,7 +126,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         paths::private_dir(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     let api = client_config(&args).await?;
-    let made = client(api.clone()).and_then(|node| Ok((node, pods_client(api)?)));
+    let made = Client::try_from(api.clone()).and_then(|node| Ok((node, pods_client(api)?)));
     let (client, pods_client) = made.context("make clients of the API server")?;
     let images = Images::open(&args).await.context("open the image store")?;
     let events = args.run_dir.join("shim-events.sock");
@@ -167,11 +167,6 @@ async fn assemble(config: Config) -> Result<Agent> {
     };
     agent.facts.allocatable = object::allocatable(&agent.config, &observe::observe(&agent));
     Ok(agent)
-}
-
-/// For the node itself: watches, too.
-fn client(config: kube::Config) -> Result<Client, kube::Error> {
-    ClientBuilder::try_from(config).map(ClientBuilder::build)
 }
 
 /// For pods: so many requests at a time, each of them until its answer begins, or too long. (Unlimited, each pod of a

@@ -221,6 +221,7 @@ pub const TABLE: &[Case] = table! {
         a_deployment_spreads_and_rolls
         a_failing_container_is_restarted_with_back_off
         a_rule_restarts_a_container_by_its_exit_code
+        a_pod_that_another_says_is_not_ready_is_ready_again
         a_pod_ends_within_its_grace_period
         an_unready_pod_gets_no_traffic
         an_ephemeral_container_sees_its_targets_processes;

@@ -348,6 +348,36 @@ pub fn a_rule_restarts_a_container_by_its_exit_code(context: &mut Context) -> Re
     })
 }
 
+/// As the node lifecycle controller does where a node seems to be gone.
+const NOT_READY: &str = r#"{"status":{"conditions":[{"type":"Ready","status":"False"}]}}"#;
+
+pub fn a_pod_that_another_says_is_not_ready_is_ready_again(context: &mut Context) -> Result<()> {
+    in_namespace(context, "overwritten", |cluster, namespace| {
+        cluster
+            .kubectl(&format!(
+                "-n {namespace} run told --image=busybox:1.37 -- sleep 86400"
+            ))
+            .success()?;
+        cluster.wait(namespace, "--for=condition=Ready pod/told", 60)?;
+        let patched = cluster
+            .kubectl(&format!(
+                "-n {namespace} patch pod told --subresource=status -o json -p '{NOT_READY}'"
+            ))
+            .success()?;
+        ensure!(is_ready(&patched)? == Some(false), "{patched}");
+        cluster.wait(namespace, "--for=condition=Ready pod/told", 30)
+    })
+}
+
+fn is_ready(pod: &str) -> Result<Option<bool>> {
+    let pod: serde_json::Value = serde_json::from_str(pod)?;
+    let conditions = pod["status"]["conditions"].as_array();
+    let mut all = conditions.into_iter().flatten();
+    Ok(all
+        .find(|condition| condition["type"] == "Ready")
+        .map(|condition| condition["status"] == "True"))
+}
+
 pub fn a_pod_ends_within_its_grace_period(context: &mut Context) -> Result<()> {
     in_namespace(context, "grace", |cluster, namespace| {
         let pod = |name: &str, trap: &str, grace: u32| {

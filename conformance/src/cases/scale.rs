@@ -121,10 +121,10 @@ fn await_kubelet(cluster: &Cluster, namespace: &str, pod: &str) -> Result<()> {
     })
 }
 
-/// MB.
+/// MB. Of the oldest: until it execs, a program that the kubelet starts has its command line, too.
 fn resident(testbed: &Testbed) -> Result<f64> {
     let script =
-        format!("cat /proc/$(pgrep -f '{KUBELET}')/status | awk '/^VmRSS/ {{ print $2 }}'");
+        format!("cat /proc/$(pgrep -of '{KUBELET}')/status | awk '/^VmRSS/ {{ print $2 }}'");
     let text = testbed.on("root", NODE, script).success()?;
     let kib: f64 = text
         .trim()

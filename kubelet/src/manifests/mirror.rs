@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{HASH, MIRROR, annotation, full_name};
-use crate::status::sync::{self, Address};
+use crate::status::sync::{self, Address, Known};
 use crate::text;
 
 /// Between two tries at what the API server refused.
@@ -81,10 +81,13 @@ pub async fn keep(
     mut seen: watch::Receiver<Option<Pod>>,
     mut status: watch::Receiver<Option<PodStatus>>,
 ) {
-    let mut told: Option<(String, PodStatus)> = None;
+    let mut told: Option<(String, Known)> = None;
     loop {
         let mirror = seen.borrow_and_update().clone();
         let latest = status.borrow_and_update().clone();
+        if let (Some((_, known)), Some(mirror)) = (&mut told, &mirror) {
+            known.hear(mirror);
+        }
         let step = next(&pod, mirror.as_ref());
         let done = apply(&client, &node, &pod, &step, latest, &mut told).await;
         let retry = match done {
@@ -124,7 +127,7 @@ async fn apply(
     pod: &Pod,
     step: &Step,
     latest: Option<PodStatus>,
-    told: &mut Option<(String, PodStatus)>,
+    told: &mut Option<(String, Known)>,
 ) -> Result<Duration, kube::Error> {
     let (namespace, name) = full_name(pod);
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
@@ -138,17 +141,17 @@ async fn apply(
             let Some(latest) = latest else {
                 return Ok(REST);
             };
-            let known = told
-                .as_ref()
-                .filter(|(of, _)| of == uid)
-                .map(|(_, status)| status);
+            // Of another mirror before it nothing is known.
+            let (_, known) = match told.take_if(|(of, _)| of == uid) {
+                Some(same) => told.insert(same),
+                None => told.insert((uid.clone(), Known::default())),
+            };
             let address = Address {
                 namespace,
                 name,
                 uid: uid.clone(),
             };
             sync::patch(client, &address, known, &latest).await?;
-            *told = Some((uid.clone(), latest));
             Ok(REST)
         }
     }

@@ -68,13 +68,20 @@ mod tests {
 
     use super::*;
 
+    /// As many turns as there are at a time.
+    async fn take_all(of: &Arc<Semaphore>, unwanted: &CancellationToken) -> Vec<Turn> {
+        let mut taken = Vec::new();
+        for _ in 0..of.available_permits() {
+            taken.push(turn(of, unwanted).await.expect("a turn"));
+        }
+        taken
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_turn_is_waited_for_until_another_ends_or_was_too_long() {
         let (turns, wanted) = (Turns::new(1), CancellationToken::new());
-        let mut taken = Vec::new();
-        for _ in 0..FEWEST {
-            taken.push(turns.container(&wanted).await.expect("a turn"));
-        }
+        let mut taken = take_all(&turns.containers, &wanted).await;
+        assert_eq!(taken.len(), FEWEST);
         let begun = Instant::now();
         drop(turns.sandbox(&wanted).await.expect("a turn"));
         drop(taken.pop());
@@ -87,10 +94,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_no_longer_wanted_gives_its_place_up() {
         let (turns, unwanted) = (Turns::new(1), CancellationToken::new());
-        let mut taken = Vec::new();
-        for _ in 0..FEWEST {
-            taken.push(turns.sandbox(&unwanted).await.expect("a turn"));
-        }
+        let _taken = take_all(&turns.sandboxes, &unwanted).await;
         let begun = Instant::now();
         let (waited, ()) = tokio::join!(turns.sandbox(&unwanted), async { unwanted.cancel() });
         assert!(waited.is_none());

@@ -12,6 +12,16 @@ pub const RESIZE_PENDING: &str = "PodResizePending";
 /// Containers are being given what was promised.
 pub const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
+/// Conditions that this kubelet decides.
+pub const OURS: &[&str] = &[
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    RESIZE_PENDING,
+    RESIZE_IN_PROGRESS,
+];
+
 /// A condition before its times are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Draft {

@@ -1,5 +1,9 @@
 //! Sending a pod's status to the API server: always the latest, one patch at a time.
+//!
+//! Others write it, too: where a node seems to be gone, the node lifecycle controller says of its pods that they aren't
+//! Ready. What the watch tells that is newer than our last patch, and not what we said, is set right again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -9,12 +13,68 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::conditions::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
+use super::conditions::{OURS as CONDITIONS, RESIZE_IN_PROGRESS, RESIZE_PENDING};
 
 /// Hands statuses to the task that sends them; dropping it ends the task.
 #[derive(Debug)]
 pub struct Sender {
     latest: watch::Sender<Option<PodStatus>>,
+    seen: watch::Sender<Option<Arc<Pod>>>,
+}
+
+/// What the API server has of a pod's status, as far as we know.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Of the whole pod.
+    version: u64,
+    status: Option<PodStatus>,
+}
+
+impl Known {
+    /// As `pod` came from the API server.
+    pub fn of(pod: &Pod) -> Self {
+        Self {
+            version: version(pod),
+            status: pod.status.clone(),
+        }
+    }
+
+    /// Takes over what the watch told, if another wrote it over what we had said: true then. What is older than our last
+    /// patch, or is that patch, is no news.
+    pub fn hear(&mut self, pod: &Pod) -> bool {
+        let theirs = Self::of(pod);
+        let is_over = theirs.version > self.version
+            && self
+                .status
+                .as_ref()
+                .zip(theirs.status.as_ref())
+                .is_some_and(|(ours, theirs)| is_over(ours, theirs));
+        if is_over {
+            *self = theirs;
+        }
+        is_over
+    }
+}
+
+/// Resource versions of one kind are numbers that grow: KEP-5504.
+fn version(pod: &Pod) -> u64 {
+    let version = pod.metadata.resource_version.as_deref();
+    version
+        .and_then(|version| version.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Whether another has changed the phase or a condition that is the kubelet's.
+fn is_over(ours: &PodStatus, theirs: &PodStatus) -> bool {
+    let status = |of: &PodStatus, kind: &str| {
+        let mut all = of.conditions.iter().flatten();
+        all.find(|condition| condition.type_ == kind)
+            .map(|condition| condition.status.clone())
+    };
+    ours.phase != theirs.phase
+        || CONDITIONS
+            .iter()
+            .any(|kind| status(ours, kind).is_some_and(|said| status(theirs, kind) != Some(said)))
 }
 
 /// Whose status it is.
@@ -27,38 +87,58 @@ pub struct Address {
 
 impl Sender {
     /// `known`: what the API server has now.
-    pub fn start(client: Client, address: Address, known: Option<PodStatus>) -> Self {
-        let (latest, receiver) = watch::channel(None);
-        tokio::spawn(send_all(client, address, known, receiver));
-        Self { latest }
+    pub fn start(client: Client, address: Address, known: Known) -> Self {
+        let ((latest, to_send), (seen, heard)) = (watch::channel(None), watch::channel(None));
+        tokio::spawn(send_all(client, address, known, to_send, heard));
+        Self { latest, seen }
     }
 
     /// For a static pod, whose mirror is told instead.
     pub fn unsent() -> (Self, watch::Receiver<Option<PodStatus>>) {
-        let (latest, receiver) = watch::channel(None);
-        (Self { latest }, receiver)
+        let (latest, to_send) = watch::channel(None);
+        let seen = watch::Sender::new(None);
+        (Self { latest, seen }, to_send)
     }
 
     pub fn send(&self, status: PodStatus) {
         self.latest.send_replace(Some(status));
+    }
+
+    /// What the watch tells of the pod.
+    pub fn saw(&self, pod: Arc<Pod>) {
+        self.seen.send_replace(Some(pod));
     }
 }
 
 async fn send_all(
     client: Client,
     address: Address,
-    mut known: Option<PodStatus>,
+    mut known: Known,
     mut latest: watch::Receiver<Option<PodStatus>>,
+    mut seen: watch::Receiver<Option<Arc<Pod>>>,
 ) {
     let mut wait = Duration::from_millis(100);
-    while latest.changed().await.is_ok() {
+    loop {
+        // Both end with the sender.
+        let is_news = tokio::select! {
+            changed = latest.changed() => match changed {
+                Ok(()) => true,
+                Err(_) => return,
+            },
+            Ok(()) = seen.changed() => {
+                let pod = seen.borrow_and_update().clone();
+                pod.is_some_and(|pod| known.hear(&pod))
+            }
+        };
+        if !is_news {
+            continue;
+        }
         loop {
             let Some(status) = latest.borrow_and_update().clone() else {
                 break;
             };
-            match patch(&client, &address, known.as_ref(), &status).await {
+            match patch(&client, &address, &mut known, &status).await {
                 Ok(()) => {
-                    known = Some(status);
                     wait = Duration::from_millis(100);
                     break;
                 }
@@ -88,21 +168,24 @@ async fn send_all(
 pub async fn patch(
     client: &Client,
     address: &Address,
-    known: Option<&PodStatus>,
+    known: &mut Known,
     status: &PodStatus,
 ) -> Result<(), kube::Error> {
-    if known == Some(status) {
+    if known.status.as_ref() == Some(status) {
         return Ok(());
     }
     let api: Api<Pod> = Api::namespaced(client.clone(), &address.namespace);
-    let body = body(&address.uid, known, status).map_err(kube::Error::SerdeError)?;
-    api.patch_status(
-        &address.name,
-        &PatchParams::default(),
-        &Patch::Strategic(body),
-    )
-    .await
-    .map(drop)
+    let body =
+        body(&address.uid, known.status.as_ref(), status).map_err(kube::Error::SerdeError)?;
+    let patch = Patch::Strategic(body);
+    let now = api
+        .patch_status(&address.name, &PatchParams::default(), &patch)
+        .await?;
+    *known = Known {
+        version: version(&now),
+        status: Some(status.clone()),
+    };
+    Ok(())
 }
 
 /// A strategic merge patch: fields that are gone are null; lists that would be merged by key are
@@ -164,6 +247,21 @@ fn object(value: Value) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_another_wrote_over_ours_is_heard_and_an_echo_is_not() {
+        let pod = |version: &str, ready: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "status": {
+                "phase": "Running", "conditions": [{"type": "Ready", "status": ready}, {"type": "mine", "status": ready}]}}))
+            .expect("pod")
+        };
+        let mut known = Known::of(&pod("10", "True"));
+        assert!(!known.hear(&pod("9", "False")), "older than our patch");
+        assert!(!known.hear(&pod("11", "True")), "the same");
+        assert!(known.hear(&pod("100", "False")));
+        assert_eq!(known.version, 100);
+        assert!(!known.hear(&pod("101", "False")), "heard before");
+    }
 
     #[test]
     fn a_condition_that_no_longer_holds_is_deleted() {

@@ -268,7 +268,7 @@ async fn delete(
         // Conflict: another pod of that name is there, ours is gone.
         matches!(error, kube::Error::Api(answer) if answer.is_not_found() || answer.is_conflict())
     };
-    match status::sync::patch(client, address, None, last).await {
+    match status::sync::patch(client, address, &mut status::sync::Known::default(), last).await {
         Err(error) if gone(&error) => return Ok(Existence::WasGone),
         Err(error) => debug!(%error, "can't send a pod's last status"),
         Ok(()) => {}

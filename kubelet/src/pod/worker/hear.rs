@@ -13,7 +13,7 @@ use crate::pod::live::Op;
 use crate::pod::phase::{self, Deletion};
 use crate::pod::record::lost;
 use crate::pod::sandbox;
-use crate::status::conditions::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
+use crate::status::conditions;
 use crate::text;
 
 impl Worker {
@@ -116,6 +116,7 @@ impl Worker {
             self.deletion = Some(asked);
             self.hurry(asked.grace());
         }
+        self.status.saw(Arc::clone(&pod));
         // Our own status is newer than what the watch echoes; others' conditions are taken over.
         let mut pod = (*pod).clone();
         if let Some(ours) = &self.sent {
@@ -127,10 +128,10 @@ impl Worker {
                     .iter_mut()
                     .find(|known| known.type_ == condition.type_);
                 match known {
-                    Some(known) if OURS.contains(&known.type_.as_str()) => {}
+                    Some(known) if conditions::OURS.contains(&known.type_.as_str()) => {}
                     Some(known) => *known = condition,
                     // Ours, and over by now.
-                    None if OURS.contains(&condition.type_.as_str()) => {}
+                    None if conditions::OURS.contains(&condition.type_.as_str()) => {}
                     None => conditions.push(condition),
                 }
             }
@@ -249,13 +250,3 @@ impl Worker {
         }
     }
 }
-
-/// Conditions that this kubelet decides.
-const OURS: &[&str] = &[
-    "PodReadyToStartContainers",
-    "Initialized",
-    "Ready",
-    "ContainersReady",
-    RESIZE_PENDING,
-    RESIZE_IN_PROGRESS,
-];

@@ -41,6 +41,7 @@ use crate::access::Entry;
 use crate::agent::Agent;
 use crate::eviction::admit;
 use crate::status;
+use crate::status::sync::Known;
 
 /// Seconds between refreshes of what volumes hold from the API.
 const REFRESH: SignedDuration = SignedDuration::from_secs(60);
@@ -89,7 +90,7 @@ pub fn start(
 ) -> (Handle, impl Future<Output = ()> + Send) {
     let record = record.unwrap_or_else(|| PodRecord::new(&pod, Timestamp::now()));
     let deletion = deletion(&pod);
-    let known = pod.status.clone();
+    let known = Known::of(&pod);
     let status = status::sync::Sender::start(agent.pods_client.clone(), address(&record), known);
     let (sender, worker) = build(agent, pod, record, deletion, status);
     (Handle { sender }, worker.run())
@@ -120,7 +121,11 @@ pub fn start_orphan(
     let deletion = Deletion::Gone {
         grace: record.grace_seconds,
     };
-    let status = status::sync::Sender::start(agent.pods_client.clone(), address(&record), None);
+    let status = status::sync::Sender::start(
+        agent.pods_client.clone(),
+        address(&record),
+        Known::default(),
+    );
     let (sender, worker) = build(agent, Arc::new(pod), record, Some(deletion), status);
     (Handle { sender }, worker.run())
 }
