@@ -1,6 +1,7 @@
 //! The operations on a network, as libcni does them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hpk_cni_types::{AddResult, Args, Command, SpecVersion};
 use serde_json::{Map, Value, json};
@@ -28,11 +29,15 @@ pub struct Attachment {
     pub capability_args: Map<String, Value>,
 }
 
+/// How long one plugin may take, as a kubelet's runtime-request-timeout. (The spec sets no limit.)
+const LIMIT: Duration = Duration::from_secs(120);
+
 /// Runs plugins. Cheap to clone; holds no state but paths.
 #[derive(Clone, Debug)]
 pub struct Client {
     plugin_dirs: Vec<PathBuf>,
     cache: Cache,
+    limit: Duration,
 }
 
 impl Client {
@@ -42,7 +47,17 @@ impl Client {
         Self {
             plugin_dirs,
             cache: Cache::new(&cache_dir),
+            limit: LIMIT,
         }
+    }
+
+    async fn run(
+        &self,
+        plugin: &str,
+        parameters: &Parameters<'_>,
+        conf: &Value,
+    ) -> Result<Option<Value>, Error> {
+        exec::run(plugin, &self.plugin_dirs, parameters, conf, self.limit).await
     }
 
     /// Runs every plugin's ADD in order, each given the result before, and
@@ -75,7 +90,7 @@ impl Client {
             let conf = plugin_conf(list, plugin, &attachment.capability_args, previous.take());
             let parameters = Parameters::of(Command::Add, attachment);
             let name = plugin_type(plugin);
-            let answer = exec::run(name, &self.plugin_dirs, &parameters, &conf).await?;
+            let answer = self.run(name, &parameters, &conf).await?;
             let invalid = |output: String| Error::Answer {
                 plugin: name.to_owned(),
                 command: "ADD",
@@ -111,7 +126,7 @@ impl Client {
             let previous = previous.clone().filter(|_| list.cni_version.has_check());
             let conf = plugin_conf(list, plugin, &attachment.capability_args, previous);
             let parameters = Parameters::of(Command::Del, &attachment);
-            exec::run(plugin_type(plugin), &self.plugin_dirs, &parameters, &conf).await?;
+            self.run(plugin_type(plugin), &parameters, &conf).await?;
         }
         self.cache
             .remove(&list.name, &attachment.container_id, &attachment.ifname)
@@ -137,7 +152,7 @@ impl Client {
             let previous = Some(in_version(list, &cached));
             let conf = plugin_conf(list, plugin, &attachment.capability_args, previous);
             let parameters = Parameters::of(Command::Check, &attachment);
-            exec::run(plugin_type(plugin), &self.plugin_dirs, &parameters, &conf).await?;
+            self.run(plugin_type(plugin), &parameters, &conf).await?;
         }
         Ok(())
     }
@@ -154,7 +169,7 @@ impl Client {
         for plugin in &list.plugins {
             let conf = plugin_conf(list, plugin, &Map::new(), None);
             let parameters = Parameters::of_network(Command::Status);
-            match exec::run(plugin_type(plugin), &self.plugin_dirs, &parameters, &conf).await {
+            match self.run(plugin_type(plugin), &parameters, &conf).await {
                 Err(error) if exec::is_unknown_command(&error) => {}
                 other => drop(other?),
             }
@@ -192,7 +207,7 @@ impl Client {
                 conf["cni.dev/attachments"] = attachments.clone().into();
                 let parameters = Parameters::of_network(Command::Gc);
                 let name = plugin_type(plugin);
-                match exec::run(name, &self.plugin_dirs, &parameters, &conf).await {
+                match self.run(name, &parameters, &conf).await {
                     Err(error) if !exec::is_unknown_command(&error) => failures.push(error),
                     _ => {}
                 }

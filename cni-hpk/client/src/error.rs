@@ -1,6 +1,7 @@
 //! What can go wrong on the runtime's side.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hpk_cni_types::{ConfError, ErrorObject, SpecVersion};
 
@@ -32,6 +33,13 @@ pub enum Error {
         command: &'static str,
         #[source]
         source: std::io::Error,
+    },
+    /// The plugin was killed then.
+    #[error("CNI plugin {plugin:?} did not finish {command} within {limit:?}")]
+    TimedOut {
+        plugin: String,
+        command: &'static str,
+        limit: Duration,
     },
     /// The plugin answered with an error object.
     #[error("CNI plugin {plugin:?} failed {command}")]

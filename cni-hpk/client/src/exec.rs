@@ -7,6 +7,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use hpk_cni_types::{ErrorCode, ErrorObject, env::Command};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
@@ -52,12 +54,13 @@ pub fn find_plugin(plugin: &str, folders: &[PathBuf]) -> Result<PathBuf, Error> 
         })
 }
 
-/// Runs `plugin` and returns what it printed, `None` if nothing.
+/// Runs `plugin` and returns what it printed, `None` if nothing. At the limit it is killed, with what it delegated to.
 pub async fn run(
     plugin: &str,
     folders: &[PathBuf],
     parameters: &Parameters<'_>,
     conf: &Value,
+    limit: Duration,
 ) -> Result<Option<Value>, Error> {
     let program = find_plugin(plugin, folders)?;
     let command = parameters.command.as_str();
@@ -78,7 +81,19 @@ pub async fn run(
         }
         drop(stdin);
     };
-    let ((), output) = tokio::join!(write, child.wait_with_output());
+    let group = child.id();
+    let talk = async { tokio::join!(write, child.wait_with_output()) };
+    let Ok(((), output)) = tokio::time::timeout(limit, talk).await else {
+        if let Some(group) = group.and_then(|id| i32::try_from(id).ok()) {
+            // Gone already is fine.
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+        return Err(Error::TimedOut {
+            plugin: plugin.to_owned(),
+            command,
+            limit,
+        });
+    };
     let output = output.map_err(spawn_error)?;
     let answer = || Error::Answer {
         plugin: plugin.to_owned(),
@@ -119,6 +134,7 @@ async fn spawn(
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true)
             .spawn();
         match result {

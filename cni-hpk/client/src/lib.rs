@@ -12,8 +12,9 @@
 //! knows `prevResult`, arguments and capability arguments.
 //!
 //! Guarantees: ADD of a chain that fails half-way has been undone with DEL.
-//! DEL may be repeated. Dropping a future kills the plugin it waits for; call
-//! DEL afterwards.
+//! DEL may be repeated. A plugin that hangs is killed after two minutes: what
+//! it was to do has failed. Dropping a future kills the plugin it waits for;
+//! call DEL afterwards.
 //!
 //! Layout:
 //! - [`client`]: the operations on a network

@@ -117,6 +117,31 @@ async fn a_failed_add_is_undone_and_says_what_the_plugin_said() {
 }
 
 #[tokio::test]
+async fn a_plugin_that_hangs_is_killed_and_undone() {
+    let mut bench = Bench::new("hang");
+    bench.client.limit = Duration::from_secs(3);
+    let pid = bench.folder.join("pid");
+    let hang = format!(
+        "[ $CNI_COMMAND = DEL ] || {{ sleep 600 & echo $! > {}; wait; }}",
+        pid.display()
+    );
+    bench.plugin("a", &hang);
+    let list = list(r#"[{"type":"a"}]"#);
+    let error = bench.client.add(&list, &attachment()).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#"CNI plugin "a" did not finish ADD within 3s"#
+    );
+    assert_eq!(bench.log(), ["a ADD", "a DEL"]);
+    let delegate = std::fs::read_to_string(pid).unwrap();
+    let stat = format!("/proc/{}/stat", delegate.trim());
+    let has_ended = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+    while !has_ended() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_missing_plugin_names_itself_and_the_folders() {
     let bench = Bench::new("missing");
     let error = bench
