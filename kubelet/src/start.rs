@@ -49,6 +49,9 @@ use crate::text;
 /// containerd namespace given to shims: that of the stock kubelet's containers.
 const SHIM_NAMESPACE: &str = "k8s.io";
 
+/// How long a request for the node may take: half of what its lease lasts.
+const NODE_REQUEST_LIMIT: Duration = Duration::from_secs(20);
+
 /// Requests to the API server for pods that are under way at a time.
 const REQUESTS: usize = 16;
 /// How long each may take, with all repetitions: one without an answer must not keep its place from others for ever.
@@ -126,7 +129,7 @@ async fn assemble(config: Config) -> Result<Agent> {
         paths::private_dir(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     let api = client_config(&args).await?;
-    let made = Client::try_from(api.clone()).and_then(|node| Ok((node, pods_client(api)?)));
+    let made = node_client(api.clone()).and_then(|node| Ok((node, pods_client(api)?)));
     let (client, pods_client) = made.context("make clients of the API server")?;
     let images = Images::open(&args).await.context("open the image store")?;
     let events = args.run_dir.join("shim-events.sock");
@@ -167,6 +170,14 @@ async fn assemble(config: Config) -> Result<Agent> {
     };
     agent.facts.allocatable = object::allocatable(&agent.config, &observe::observe(&agent));
     Ok(agent)
+}
+
+/// For the node itself: its lease, its events, watches. An answer begins in time or is asked for again: a lease that
+/// waited for a connection that is dead would be lost with the node.
+fn node_client(config: kube::Config) -> Result<Client, kube::Error> {
+    let builder =
+        ClientBuilder::try_from(config)?.with_layer(&TimeoutLayer::new(NODE_REQUEST_LIMIT));
+    Ok(builder.build())
 }
 
 /// For pods: so many requests at a time, each of them until its answer begins, or too long. (Unlimited, each pod of a

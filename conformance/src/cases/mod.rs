@@ -222,6 +222,7 @@ pub const TABLE: &[Case] = table! {
         a_failing_container_is_restarted_with_back_off
         a_rule_restarts_a_container_by_its_exit_code
         a_pod_that_another_says_is_not_ready_is_ready_again
+        a_pod_that_another_says_has_failed_ends
         a_pod_ends_within_its_grace_period
         an_unready_pod_gets_no_traffic
         an_ephemeral_container_sees_its_targets_processes;
@@ -230,6 +231,7 @@ pub const TABLE: &[Case] = table! {
         a_claim_gets_a_folder_of_the_home_which_goes_with_it;
     streams:
         logs_follow_tail_since_and_previous
+        a_log_is_whole_over_a_websocket
         exec_passes_streams_and_exit_codes
         exec_has_a_terminal_that_can_be_resized;
     connections:

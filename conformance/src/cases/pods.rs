@@ -369,6 +369,31 @@ pub fn a_pod_that_another_says_is_not_ready_is_ready_again(context: &mut Context
     })
 }
 
+/// Ends within a second of being told to.
+const BRIEF: &str = r#"{"spec":{"terminationGracePeriodSeconds":1}}"#;
+
+pub fn a_pod_that_another_says_has_failed_ends(context: &mut Context) -> Result<()> {
+    in_namespace(context, "said-failed", |cluster, namespace| {
+        let run = format!(
+            "-n {namespace} run told --image=busybox:1.37 --overrides='{BRIEF}' -- sleep 86400"
+        );
+        cluster.kubectl(&run).success()?;
+        cluster.wait(namespace, "--for=condition=Ready pod/told", 60)?;
+        let failed = r#"{"status":{"phase":"Failed","reason":"Said"}}"#;
+        let patch = format!("-n {namespace} patch pod told --subresource=status -p '{failed}'");
+        cluster.kubectl(&patch).success()?;
+        let ended = "--for=jsonpath='{.status.containerStatuses[0].state.terminated.exitCode}'=137 pod/told";
+        cluster.wait(namespace, ended, 60)?;
+        let pod = cluster.json(&format!("-n {namespace} get pod told"))?;
+        let status = &pod["status"];
+        ensure!(
+            status["phase"] == "Failed" && status["reason"] == "Said",
+            "{status}"
+        );
+        Ok(())
+    })
+}
+
 fn is_ready(pod: &str) -> Result<Option<bool>> {
     let pod: serde_json::Value = serde_json::from_str(pod)?;
     let conditions = pod["status"]["conditions"].as_array();

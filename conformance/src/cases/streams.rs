@@ -31,6 +31,47 @@ spec:
   volumes: [{name: state, emptyDir: {}}]
 "#;
 
+/// How often a log is read over a WebSocket, as dashboards do. It was empty one time in four.
+const READS: usize = 40;
+
+/// Reads the log of the pod `brief` so often, and prints how often it was whole.
+fn reader(kubectl: &str, namespace: &str) -> String {
+    format!(
+        r#"
+dir=$(mktemp -d)
+{kubectl} proxy --unix-socket="$dir/socket" >"$dir/proxy.log" 2>&1 &
+proxy=$!
+trap 'kill $proxy; rm -r "$dir"' EXIT
+ask() {{ curl -s --max-time 10 --http1.1 --unix-socket "$dir/socket" "$@"; }}
+until ask -f http://localhost/readyz >/dev/null; do kill -0 $proxy; done
+for n in $(seq {READS}); do
+  ask -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13'     -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H 'Sec-WebSocket-Protocol: binary.k8s.io'     http://localhost/api/v1/namespaces/{namespace}/pods/brief/log >"$dir/answer" || true
+  grep -ac 'said once' "$dir/answer" || true
+done | grep -c 1
+"#
+    )
+}
+
+pub fn a_log_is_whole_over_a_websocket(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    in_namespace(context, "websocket", |cluster, namespace| {
+        let run = "run brief --image=busybox:1.37 --restart=Never -- echo said once";
+        cluster
+            .kubectl(&format!("-n {namespace} {run}"))
+            .success()?;
+        let over = "--for=jsonpath='{.status.phase}'=Succeeded pod/brief";
+        cluster.wait(namespace, over, 60)?;
+        let script = reader(&cluster.kubectl_line(""), namespace);
+        let whole = testbed.on("hpc", "login", script).success()?;
+        ensure!(
+            whole.trim() == READS.to_string(),
+            "{} of {READS} were whole",
+            whole.trim()
+        );
+        Ok(())
+    })
+}
+
 pub fn logs_follow_tail_since_and_previous(context: &mut Context) -> Result<()> {
     in_namespace(context, "logs", |cluster, namespace| {
         cluster.apply(namespace, TALKER)?;

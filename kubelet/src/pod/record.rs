@@ -17,6 +17,7 @@ use super::allocation::Allocation;
 use super::state::State;
 use crate::devices::plan::Assignment;
 use crate::manifests::is_static;
+use crate::status::Phase;
 use crate::volumes::Mounted;
 
 #[derive(Debug, Error)]
@@ -60,6 +61,9 @@ pub struct PodRecord {
     pub containers: BTreeMap<String, ContainerRecord>,
     /// Why the pod as a whole failed (rejected, deadline).
     pub verdict: Option<Verdict>,
+    /// How it ended by the API's word, where that isn't ours: it ended before we knew of it, or another has said so.
+    #[serde(default)]
+    pub over: Option<Phase>,
     /// The node has told it to end.
     #[serde(default)]
     pub order: Option<Order>,
@@ -221,11 +225,20 @@ impl PodRecord {
             sandbox: None,
             containers,
             verdict: None,
+            over: None,
             order: None,
             allocation: Allocation::default(),
             devices: Assignment::default(),
             resize: ResizeRecord::default(),
             volume_images: BTreeSet::new(),
+        }
+    }
+
+    /// Notes that the API has the pod as over, which it stays: a pod that was told so doesn't run on, as with the stock
+    /// kubelet (pkg/kubelet/pod_workers.go, UpdatePod).
+    pub fn hear_of_end(&mut self, pod: &Pod) {
+        if !self.state.is_over() && self.over.is_none() {
+            self.over = Phase::end_of(pod);
         }
     }
 

@@ -37,9 +37,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -50,6 +50,11 @@ use handle::Handler;
 /// How long a caller may take for its TLS handshake, and for a request's head; the API server closes
 /// idle connections after 90 s, and it should be the one who does.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Requests at a time on one connection of HTTP/2, as with the stock kubelet (Go's default).
+const STREAMS: u32 = 250;
+/// Between two questions whether the caller at the other end of such a connection is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -144,11 +149,22 @@ async fn connection(
         let (handler, identity) = (Arc::clone(&handler), identity.clone());
         async move { Ok::<_, std::convert::Infallible>(handler.handle(request, identity).await) }
     });
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await?;
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+    let (stream, timer) = (TokioIo::new(stream), TokioTimer::new());
+    if is_http2 {
+        http2::Builder::new(TokioExecutor::new())
+            .timer(timer)
+            .max_concurrent_streams(STREAMS)
+            .keep_alive_interval(KEEP_ALIVE)
+            .serve_connection(stream, service)
+            .await?;
+    } else {
+        http1::Builder::new()
+            .timer(timer)
+            .header_read_timeout(PATIENCE)
+            .serve_connection(stream, service)
+            .with_upgrades()
+            .await?;
+    }
     Ok(())
 }

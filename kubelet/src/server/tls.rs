@@ -10,6 +10,9 @@ use rustls::{RootCertStore, ServerConfig};
 
 use super::config::ServerConfig as Config;
 
+/// RFC 9113, section 3.2.
+pub const HTTP2: &[u8] = b"h2";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("can't read {what} from {}", path.display())]
@@ -42,7 +45,9 @@ pub enum Error {
     },
 }
 
-/// HTTP/1.1 alone is offered: upgrades need it.
+/// HTTP/2 is offered first, as by the stock kubelet. (Over HTTP/1.1 a short answer may reach the API server together with
+/// its end. Where it passes logs on over a WebSocket, it then takes them for empty: apimachinery's messageCopy looks at the
+/// error of a Read before its bytes.) Upgrades ask for HTTP/1.1.
 pub fn server_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let ca = &config.client_ca_file;
@@ -76,7 +81,7 @@ pub fn server_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(certificates(&config.cert_file)?, key)
         .map_err(pair)?;
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    tls.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
 }
 

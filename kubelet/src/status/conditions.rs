@@ -22,6 +22,9 @@ pub const OURS: &[&str] = &[
     RESIZE_IN_PROGRESS,
 ];
 
+/// Conditions that it sets, and others too.
+pub const SHARED: &[&str] = &["PodScheduled", "DisruptionTarget"];
+
 /// A condition before its times are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Draft {

@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::pod::admission;
 use crate::pod::live::Live;
@@ -62,9 +63,8 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
         .collect();
     let phase = match record.state {
         State::Rejected => Phase::Failed,
+        _ if let Some(over) = record.over => over,
         _ if record.verdict.is_some() => Phase::Failed,
-        // Ended before we knew it: what the API says stands.
-        State::Finished if record.sandbox_attempt == 0 => known_phase(pod),
         _ => phase(spec, record, &init, &apps),
     };
     let old = pod.status.as_ref();
@@ -77,6 +77,11 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
             .unwrap_or_default(),
     };
     let conditions = conditions::compute(inputs, phase, &init, &apps);
+    let (reason, message) = match (&record.verdict, record.over.and(old)) {
+        (_, Some(said)) => (said.reason.clone(), said.message.clone()),
+        (Some(verdict), None) => (Some(verdict.reason.clone()), Some(verdict.message.clone())),
+        (None, None) => (None, None),
+    };
     let started = record.state != State::Pending;
     let whole = whole(spec);
     PodStatus {
@@ -100,14 +105,8 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
         init_container_statuses: (!init.is_empty()).then_some(init),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         container_statuses: (record.state != State::Rejected).then_some(apps),
-        reason: record
-            .verdict
-            .as_ref()
-            .map(|verdict| verdict.reason.clone()),
-        message: record
-            .verdict
-            .as_ref()
-            .map(|verdict| verdict.message.clone()),
+        reason,
+        message,
         allocated_resources: whole.requests.clone(),
         resources: Some(whole),
         observed_generation: pod.metadata.generation,
@@ -131,7 +130,7 @@ fn whole(spec: &PodSpec) -> ResourceRequirements {
     whole
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     Pending,
     Running,
@@ -148,14 +147,13 @@ impl Phase {
             Phase::Failed => "Failed",
         }
     }
-}
 
-fn known_phase(pod: &Pod) -> Phase {
-    match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
-        Some("Succeeded") => Phase::Succeeded,
-        Some("Running") => Phase::Running,
-        Some("Pending") => Phase::Pending,
-        _ => Phase::Failed,
+    /// How the pod ended, if the API has it as over.
+    pub fn end_of(pod: &Pod) -> Option<Self> {
+        let phase = pod.status.as_ref()?.phase.as_deref()?;
+        [Phase::Succeeded, Phase::Failed]
+            .into_iter()
+            .find(|end| end.as_str() == phase)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Sending a pod's status to the API server: always the latest, one patch at a time.
 //!
-//! Others write it, too: where a node seems to be gone, the node lifecycle controller says of its pods that they aren't
-//! Ready. What the watch tells that is newer than our last patch, and not what we said, is set right again.
+//! Others write it, too. Their conditions are never sent: our copies may be older than they are. Where a node seems to be
+//! gone, the node lifecycle controller says of its pods that they aren't Ready: a condition of ours that the watch tells
+//! otherwise, and newer than our last patch, is set right again, and so is a phase that isn't the pod's end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::conditions::{OURS as CONDITIONS, RESIZE_IN_PROGRESS, RESIZE_PENDING};
+use super::Phase;
+use super::conditions::{self, RESIZE_IN_PROGRESS, RESIZE_PENDING};
 
 /// Hands statuses to the task that sends them; dropping it ends the task.
 #[derive(Debug)]
@@ -35,12 +37,13 @@ impl Known {
     pub fn of(pod: &Pod) -> Self {
         Self {
             version: version(pod),
-            status: pod.status.clone(),
+            status: pod.status.as_ref().map(without_others),
         }
     }
 
-    /// Takes over what the watch told, if another wrote it over what we had said: true then. What is older than our last
-    /// patch, or is that patch, is no news.
+    /// Takes over what the watch told, if another wrote it over what we had said: true if that is to be set right. (The
+    /// pod's end isn't: the worker has heard of it, and will say more.) What is older than our last patch, or is that
+    /// patch, is no news.
     pub fn hear(&mut self, pod: &Pod) -> bool {
         let theirs = Self::of(pod);
         let is_over = theirs.version > self.version
@@ -52,7 +55,7 @@ impl Known {
         if is_over {
             *self = theirs;
         }
-        is_over
+        is_over && Phase::end_of(pod).is_none()
     }
 }
 
@@ -72,7 +75,7 @@ fn is_over(ours: &PodStatus, theirs: &PodStatus) -> bool {
             .map(|condition| condition.status.clone())
     };
     ours.phase != theirs.phase
-        || CONDITIONS
+        || conditions::OURS
             .iter()
             .any(|kind| status(ours, kind).is_some_and(|said| status(theirs, kind) != Some(said)))
 }
@@ -164,6 +167,16 @@ async fn send_all(
     }
 }
 
+/// The status as we send it.
+fn without_others(status: &PodStatus) -> PodStatus {
+    let mut status = status.clone();
+    if let Some(all) = &mut status.conditions {
+        let sent = [conditions::OURS, conditions::SHARED].concat();
+        all.retain(|condition| sent.contains(&condition.type_.as_str()));
+    }
+    status
+}
+
 /// One patch of the status, if it differs from what the API server has.
 pub async fn patch(
     client: &Client,
@@ -171,19 +184,20 @@ pub async fn patch(
     known: &mut Known,
     status: &PodStatus,
 ) -> Result<(), kube::Error> {
-    if known.status.as_ref() == Some(status) {
+    let status = without_others(status);
+    if known.status.as_ref() == Some(&status) {
         return Ok(());
     }
     let api: Api<Pod> = Api::namespaced(client.clone(), &address.namespace);
     let body =
-        body(&address.uid, known.status.as_ref(), status).map_err(kube::Error::SerdeError)?;
+        body(&address.uid, known.status.as_ref(), &status).map_err(kube::Error::SerdeError)?;
     let patch = Patch::Strategic(body);
     let now = api
         .patch_status(&address.name, &PatchParams::default(), &patch)
         .await?;
     *known = Known {
         version: version(&now),
-        status: Some(status.clone()),
+        status: Some(status),
     };
     Ok(())
 }
@@ -250,17 +264,34 @@ mod tests {
 
     #[test]
     fn what_another_wrote_over_ours_is_heard_and_an_echo_is_not() {
-        let pod = |version: &str, ready: &str| -> Pod {
+        let at = |version: &str, phase: &str, ready: &str| -> Pod {
             serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "status": {
-                "phase": "Running", "conditions": [{"type": "Ready", "status": ready}, {"type": "mine", "status": ready}]}}))
+                "phase": phase, "conditions": [{"type": "Ready", "status": ready}, {"type": "mine", "status": ready}]}}))
             .expect("pod")
         };
+        let pod = |version, ready| at(version, "Running", ready);
         let mut known = Known::of(&pod("10", "True"));
         assert!(!known.hear(&pod("9", "False")), "older than our patch");
         assert!(!known.hear(&pod("11", "True")), "the same");
         assert!(known.hear(&pod("100", "False")));
         assert_eq!(known.version, 100);
         assert!(!known.hear(&pod("101", "False")), "heard before");
+        assert!(!known.hear(&at("102", "Failed", "True")), "its end stays");
+        assert_eq!(known.version, 102);
+    }
+
+    #[test]
+    fn conditions_of_others_are_not_sent() {
+        let status: PodStatus = serde_json::from_value(json!({"conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "gate", "status": "True"}, {"type": "DisruptionTarget", "status": "True"}]}))
+        .expect("status");
+        let kinds: Vec<String> = without_others(&status)
+            .conditions
+            .into_iter()
+            .flatten()
+            .map(|condition| condition.type_)
+            .collect();
+        assert_eq!(kinds, ["Ready", "DisruptionTarget"]);
     }
 
     #[test]

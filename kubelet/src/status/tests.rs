@@ -99,6 +99,17 @@ fn an_ephemeral_container_is_told_of_and_counts_for_nothing() {
 }
 
 #[test]
+fn how_another_says_that_it_ended_stays() {
+    let mut scene = Scene::new(json!({"containers": [{"name": "c"}]}), State::Finishing);
+    scene.ran("c", None);
+    scene.record.over = Some(Phase::Failed);
+    scene.pod.status = serde_json::from_value(json!({"reason": "NodeLost"})).expect("status");
+    let status = scene.status();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(status.reason.as_deref(), Some("NodeLost"));
+}
+
+#[test]
 fn a_job_that_succeeded_says_so() {
     let spec = json!({"restartPolicy": "Never", "containers": [{"name": "c"}]});
     let mut scene = Scene::new(spec, State::Finishing);

@@ -16,7 +16,7 @@ mod tests;
 
 use std::borrow::Cow;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::ephemeral;
@@ -107,7 +107,6 @@ impl Deletion {
 /// Everything a plan is made from.
 #[derive(Debug)]
 pub struct View<'a> {
-    pub pod: &'a Pod,
     pub spec: &'a PodSpec,
     pub record: &'a PodRecord,
     pub live: &'a Live,
@@ -125,6 +124,13 @@ pub fn plan(view: &View<'_>) -> Plan {
     let state = view.record.state;
     if view.deletion.is_some() && !matches!(state, State::Terminating | State::Removed) {
         plan.step(Step::Move(State::Terminating));
+        return plan;
+    }
+    if view.record.over.is_some() && !state.is_over() {
+        plan.step(Step::Move(match state {
+            State::Pending => State::Finished,
+            _ => State::Finishing,
+        }));
         return plan;
     }
     if let Some(order) = &view.record.order
@@ -172,10 +178,7 @@ pub fn plan(view: &View<'_>) -> Plan {
 }
 
 fn pending(view: &View<'_>, plan: &mut Plan) {
-    let phase = view.pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) {
-        plan.step(Step::Move(State::Finished));
-    } else if let Some(verdict) = &view.refused {
+    if let Some(verdict) = &view.refused {
         plan.step(Step::Fail(verdict.clone()));
         plan.step(Step::Move(State::Rejected));
     } else {

@@ -141,7 +141,6 @@ mod tests {
         let mut planned = Plan::default();
         plan(
             &View {
-                pod,
                 spec,
                 record,
                 live,

@@ -1,5 +1,6 @@
 use super::*;
 use crate::pod::record::{Instance, SandboxRecord};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 struct Scene {
@@ -46,7 +47,6 @@ impl Scene {
 
     fn plan(&self) -> Plan {
         plan(&View {
-            pod: &self.pod,
             spec: self.pod.spec.as_ref().expect("spec"),
             record: &self.record,
             live: &self.live,
@@ -237,6 +237,18 @@ fn sidecars_stop_after_the_others_in_reverse_order() {
     assert_eq!(stopped(&scene), ["s2"]);
     scene.ran("s2", Some(0));
     assert_eq!(stopped(&scene), ["s1"]);
+}
+
+#[test]
+fn a_pod_that_another_says_is_over_ends() {
+    let mut scene = Scene::new(json!({"containers": [{"name": "c"}]})).at(State::Running);
+    scene.ran("c", None);
+    let mut told = scene.pod.clone();
+    told.status.get_or_insert_default().phase = Some("Failed".to_owned());
+    scene.record.hear_of_end(&told);
+    assert_eq!(scene.plan().steps, [Step::Move(State::Finishing)]);
+    scene.record.state = State::Pending;
+    assert_eq!(scene.plan().steps, [Step::Move(State::Finished)]);
 }
 
 #[test]

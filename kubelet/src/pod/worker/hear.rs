@@ -116,12 +116,17 @@ impl Worker {
             self.deletion = Some(asked);
             self.hurry(asked.grace());
         }
+        self.record.hear_of_end(&pod);
         self.status.saw(Arc::clone(&pod));
         // Our own status is newer than what the watch echoes; others' conditions are taken over.
         let mut pod = (*pod).clone();
         if let Some(ours) = &self.sent {
             let theirs = pod.status.take().unwrap_or_default();
             let mut status = ours.clone();
+            if self.record.over.is_some() {
+                status.reason = theirs.reason;
+                status.message = theirs.message;
+            }
             let conditions = status.conditions.get_or_insert_default();
             for condition in theirs.conditions.into_iter().flatten() {
                 let known = conditions

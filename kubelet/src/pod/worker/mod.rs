@@ -88,7 +88,8 @@ pub fn start(
     pod: Arc<Pod>,
     record: Option<PodRecord>,
 ) -> (Handle, impl Future<Output = ()> + Send) {
-    let record = record.unwrap_or_else(|| PodRecord::new(&pod, Timestamp::now()));
+    let mut record = record.unwrap_or_else(|| PodRecord::new(&pod, Timestamp::now()));
+    record.hear_of_end(&pod);
     let deletion = deletion(&pod);
     let known = Known::of(&pod);
     let status = status::sync::Sender::start(agent.pods_client.clone(), address(&record), known);
@@ -219,7 +220,6 @@ impl Worker {
             self.free_devices();
             let now = Timestamp::now();
             let plan = phase::plan(&View {
-                pod: &self.pod,
                 spec: &self.spec,
                 record: &self.record,
                 live: &self.live,
