@@ -52,15 +52,15 @@ roots: deps ## the Debian roots of bubble and testbed
 parts: deps
 	@$(MAKE) --no-print-directory -j3 programs control-plane roots
 
-.PHONY: images
-images: parts ## the bubble image, bin/hpk-bubble.sif
+.PHONY: sif
+sif: parts ## the bubble's image for this machine, bin/hpk-bubble.sif
 	@images/bubble/build.sh
 	@images/pause/build.sh
 
-# For users; `make test` wants a tenth of that work, which is `images`.
+# For users; `make test` wants a tenth of that work, which is `sif`.
 IMAGES := hpk-pause hpk-bubble hpktainer-base hpk-builder
-.PHONY: images-all
-images-all: binaries ## our images for amd64 and arm64 as OCI archives, in bin/images (IMAGES="hpk-pause …")
+.PHONY: images
+images: binaries ## our images for amd64 and arm64 as OCI archives, in bin/images (IMAGES="hpk-pause …")
 	@images/release.sh $(IMAGES)
 
 .PHONY: images-local
@@ -70,7 +70,7 @@ images-local: programs control-plane roots ## the same for this machine's archit
 
 # What is pushed is what dist-online pins.
 .PHONY: push
-push: registry images-all ## those, to REGISTRY
+push: registry images ## those, to REGISTRY
 	@images/push.sh "$(REGISTRY)" $(IMAGES)
 ifneq ($(filter hpk-bubble,$(IMAGES)),)
 	@scripts/pin "$(REGISTRY)" >bin/.hpk-bubble.ref.new && mv bin/.hpk-bubble.ref.new bin/hpk-bubble.ref
@@ -80,17 +80,17 @@ endif
 registry:
 	@[ -n "$(REGISTRY)" ] || { echo 'make push: which registry? REGISTRY=registry.example.org/me make' >&2; exit 2; }
 
-.PHONY: test-images-all
-test-images-all: images-all testbed ## those through a registry, beside buildah's build of the Containerfiles, and run
+.PHONY: test-release
+test-release: images testbed ## those through a registry, beside buildah's build of the Containerfiles, and run
 	@images/test-release.sh $(IMAGES)
 	@bin/hpk-conformance test shipped
 
 .PHONY: dist
-dist: images ## the tarball that a user unpacks as ~/hpk, in dist/
+dist: sif ## the tarball that a user unpacks as ~/hpk, in dist/
 	@$(STEP) "make the tarball" scripts/dist $(SHIPPED)
 
 .PHONY: dist-airgapped
-dist-airgapped: images images-all ## and one with our images and a mirror list, for sites without the internet
+dist-airgapped: sif images ## and one with our images and a mirror list, for sites without the internet
 	@IMAGES="$(IMAGES)" $(STEP) "make the tarballs" scripts/dist --air-gapped $(SHIPPED)
 
 .PHONY: dist-online
@@ -112,7 +112,7 @@ test-images: parts ## the images that the testbed's registry serves
 	@images/test-images/build.sh
 
 .PHONY: testbed
-testbed: images test-images ## bring the testbed up
+testbed: sif test-images ## bring the testbed up
 	@$(STEP) "testbed up" conformance/testbed up --nodes 3
 
 .PHONY: lint
@@ -189,6 +189,10 @@ bench-pods: testbed ## a node's pods beside a stock kubelet, containerd and runc
 bench-pull: testbed ## pulls and bursts beside skopeo with mksquashfs, and Apptainer
 	@bin/hpk-conformance bench pull --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
 
+.PHONY: site
+site: deps-build ## the documentation as a site, target/site
+	@scripts/site
+
 .PHONY: fuzz
 fuzz: deps ## feed rubbish to the network plugin's parsers and to SPDY's, FUZZ_SECONDS (20) each
 	@scripts/fuzz
@@ -198,7 +202,7 @@ demo: ## a cluster on the testbed, with a small application
 	@scripts/demo
 
 .PHONY: e2e
-e2e: images test-images
+e2e: sif test-images
 	@conformance/e2e/build.sh
 	@conformance/e2e/images.sh
 	@conformance/metrics-server/build.sh

@@ -19,7 +19,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for name in "$@"; do
     archive=$CHECKOUT/bin/images/$name.tar
-    [ -e "$archive" ] || die "$archive is missing: run make images-all first"
+    [ -e "$archive" ] || die "$archive is missing: run make images first"
     version=$(tar -xOf "$archive" ./index.json | jq -r '.manifests[0].annotations["org.opencontainers.image.ref.name"]')
     step "push $registry/$name:$version" skopeo copy --quiet --all --preserve-digests --retry-times 3 "${options[@]}" \
         --digestfile "$work/digest" "oci-archive:$archive:$version" "docker://$registry/$name:$version"

@@ -14,6 +14,7 @@ fn pages() -> Vec<PathBuf> {
         "README.md",
         "CHANGELOG.md",
         "images/README.md",
+        "shim-hpk/README.md",
         "vagrant/README.md",
     ]
     .map(|name| root.join(name))
@@ -83,6 +84,19 @@ fn every_link_leads_to_a_file_and_its_heading() {
         }
     }
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn every_page_is_in_the_site() {
+    let text = std::fs::read_to_string(root().join("docs/site/SUMMARY.md")).unwrap();
+    let listed: BTreeSet<&str> = links(&text).into_iter().collect();
+    for page in pages() {
+        let page = page.strip_prefix(root()).unwrap();
+        assert!(listed.contains(page.to_str().unwrap()), "{page:?}");
+    }
+    for page in &listed {
+        assert!(root().join(page).is_file(), "{page}");
+    }
 }
 
 #[test]

@@ -70,6 +70,7 @@ fn selection(repeats: usize) -> Selection {
             seconds: 0.0,
             quick: true,
         },
+        is_sparse: false,
     }
 }
 
@@ -104,6 +105,15 @@ fn contenders_are_interleaved_and_who_begins_rotates() {
     assert_eq!(outcome.failures, ["fake: setting up unfit: no network"]);
     let values: Vec<_> = outcome.series.iter().map(|one| one.values.len()).collect();
     assert_eq!(values, [2, 2]);
+}
+
+#[test]
+fn a_sparse_run_of_many_leaves_no_measure_and_no_contender_out() {
+    let all = ["a", "b", "c"];
+    assert_eq!(due(&all, 0, true), ["a", "c"]);
+    assert_eq!(due(&all, 1, true), ["b"]);
+    assert_eq!(due(&all, 1, false), all);
+    assert_eq!(due(&all[..2], 1, true), ["a", "b"]);
 }
 
 #[test]

@@ -101,6 +101,7 @@ impl Options {
                 },
                 quick: self.quick,
             },
+            is_sparse: false,
         }
     }
 }
@@ -136,7 +137,7 @@ pub fn run(testbed: &Testbed, suite: &Suite) -> Result<bool> {
     Ok(results.failures.is_empty())
 }
 
-/// Net and shim once and short: what could not be measured. (Pods want a stock kubelet, which takes
+/// Net and shim once, short and sparse: what could not be measured. (Pods want a stock kubelet, which takes
 /// minutes to build; a pull's image, one.)
 pub fn quick(testbed: &Testbed) -> Result<Vec<String>> {
     let selection = Selection {
@@ -147,6 +148,7 @@ pub fn quick(testbed: &Testbed) -> Result<Vec<String>> {
             seconds: QUICK,
             quick: true,
         },
+        is_sparse: true,
     };
     let mut failures = Vec::new();
     for (name, scenarios) in [

@@ -30,7 +30,7 @@ pub fn start(testbed: &Testbed) -> Result<Cluster> {
 
 /// Undoes `start`.
 pub fn end(testbed: &Testbed, cluster: &Cluster) -> Result<()> {
-    cluster.cancel()?;
+    cluster.end()?;
     let remove = format!("umount {DISK} && rmdir {DISK}");
     testbed.on("root", "node3", remove).success().map(drop)
 }

@@ -1,4 +1,4 @@
-//! Our own images for users, as `make images-all` leaves them in bin/images, run by hpktainer.
+//! Our own images for users, as `make images` leaves them in bin/images, run by hpktainer.
 
 use anyhow::{Result, ensure};
 
@@ -20,9 +20,7 @@ pub fn hpktainer_base_reaches_other_bubbles_pods_and_the_outside(
         .on("hpc", "node1", format!("test -e {ARCHIVE}"))
         .output()?;
     if there.status != 0 {
-        return Err(
-            Unavailable("hpktainer-base has not been built: make images-all builds it").into(),
-        );
+        return Err(Unavailable("hpktainer-base has not been built: make images builds it").into());
     }
     in_namespace(context, "shipped", |cluster, namespace| {
         let hpktainer = |number: u8, arguments: &str| {

@@ -103,7 +103,7 @@ impl Places {
         format!(
             "the bubble's image is nowhere: {SETTING} is not set, there is neither {programs}/{SIF} nor {images}/{SIF}, \
              {tars}, and {programs}/{PIN} pins none in a registry; unpack a release's tarball (`make dist`) as ~/hpk, \
-             build one with `make images`, or name a SIF or {DOCKER}REGISTRY/{NAME}@sha256:… in {SETTING}"
+             build one with `make sif`, or name a SIF or {DOCKER}REGISTRY/{NAME}@sha256:… in {SETTING}"
         )
     }
 }
