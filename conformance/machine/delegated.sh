@@ -37,7 +37,7 @@ kernel_test_of_cgroups() {
 
 limited_pods_run() {
 	kubectl_ 'apply -f /hpk/conformance/machine/limited.yaml' || return 1
-	within 900 kubectl_ 'wait --for=condition=Ready pod/limited --timeout=1s' ||
+	within 900 kubectl_ 'wait --for=condition=Ready pod/limited --timeout=60s' ||
 		{ kubectl_ 'describe pods'; return 1; }
 }
 

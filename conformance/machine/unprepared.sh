@@ -52,7 +52,7 @@ kubectl_() {
 # node_says ready STATUS REASON: of its condition LimitsNotEnforced.
 node_says() {
 	local node
-	within 600 kubectl_ 'wait --for=condition=Ready node/node1 --timeout=1s' || return 1
+	within 600 kubectl_ 'wait --for=condition=Ready node/node1 --timeout=60s' || return 1
 	node=$(kubectl_ 'get node node1 -o json') || return 1
 	equal "$(jq -r '.status.conditions[] | select(.type == "LimitsNotEnforced") | .status, .reason' <<<"$node" | xargs)" "$2 $3"
 }
@@ -74,7 +74,7 @@ bubble_is_in_the_job() {
 
 pods_answer() {
 	kubectl_ 'apply -f /hpk/conformance/machine/pods.yaml' || return 1
-	within 900 kubectl_ 'wait --for=condition=Ready pod/web pod/asks --timeout=1s' ||
+	within 900 kubectl_ 'wait --for=condition=Ready pod/web pod/asks --timeout=60s' ||
 		{ kubectl_ 'get pods -A; kubectl describe pods'; return 1; }
 	within 300 kubectl_ 'exec asks -- wget -qO- -T 10 http://web.default.svc.cluster.local/'
 }
