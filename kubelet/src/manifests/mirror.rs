@@ -86,7 +86,7 @@ pub async fn keep(
         let mirror = seen.borrow_and_update().clone();
         let latest = status.borrow_and_update().clone();
         if let (Some((_, known)), Some(mirror)) = (&mut told, &mirror) {
-            known.hear(mirror);
+            known.hear(Known::of(mirror));
         }
         let step = next(&pod, mirror.as_ref());
         let done = apply(&client, &node, &pod, &step, latest, &mut told).await;

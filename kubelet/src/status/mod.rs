@@ -150,7 +150,11 @@ impl Phase {
 
     /// How the pod ended, if the API has it as over.
     pub fn end_of(pod: &Pod) -> Option<Self> {
-        let phase = pod.status.as_ref()?.phase.as_deref()?;
+        Self::end_in(pod.status.as_ref()?)
+    }
+
+    fn end_in(status: &PodStatus) -> Option<Self> {
+        let phase = status.phase.as_deref()?;
         [Phase::Succeeded, Phase::Failed]
             .into_iter()
             .find(|end| end.as_str() == phase)

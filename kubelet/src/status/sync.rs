@@ -4,7 +4,6 @@
 //! gone, the node lifecycle controller says of its pods that they aren't Ready: a condition of ours that the watch tells
 //! otherwise, and newer than our last patch, is set right again, and so is a phase that isn't the pod's end.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -21,11 +20,11 @@ use super::conditions::{self, RESIZE_IN_PROGRESS, RESIZE_PENDING};
 #[derive(Debug)]
 pub struct Sender {
     latest: watch::Sender<Option<PodStatus>>,
-    seen: watch::Sender<Option<Arc<Pod>>>,
+    seen: watch::Sender<Option<Known>>,
 }
 
 /// What the API server has of a pod's status, as far as we know.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Known {
     /// Of the whole pod.
     version: u64,
@@ -44,8 +43,8 @@ impl Known {
     /// Takes over what the watch told, if another wrote it over what we had said: true if that is to be set right. (The
     /// pod's end isn't: the worker has heard of it, and will say more.) What is older than our last patch, or is that
     /// patch, is no news.
-    pub fn hear(&mut self, pod: &Pod) -> bool {
-        let theirs = Self::of(pod);
+    pub fn hear(&mut self, theirs: Self) -> bool {
+        let is_the_end = theirs.status.as_ref().and_then(Phase::end_in).is_some();
         let is_over = theirs.version > self.version
             && self
                 .status
@@ -55,7 +54,7 @@ impl Known {
         if is_over {
             *self = theirs;
         }
-        is_over && Phase::end_of(pod).is_none()
+        is_over && !is_the_end
     }
 }
 
@@ -108,8 +107,8 @@ impl Sender {
     }
 
     /// What the watch tells of the pod.
-    pub fn saw(&self, pod: Arc<Pod>) {
-        self.seen.send_replace(Some(pod));
+    pub fn saw(&self, pod: &Pod) {
+        self.seen.send_replace(Some(Known::of(pod)));
     }
 }
 
@@ -118,7 +117,7 @@ async fn send_all(
     address: Address,
     mut known: Known,
     mut latest: watch::Receiver<Option<PodStatus>>,
-    mut seen: watch::Receiver<Option<Arc<Pod>>>,
+    mut seen: watch::Receiver<Option<Known>>,
 ) {
     let mut wait = Duration::from_millis(100);
     loop {
@@ -129,8 +128,8 @@ async fn send_all(
                 Err(_) => return,
             },
             Ok(()) = seen.changed() => {
-                let pod = seen.borrow_and_update().clone();
-                pod.is_some_and(|pod| known.hear(&pod))
+                let theirs = seen.borrow_and_update().clone();
+                theirs.is_some_and(|theirs| known.hear(theirs))
             }
         };
         if !is_news {
@@ -269,14 +268,17 @@ mod tests {
                 "phase": phase, "conditions": [{"type": "Ready", "status": ready}, {"type": "mine", "status": ready}]}}))
             .expect("pod")
         };
-        let pod = |version, ready| at(version, "Running", ready);
-        let mut known = Known::of(&pod("10", "True"));
-        assert!(!known.hear(&pod("9", "False")), "older than our patch");
-        assert!(!known.hear(&pod("11", "True")), "the same");
-        assert!(known.hear(&pod("100", "False")));
+        let of = |version, ready| Known::of(&at(version, "Running", ready));
+        let mut known = of("10", "True");
+        assert!(!known.hear(of("9", "False")), "older than our patch");
+        assert!(!known.hear(of("11", "True")), "the same");
+        assert!(known.hear(of("100", "False")));
         assert_eq!(known.version, 100);
-        assert!(!known.hear(&pod("101", "False")), "heard before");
-        assert!(!known.hear(&at("102", "Failed", "True")), "its end stays");
+        assert!(!known.hear(of("101", "False")), "heard before");
+        assert!(
+            !known.hear(Known::of(&at("102", "Failed", "True"))),
+            "its end stays"
+        );
         assert_eq!(known.version, 102);
     }
 

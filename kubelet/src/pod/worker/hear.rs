@@ -117,7 +117,7 @@ impl Worker {
             self.hurry(asked.grace());
         }
         self.record.hear_of_end(&pod);
-        self.status.saw(Arc::clone(&pod));
+        self.status.saw(&pod);
         // Our own status is newer than what the watch echoes; others' conditions are taken over.
         let mut pod = (*pod).clone();
         if let Some(ours) = &self.sent {
