@@ -121,10 +121,12 @@ fn await_kubelet(cluster: &Cluster, namespace: &str, pod: &str) -> Result<()> {
     })
 }
 
-/// MB. Of the oldest: until it execs, a program that the kubelet starts has its command line, too.
+/// MB. Of the largest, where there are more: until it execs, a program that the kubelet starts has its command line, too,
+/// and the node may have another cluster's kubelet.
 fn resident(testbed: &Testbed) -> Result<f64> {
-    let script =
-        format!("cat /proc/$(pgrep -of '{KUBELET}')/status | awk '/^VmRSS/ {{ print $2 }}'");
+    let script = format!(
+        "for pid in $(pgrep -f '{KUBELET}'); do awk '/^VmRSS/ {{ print $2 }}' /proc/$pid/status || true; done | sort -n | tail -n 1"
+    );
     let text = testbed.on("root", NODE, script).success()?;
     let kib: f64 = text
         .trim()
