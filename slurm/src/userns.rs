@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
+use cni_hpk::netlink::nat::nft;
 use hpk_userns::Ids;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -23,6 +24,8 @@ pub enum Task {
     Remove { dir: PathBuf },
     /// Mount an overlay on a tmpfs that hides this folder, in a mount namespace that ends with it.
     ProbeOverlay { dir: PathBuf },
+    /// Offer the kernel the rules of a pod network, in a network namespace that ends with it.
+    ProbeNftables,
 }
 
 /// The child's part.
@@ -40,17 +43,25 @@ pub fn run(task: &Task) -> Result<ExitCode> {
             std::fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
         }
         Task::ProbeOverlay { dir } => probe_overlay(dir)?,
+        Task::ProbeNftables => {
+            become_root_of(CloneFlags::CLONE_NEWNET)?;
+            nft::probe().context("offering the kernel a rule")?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn probe_overlay(dir: &Path) -> Result<()> {
+/// Enters a user namespace, as its root and only user, with others of its own.
+fn become_root_of(others: CloneFlags) -> Result<()> {
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
-        .context("making a user namespace")?;
+    unshare(CloneFlags::CLONE_NEWUSER | others).context("making a user namespace")?;
     std::fs::write("/proc/self/setgroups", "deny").context("writing setgroups")?;
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context("writing uid_map")?;
-    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("writing gid_map")?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("writing gid_map")
+}
+
+fn probe_overlay(dir: &Path) -> Result<()> {
+    become_root_of(CloneFlags::CLONE_NEWNS)?;
     mount(
         Some("tmpfs"),
         dir,

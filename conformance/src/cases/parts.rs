@@ -303,6 +303,7 @@ pub fn the_doctor_finds_nothing_essential_missing(context: &mut Context) -> Resu
         "apptainer",
         "/dev/fuse",
         "/dev/net/tun",
+        "nftables           takes",
     ] {
         ensure!(
             table.contains(word),

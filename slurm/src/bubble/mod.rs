@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use crate::files;
 use crate::link::{self, Report, Sender};
 use crate::settings::BUBBLE_ROOT;
-pub use daemons::overlay_options;
+pub use daemons::{overlay_options, proxies_by_nftables};
 use order::Order;
 use process::{Event, Supervisor};
 use reaper::Reaper;

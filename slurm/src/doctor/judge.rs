@@ -4,6 +4,7 @@ use hpk_userns::Ids;
 
 use super::observe::Observed;
 use super::space::{home, local};
+use crate::bubble::proxies_by_nftables;
 use crate::gpus::Device;
 use crate::image::Found;
 
@@ -65,6 +66,7 @@ pub fn judge(seen: &Observed) -> Vec<Finding> {
         ),
         uplink(seen),
         overlay(seen),
+        nftables(seen),
         limits(seen),
         gpus(seen),
         local(seen),
@@ -274,6 +276,19 @@ fn overlay(seen: &Observed) -> Finding {
     }
 }
 
+fn nftables(seen: &Observed) -> Finding {
+    const WHAT: &str = "nftables";
+    let error = match &seen.nftables {
+        Ok(()) => return fine(WHAT, "takes the pod network's rules"),
+        Err(error) => error.clone(),
+    };
+    let ask = "ask for the kernel's modules nf_tables, nft_chain_nat, nft_masq, nft_nat, nft_ct, nft_fib and nft_numgen to be loaded";
+    if proxies_by_nftables(sysctl(seen, "kernel/osrelease").unwrap_or_default()) {
+        return missing(WHAT, error, ask);
+    }
+    warning(WHAT, error, format!("iptables has to do; better {ask}"))
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -291,7 +306,10 @@ pub mod tests {
         };
         Observed {
             user: "hpc".into(),
-            sysctls: vec![("user/max_user_namespaces", "96000".into())],
+            sysctls: vec![
+                ("kernel/osrelease", "6.1.0-40-amd64".into()),
+                ("user/max_user_namespaces", "96000".into()),
+            ],
             ids: Ok(Ids::Subordinate(Ranges {
                 users: (100_000, 65_536),
                 groups: (100_000, 65_536),
@@ -304,6 +322,7 @@ pub mod tests {
             pasta: Some("/usr/bin/pasta".into()),
             slirp4netns: None,
             overlay: Ok(()),
+            nftables: Ok(()),
             limits: Ok(vec!["cpu".into(), "memory".into()]),
             gpus: None,
             local: Ok(place("tmpfs")),
@@ -410,6 +429,18 @@ pub mod tests {
             ..healthy()
         };
         assert_eq!(finding(&seen, "apptainer").verdict, Verdict::Missing);
+    }
+
+    #[test]
+    fn without_nftables_only_an_old_kernel_s_proxy_can_do() {
+        let seen = |kernel: &str| Observed {
+            sysctls: vec![("kernel/osrelease", kernel.into())],
+            nftables: Err("offering the kernel a rule: not supported".into()),
+            ..healthy()
+        };
+        let verdict = |kernel| finding(&seen(kernel), "nftables").verdict;
+        assert_eq!(verdict("5.14.0-427.el9"), Verdict::Missing);
+        assert_eq!(verdict("4.18.0-553.el8"), Verdict::Warning);
     }
 
     #[test]

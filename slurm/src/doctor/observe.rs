@@ -27,6 +27,7 @@ pub struct Observed {
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,
     pub overlay: Result<(), String>,
+    pub nftables: Result<(), String>,
     /// Cgroup controllers whose limits pods can have.
     pub limits: Result<Vec<String>, String>,
     /// GPUs for pods; none where this host has no GPU's driver.
@@ -52,6 +53,7 @@ pub fn observe() -> Observed {
     Observed {
         user: user_name(),
         sysctls: [
+            "kernel/osrelease",
             "kernel/unprivileged_userns_clone",
             "kernel/apparmor_restrict_unprivileged_userns",
             "user/max_user_namespaces",
@@ -69,7 +71,8 @@ pub fn observe() -> Observed {
         tun: openable("/dev/net/tun"),
         pasta: hpk_uplink::find_program("pasta", &path),
         slirp4netns: hpk_uplink::find_program("slirp4netns", &path),
-        overlay: probe_overlay().map_err(text),
+        overlay: probe("probe-overlay", &[&settings::local_parent()]).map_err(text),
+        nftables: probe("probe-nftables", &[]).map_err(text),
         limits: cgroups::usable().map_err(text),
         gpus: (!gpus::driver_options(Path::new("/dev")).is_empty())
             .then(|| gpus::offer(&allocation::variables()).map_err(text)),
@@ -102,11 +105,11 @@ fn openable(device: &str) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// Tries it, in a child.
-fn probe_overlay() -> Result<()> {
+/// Tries it in a child: `userns::Task` has what there is.
+fn probe(task: &str, arguments: &[&Path]) -> Result<()> {
     let output = Command::new(own_path()?)
-        .args(["in-userns", "probe-overlay"])
-        .arg(settings::local_parent())
+        .args(["in-userns", task])
+        .args(arguments)
         .output()
         .context("starting the probe")?;
     if !output.status.success() {

@@ -119,7 +119,7 @@ pub fn observe(
 
 /// nftables goes first: iptables is mostly a front of it, and costs a process.
 fn find() -> Option<Backend> {
-    if nft::is_usable() {
+    if nft::probe().is_ok() {
         return Some(Backend::Nftables);
     }
     iptables::is_usable().then_some(Backend::Iptables)

@@ -16,8 +16,8 @@ use crate::netlink::socket::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUE
 const TABLE: &str = "hpk";
 
 /// Whether the kernel would take such rules from us: a transaction that is
-/// never ended is looked at and forgotten.
-pub fn is_usable() -> bool {
+/// never ended is looked at and forgotten. The error is the kernel's.
+pub fn probe() -> io::Result<()> {
     let family = Family::Ipv4;
     let rule = Masquerade {
         subnet: family.multicast(),
@@ -25,9 +25,7 @@ pub fn is_usable() -> bool {
     };
     let mut batch = Batch::begin();
     batch.fill("probe", family, &[&rule]);
-    NatSocket::open()
-        .and_then(|mut socket| socket.transact(&batch.bytes, batch.changes))
-        .is_ok()
+    NatSocket::open().and_then(|mut socket| socket.transact(&batch.bytes, batch.changes))
 }
 
 /// The comments of the rules in the chains of `bridge`, in order; none if

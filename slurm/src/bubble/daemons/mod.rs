@@ -133,9 +133,9 @@ pub fn relay() -> Daemon {
     )
 }
 
-/// `kernel`: the running kernel's release; kube-proxy's nftables mode wants 5.13.
+/// `kernel`: the running kernel's release.
 pub fn kube_proxy(spec: &BubbleSpec, kernel: &str) -> Daemon {
-    let mode = if kernel_version(kernel) >= (5, 13) {
+    let mode = if proxies_by_nftables(kernel) {
         "nftables"
     } else {
         "iptables"
@@ -158,6 +158,11 @@ pub fn kube_proxy(spec: &BubbleSpec, kernel: &str) -> Daemon {
         ],
     )
     .with_cpus(spec)
+}
+
+/// Whether kube-proxy's nftables mode, which wants 5.13, is used with a kernel of this release.
+pub fn proxies_by_nftables(kernel: &str) -> bool {
+    kernel_version(kernel) >= (5, 13)
 }
 
 fn kernel_version(release: &str) -> (u32, u32) {
