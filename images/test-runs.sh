@@ -32,8 +32,12 @@ runs_hpktainer_base() { # ARCH TREE
 
 # hpk-pause by its Rust and cnitool by its Go, for both architectures, of this checkout; those of its own must run. (Not
 # the bytes of bin/linux-*: the linker is another than this machine's, and so is Go.)
+#
+# One crate at a time under qemu: a fork of a program of several threads can leave the child waiting for ever there
+# (seen with qemu 7.2), and cargo, which starts a compiler for each processor, is such a program.
 runs_hpk_builder() { # ARCH TREE
-    local arch=$1 tree=$2 stash cargo=${CARGO_HOME:-$HOME/.cargo} go line
+    local arch=$1 tree=$2 stash cargo=${CARGO_HOME:-$HOME/.cargo} go line jobs
+    [ "$arch" = "$GO_ARCH" ] && jobs=$(nproc) || jobs=1
     go=$(go env GOMODCACHE)
     (cd "$IMAGES/tools" && go mod download)
     stash=$(git -C "$CHECKOUT" stash create)
@@ -41,7 +45,7 @@ runs_hpk_builder() { # ARCH TREE
     git -C "$CHECKOUT" archive "${stash:-HEAD}" | tar -C "$tree/hpk" -xf -
     HERE="$cargo/registry:/root/.cargo/registry $go:/root/go/pkg/mod" enter "$arch" "$tree" bash -euc 'cd /hpk
         scripts/deps build amd64 arm64
-        export CARGO_NET_OFFLINE=true
+        export CARGO_NET_OFFLINE=true CARGO_BUILD_JOBS=$2
         for arch in amd64 arm64; do
             scripts/binaries --rust $arch hpk-pause
             (cd images/tools && CGO_ENABLED=0 GOARCH=$arch go build -trimpath -buildvcs=false \
@@ -49,7 +53,7 @@ runs_hpk_builder() { # ARCH TREE
         done
         readelf -h bin/linux-amd64/hpk-pause bin/linux-amd64/cnitool | grep -c "Machine:.*X86-64" | sed "s/^/amd64: /"
         readelf -h bin/linux-arm64/hpk-pause bin/linux-arm64/cnitool | grep -c "Machine:.*AArch64" | sed "s/^/arm64: /"
-        bin/linux-$1/hpk-pause --version' bash "$arch" >"$work/ran" 2>&1 || die "hpk-builder for $arch does not build: $(tail -n 15 "$work/ran")"
+        bin/linux-$1/hpk-pause --version' bash "$arch" "$jobs" >"$work/ran" 2>&1 || die "hpk-builder for $arch does not build: $(tail -n 15 "$work/ran")"
     for line in 'amd64: 2' 'arm64: 2' 'hpk-pause [0-9.]*'; do
         grep -qx "$line" "$work/ran" || die "hpk-builder for $arch: no line \"$line\" in: $(tail -n 15 "$work/ran")"
     done

@@ -18,7 +18,7 @@ pub async fn claim(
     id: &str,
     places: &Places,
 ) -> anyhow::Result<(Option<Claim>, Root)> {
-    let get = || image::get(store, &args.image, args.pull, args.quiet, places);
+    let get = || image::get(store, &args.image.of, args.pull, args.quiet, places);
     let mut root = get().await?;
     let Root::Stored(_) = &root else {
         return Ok((None, root));

@@ -18,6 +18,8 @@ pub struct Config {
     pub netns: PathBuf,
     /// `HPKTAINER_RESOLV_CONF`: the containers' resolv.conf.
     pub resolv_conf: PathBuf,
+    /// `HPKTAINER_NETWORK`: the network namespace that CNI's plugins run in; unless set, ours.
+    pub network: Option<PathBuf>,
     /// `HPK_CNI_CONF_DIR`.
     pub cni_conf_dir: PathBuf,
     /// `HPK_CNI_BIN_DIR`.
@@ -33,15 +35,17 @@ pub struct Config {
 impl Config {
     /// The environment's, or the bubble's usual places.
     pub fn from_env() -> Self {
-        let place = |name: &str, default: &str| {
+        let set = |name: &str| {
             let set = std::env::var_os(name).filter(|v| !v.is_empty());
-            PathBuf::from(set.unwrap_or_else(|| default.into()))
+            set.map(PathBuf::from)
         };
+        let place = |name: &str, default: &str| set(name).unwrap_or_else(|| default.into());
         Self {
             root: place("HPKTAINER_ROOT", "/var/lib/hpk/hpktainer"),
             run: place("HPKTAINER_RUN", "/run/hpk/hpktainer"),
             netns: place("HPKTAINER_NETNS_DIR", "/run/netns"),
             resolv_conf: place("HPKTAINER_RESOLV_CONF", "/etc/resolv.conf"),
+            network: set("HPKTAINER_NETWORK"),
             cni_conf_dir: place("HPK_CNI_CONF_DIR", "/etc/cni/net.d"),
             cni_bin_dir: place("HPK_CNI_BIN_DIR", "/opt/cni/bin"),
             cni_cache_dir: place("HPK_CNI_CACHE_DIR", "/var/lib/hpk/cni/cache"),

@@ -15,9 +15,11 @@ use crate::run::env_entries;
 use crate::spec::{Run, process};
 use crate::stdio::{Pipes, Signals, serve};
 use crate::task;
+use crate::words::{Named, Words};
 
 /// Arguments of `exec`.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "hpktainer exec [OPTIONS] CONTAINER COMMAND...")]
 pub struct Args {
     /// Pass stdin on
     #[arg(short, long)]
@@ -34,16 +36,32 @@ pub struct Args {
     /// USER[:GROUP], by default the container's
     #[arg(short, long)]
     user: Option<String>,
-    /// Name, id, or beginning of an id
-    container: String,
-    /// Command and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    #[command(flatten)]
+    container: Words<Wanted>,
+}
+
+/// A container by its name, id, or the beginning of its id.
+#[derive(Debug, Clone)]
+struct Wanted(String);
+
+impl std::str::FromStr for Wanted {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Named for Wanted {
+    const VALUES: [&'static str; 2] = ["CONTAINER", "COMMAND"];
+    const HELP: &'static str =
+        "Name, id, or beginning of an id; then the command and its arguments";
+    const LEAST: usize = 2;
 }
 
 /// Runs a further process in a running container; its exit code is ours.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
-    let record = container::find(config, &args.container)?;
+    let record = container::find(config, &args.container.of.0)?;
     let status = task::status(config, &record).await?;
     if status != task::Status::Running {
         bail!("container {} is not running: {status}", record.name);
@@ -120,7 +138,7 @@ fn plan(
         let (user, bounding) = task::lookups(&root()?, wanted)?;
         return of_user(args, env, cwd, &user, bounding);
     }
-    process_now.set_args(Some(args.command.clone()));
+    process_now.set_args(Some(args.container.command.clone()));
     process_now.set_env(Some(env));
     process_now.set_cwd(cwd.into());
     process_now.set_terminal(Some(args.tty));
@@ -135,7 +153,7 @@ fn of_user(
     bounding: u64,
 ) -> anyhow::Result<oci_spec::runtime::Process> {
     let defaults = ProcessDefaults {
-        args: args.command.clone(),
+        args: args.container.command.clone(),
         env,
         cwd,
         user: String::new(),

@@ -14,6 +14,7 @@
 //! - [`settings`]: environment files, `--bind`, `--net`, HPK_SQUASH_IDS
 //! - [`network`]: namespace and CNI; [`publish`]: ports
 //! - [`limits`]: memory and processors
+//! - [`words`]: what follows the options
 //! - [`task`]: the shim, from start to delete
 //! - [`image`]: the image, however it is named; [`claim`]: holding it
 //! - [`sweep`]: what killed ones left; [`locks`]
@@ -55,6 +56,7 @@ mod stop;
 mod sweep;
 mod task;
 mod wait;
+mod words;
 
 use std::process::ExitCode;
 

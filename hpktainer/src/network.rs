@@ -1,10 +1,11 @@
 //! The container's network: a pinned namespace, attached by CNI as `tap0`, and its files in /etc.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::Context as _;
 use hpk_cni_client::{Attachment, Client, NetworkList, netns};
+use nix::sched::{CloneFlags, setns};
 
 use crate::config::Config;
 use crate::container::{Places, Record, write_file};
@@ -25,10 +26,12 @@ pub async fn attach(config: &Config, places: &Places, record: &mut Record) -> an
     record.save(config)?;
     let path = places.netns.clone();
     tokio::task::spawn_blocking(move || netns::create(&path)).await??;
-    let result = client(config, &config.cni_cache_dir)
-        .add(&list, &attachment(places, record))
-        .await;
-    let result = result.context("attaching to the pod network")?;
+    let (client, attachment) = (
+        client(config, &config.cni_cache_dir),
+        attachment(places, record),
+    );
+    let added = in_network(config, async move || client.add(&list, &attachment).await);
+    let result = added.await?.context("attaching to the pod network")?;
     record.ip = result.ips.first().map(|ip| ip.address.addr().to_string());
     record.save(config)
 }
@@ -45,14 +48,43 @@ pub async fn detach(config: &Config, places: &Places, record: &Record) -> anyhow
     if let Some(dir) = record.network.as_ref().filter(|dir| dir.exists()) {
         let cache = record.cni_cache.as_ref().unwrap_or(&config.cni_cache_dir);
         let list = NetworkList::load_default(dir).context("reading the pod network's conf")?;
-        let done = client(config, cache)
-            .del(&list, &attachment(places, record))
-            .await;
-        done.context("detaching from the pod network")?;
+        let (client, attachment) = (client(config, cache), attachment(places, record));
+        let done = in_network(config, async move || client.del(&list, &attachment).await);
+        done.await?.context("detaching from the pod network")?;
     }
     let path = places.netns.clone();
     tokio::task::spawn_blocking(move || netns::remove(&path)).await??;
     Ok(())
+}
+
+/// Does what starts CNI's plugins in the network that they work on: on a thread that enters it, and whose children are
+/// in it, too.
+async fn in_network<T: Send + 'static>(
+    config: &Config,
+    work: impl AsyncFnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    let Some(path) = config.network.clone() else {
+        return Ok(work().await);
+    };
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("cni".to_owned())
+        .spawn(move || {
+            let run = || {
+                let network =
+                    File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+                setns(network, CloneFlags::CLONE_NEWNET)
+                    .context("entering the bubble's network")?;
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build().context("starting a runtime")?;
+                Ok(runtime.block_on(work()))
+            };
+            // Whoever waits for it may have been ended.
+            let _ = tell.send(run());
+        })
+        .context("starting the thread of CNI's plugins")?;
+    told.await
+        .context("waiting for the thread of CNI's plugins")?
 }
 
 fn client(config: &Config, cache: &Path) -> Client {

@@ -18,10 +18,12 @@ use crate::settings::{self, Binds, Net};
 use crate::spec::{self, Around, Run, Volume};
 use crate::stdio::{Pipes, Signals, serve};
 use crate::sweep::Owner;
+use crate::words::{Named, Words};
 use crate::{detach, network, rm, sweep, task};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "hpktainer run [OPTIONS] IMAGE [COMMAND]...")]
 pub struct Args {
     /// Forget the container when it has ended
     #[arg(long)]
@@ -82,11 +84,15 @@ pub struct Args {
     /// No progress
     #[arg(short, long)]
     pub quiet: bool,
-    /// The image, e.g. docker://busybox:1.36, docker-archive:TAR[:TAG], oci:DIR[:TAG], ./image.sif, a root's ./folder, library://NAME
-    pub image: Name,
-    /// Command and arguments instead of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
+    #[command(flatten)]
+    pub image: Words<Name>,
+}
+
+impl Named for Name {
+    const VALUES: [&'static str; 2] = ["IMAGE", "COMMAND"];
+    const HELP: &'static str = "The image, e.g. docker://busybox:1.36, docker-archive:TAR[:TAG], oci:DIR[:TAG], \
+        ./image.sif, a root's ./folder, library://NAME; then, if any, command and arguments instead of the image's";
+    const LEAST: usize = 1;
 }
 
 fn parse_policy(text: &str) -> Result<PullPolicy, String> {
@@ -200,7 +206,7 @@ async fn make_record(
     let record = Record {
         id: id.to_owned(),
         name: name.clone(),
-        image: args.image.to_string(),
+        image: args.image.of.to_string(),
         command: defaults.args,
         created: SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -224,9 +230,9 @@ fn defaults(args: &Args, root: &Root, lower: &Path) -> anyhow::Result<ProcessDef
     let entrypoint = args.entrypoint.clone().map(|e| vec![e]);
     let mut defaults = match args.entrypoint.as_deref() {
         // The command is the program then.
-        Some("") if args.command.is_empty() => bail!("--entrypoint \"\" wants a command"),
-        Some("") => root.defaults(lower, Some(&args.command), &[])?,
-        _ => root.defaults(lower, entrypoint.as_deref(), &args.command)?,
+        Some("") if args.image.command.is_empty() => bail!("--entrypoint \"\" wants a command"),
+        Some("") => root.defaults(lower, Some(&args.image.command), &[])?,
+        _ => root.defaults(lower, entrypoint.as_deref(), &args.image.command)?,
     };
     let given = settings::read_env_files(&args.env_file)?;
     for entries in [&given, &args.env] {

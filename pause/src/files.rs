@@ -349,21 +349,30 @@ fn ensure_dir(path: &str) -> Result<(), Error> {
 }
 
 fn ensure_file(path: &str) -> Result<(), Error> {
-    let step = || format!("make mount point {path}");
-    if fs::metadata(path).is_ok() {
-        return Ok(());
+    make_file(Path::new(path)).context(|| format!("make mount point {path}"))
+}
+
+/// Makes an empty file, unless something is there; also where a link leads to nothing yet, as many an image's
+/// /etc/resolv.conf does.
+fn make_file(path: &Path) -> io::Result<()> {
+    /// As the kernel follows (path_resolution(7)).
+    const LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        if fs::metadata(&path).is_ok() {
+            return Ok(());
+        }
+        let parent = path.parent().unwrap_or(Path::new("/")).to_owned();
+        fs::create_dir_all(&parent)?;
+        if let Ok(target) = fs::read_link(&path) {
+            path = parent.join(target);
+            continue;
+        }
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o644);
+        return options.open(&path).map(drop);
     }
-    if let Some(parent) = Path::new(path).parent() {
-        fs::create_dir_all(parent).context(step)?;
-    }
-    fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .open(path)
-        .map(drop)
-        .context(step)
+    Err(nix::errno::Errno::ELOOP.into())
 }
 
 fn c_string(path: &str) -> Result<CString, Error> {

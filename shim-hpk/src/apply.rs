@@ -2,6 +2,7 @@
 //!
 //! - [`ask`] – programs that are asked something. [`gpu`] – what of a GPU's driver is out here.
 //! - [`channel`] – the shim's end of the socket to `hpk-pause`.
+//! - [`helped`] – mounts that a helper makes.
 //! - [`launch`] – Apptainer, and through it the container's first program.
 //! - [`enter`] – a further process in a container.
 //! - [`hooks`] – the caller's programs at a container's beginning and end.
@@ -14,6 +15,7 @@ pub mod ask;
 pub mod channel;
 pub mod enter;
 pub mod gpu;
+pub mod helped;
 pub mod hooks;
 pub mod launch;
 pub mod outside;

@@ -129,7 +129,7 @@ fn parameters(input: &[u8], flags: &Flags) -> Result<(StartOpts, bool), Error> {
 /// as soon as it has the address.
 fn ensure_shim(options: &StartOpts) -> Result<String, Error> {
     let grouping = config::grouping(&config::load(Path::new("."))?, &options.id);
-    let address = options.socket_address(&grouping);
+    let address = shorter(&options.socket_address(&grouping));
     let socket = Path::new(address.trim_start_matches("unix://"));
     let failed = |action| {
         move |source| Error::File {
@@ -167,6 +167,15 @@ fn ensure_shim(options: &StartOpts) -> Result<String, Error> {
         return Err(e);
     }
     Ok(address)
+}
+
+/// With half of the digest that is the socket's name: sun_path has 108 bytes, and sites' node-local folders are long.
+fn shorter(address: &str) -> String {
+    const DIGITS: usize = 32;
+    match address.rsplit_once('/') {
+        Some((folder, name)) => format!("{folder}/{}", name.get(..DIGITS).unwrap_or(name)),
+        None => address.to_owned(),
+    }
 }
 
 fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<(), Error> {
@@ -274,6 +283,14 @@ mod tests {
             address: "/run/containerd/containerd.sock".into(),
             ..Flags::default()
         }
+    }
+
+    #[test]
+    fn a_socket_has_half_of_its_digest_as_name() {
+        let digest = "0123456789abcdef".repeat(4);
+        let short = shorter(&format!("unix:///s/{digest}"));
+        assert_eq!(short, "unix:///s/0123456789abcdef0123456789abcdef");
+        assert_eq!(shorter("unix:///s/x"), "unix:///s/x");
     }
 
     fn params() -> BootstrapParams {

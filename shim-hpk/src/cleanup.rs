@@ -1,6 +1,6 @@
 //! `containerd-shim-hpk-v2 delete`: what a shim that died left of one container.
 //!
-//! Mounts are in the container's own mount namespace and go with its processes.
+//! Mounts are in the container's own mount namespace and go with its processes, but for those that a helper made.
 
 use std::{
     os::unix::net::UnixStream,
@@ -46,6 +46,8 @@ pub fn delete(id: &str, bundle: &Path) -> Result<DeleteResponse, Error> {
 /// socket if nobody serves it. Gives the former pid of the container. Safe to repeat.
 fn clean(id: &str, bundle: &Path) -> Result<u32, Error> {
     let Some(remembered) = record::read(bundle)? else {
+        // The root file system is mounted before there is a record.
+        record::remove(bundle);
         remove_dead_socket(bundle);
         return Ok(0);
     };

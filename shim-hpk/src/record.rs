@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Error, procfs};
+use crate::{apply::helped, error::Error, procfs};
 
 const NAME: &str = "hpk.json";
 
@@ -93,6 +93,7 @@ pub fn read(bundle: &Path) -> Result<Option<Remembered>, Error> {
 
 /// Removes what the shim put into a bundle. Best effort: the bundle goes next.
 pub fn remove(bundle: &Path) {
+    helped::unmount(bundle);
     for name in [NAME, "apptainer.conf"] {
         let _ = std::fs::remove_file(bundle.join(name));
     }

@@ -235,6 +235,9 @@ run -u 1234:555 $image id
 run -u daemon $image id -un
 run -u nosuch $image true
 run --entrypoint "" $image echo bare
+run --entrypoint echo $image -p 7000 -d -- --help
+mkdir -p root/bin root/etc; ln -s ../run/systemd/resolve/stub-resolv.conf root/etc/resolv.conf
+run -v /hpk/bin:/p:ro ./root /p/hpk-pause --version
 echo piped | run -i $image cat
 hpktainer run --name one $image false || echo "one: $?"
 hpktainer run --name one $image true 2>&1 || echo "again: $?"
@@ -271,6 +274,8 @@ const HABITS_SHOWN: &[&str] = &[
     "daemon ",
     "no user \"nosuch\"",
     "bare ",
+    "-p 7000 -d -- --help ",
+    "hpk-pause ",
     "piped ",
     "one: 1",
     "there is a container \"one\" already",
@@ -310,6 +315,47 @@ pub fn hpktainer_has_dockers_habits(context: &mut Context) -> Result<()> {
     }
     ensure!(lines.len() == HABITS_SHOWN.len(), "too many lines:\n{said}");
     Ok(())
+}
+
+/// All that is named is the host's: the bubble has a loopback of its own.
+pub fn hpktainer_pulls_from_a_registry_on_the_hosts_loopback(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    let said = on_bare_host(
+        &testbed,
+        "export HPK_STORE=$(mktemp -d); export HPK_REGISTRIES=$HPK_STORE/registries.yaml
+         echo '{mirrors: {\"127.0.0.1:18999\": {endpoint: [https://127.0.0.1:18999]}}, \
+                 configs: {\"127.0.0.1:18999\": {tls: {insecure_skip_verify: true}}}}' >$HPK_REGISTRIES
+         socat TCP-LISTEN:18999,bind=127.0.0.1,fork,reuseaddr TCP:registry.hpk.test:5000 & forwarder=$!
+         trap 'kill $forwarder; rm -r $HPK_STORE' EXIT
+         until socat -u OPEN:/dev/null TCP:127.0.0.1:18999 2>/dev/null; do :; done
+         hpktainer run --rm -q 127.0.0.1:18999/library/busybox:1.37 sh -c 'ip -o link show tap0 | cut -d: -f2 | cut -d@ -f1'",
+    )
+    .success()?;
+    ensure!(said.trim() == "tap0", "it said {said:?}");
+    nothing_is_left_on_the_bare_host(&testbed)
+}
+
+/// The hosts' own disks are overlays, which the kernel puts no other on.
+pub fn where_the_kernel_refuses_overlays_fuse_overlayfs_does(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    let said = on_bare_host(
+        &testbed,
+        &format!(
+            "export HPK_LOCAL=$(mktemp -d /var/tmp/fuse.XXXXXX)
+             hpktainer run -d --name fused {IMAGE} sh -c 'echo kept >/file; rm /bin/vi; exec sleep 600' >/dev/null
+             until hpktainer exec fused cat /file 2>/dev/null; do :; done
+             hpktainer exec fused sh -c 'ls /bin/vi 2>/dev/null || grep \" / \" /proc/mounts | cut -d\" \" -f3'
+             hpktainer rm -f fused
+             while pgrep -u hpc 'fuse-overlayfs|hpktainer' >/dev/null; do :; done
+             rm -r $HPK_LOCAL"
+        ),
+    )
+    .success()?;
+    ensure!(
+        said.lines().collect::<Vec<_>>() == ["kept", "fuse.fuse-overlayfs", "fused"],
+        "it said {said:?}"
+    );
+    nothing_is_left_on_the_bare_host(&testbed)
 }
 
 pub fn what_kills_leave_on_a_bare_host_goes_with_the_next_run(context: &mut Context) -> Result<()> {

@@ -188,6 +188,11 @@ impl LocalBubble {
         let path = format!("/proc/{}/ns/{kind}", self.init);
         File::open(&path).with_context(|| format!("opening {path}, of the local bubble"))
     }
+
+    /// Where each hpktainer pins its network, in its own mounts.
+    pub fn network(&self) -> PathBuf {
+        self.folder.join("network")
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use hpk_images::private::{local_folder, local_parent};
 
 use crate::container::{make_dir, write_file};
@@ -48,6 +48,7 @@ pub fn is_host() -> bool {
 /// `published` are ports of this host, bound here.
 pub fn start_again(need: Need, background: bool, published: &[Publish]) -> anyhow::Result<u8> {
     let base = local_folder(&hpk_home()?, &local_parent())?;
+    check_length(&base)?;
     let own = std::env::current_exe().context("finding this program")?;
     let network = match need {
         Need::Network => Network::find(&base, &own)?,
@@ -73,6 +74,20 @@ pub fn start_again(need: Need, background: bool, published: &[Publish]) -> anyho
         return Ok(code);
     }
     Err(command.exec()).with_context(|| format!("starting {} again", own.display()))
+}
+
+/// A socket's path has 107 bytes (unix(7)), and the shims' are the longest below `base`.
+fn check_length(base: &Path) -> anyhow::Result<()> {
+    const LONGEST: usize = 107 - "/s/".len() - 32;
+    let length = base.as_os_str().len();
+    if length > LONGEST {
+        bail!(
+            "{}: {length} bytes are too many for the paths of sockets in it, {LONGEST} at most; name a shorter folder than {} in HPK_LOCAL",
+            base.display(),
+            local_parent().display()
+        );
+    }
+    Ok(())
 }
 
 /// `~/.hpk`, or HPK_HOME.
@@ -129,11 +144,15 @@ impl Network {
                 (bubble.conf_dir(), folder.join("cache"), folder)
             }
         };
-        Ok(vec![
+        let mut places = vec![
             ("HPK_CNI_CONF_DIR", conf),
             ("HPK_CNI_CACHE_DIR", cache),
             ("HPKTAINER_RESOLV_CONF", folder.join("resolv.conf")),
-        ])
+        ];
+        if let Self::Local(bubble) = self {
+            places.push(("HPKTAINER_NETWORK", bubble.network()));
+        }
+        Ok(places)
     }
 }
 
@@ -188,6 +207,18 @@ fn code_of(status: nix::sys::wait::WaitStatus) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_too_long_for_sockets_is_told_with_what_to_do() {
+        assert!(
+            check_length(Path::new(
+                "/scratch/slurm.1234567/hpktainer-123456-66168f82a7"
+            ))
+            .is_ok()
+        );
+        let fault = check_length(Path::new(&format!("/{}", "x".repeat(80)))).unwrap_err();
+        assert!(fault.to_string().contains("HPK_LOCAL"), "{fault}");
+    }
 
     #[test]
     fn the_network_of_a_host_is_the_relay_of_the_bubble() {

@@ -7,8 +7,10 @@
 //! Signals that a process sends are passed down; those of a terminal come to all of its processes anyway.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io::{self, PipeReader, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use hpk_userns::Ids;
@@ -24,13 +26,19 @@ use super::local::LocalBubble;
 
 /// Returns nothing in the process that goes on, and in this one, when that one has ended, its exit code.
 pub fn enter(background: bool, bubble: Option<&LocalBubble>) -> anyhow::Result<Option<u8>> {
-    match bubble {
-        None => become_root()?,
-        Some(bubble) => join(bubble)?,
-    }
+    let network = match bubble {
+        None => {
+            become_root()?;
+            None
+        }
+        Some(bubble) => Some(join(bubble)?),
+    };
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .context("keeping mounts to ourselves")?;
+    if let (Some(bubble), Some(network)) = (bubble, network) {
+        pin(&network, &bubble.network())?;
+    }
     let before = block()?;
     // SAFETY: this process has one thread, so each side may go on as it likes.
     match unsafe { fork() }.context("forking")? {
@@ -58,15 +66,25 @@ pub fn enter(background: bool, bubble: Option<&LocalBubble>) -> anyhow::Result<O
     }
 }
 
-/// Joins a local bubble's user and network namespace; mount and PID namespace are our own.
-fn join(bubble: &LocalBubble) -> anyhow::Result<()> {
+/// Joins a local bubble's user namespace; mount and PID namespace are our own. Gives the bubble's network, which only CNI's
+/// plugins enter: a registry may be reachable by the host's loopback alone, as its resolver often is.
+fn join(bubble: &LocalBubble) -> anyhow::Result<File> {
     let user = bubble.namespace("user")?;
     let network = bubble.namespace("net")?;
     setns(user, CloneFlags::CLONE_NEWUSER).context("joining the local bubble's users")?;
-    setns(network, CloneFlags::CLONE_NEWNET).context("joining the local bubble's network")?;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
         .context("making a mount and PID namespace")?;
-    set_root()
+    set_root()?;
+    Ok(network)
+}
+
+/// Binds a namespace to a file, for this mount namespace: its process can't be found by number in a new PID namespace.
+fn pin(namespace: &File, file: &Path) -> anyhow::Result<()> {
+    crate::locks::open(file)?;
+    let source = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
+    let none = None::<&str>;
+    mount(Some(&source), file, none, MsFlags::MS_BIND, none)
+        .with_context(|| format!("pinning the local bubble's network to {}", file.display()))
 }
 
 fn set_root() -> anyhow::Result<()> {
@@ -214,7 +232,7 @@ fn leave_output(background: bool) -> anyhow::Result<()> {
         Ok(_) | Err(Errno::EPERM) => {}
         Err(errno) => return Err(errno).context("leaving the terminal's session"),
     }
-    let null = std::fs::File::options().write(true).open("/dev/null");
+    let null = File::options().write(true).open("/dev/null");
     let null = null.context("opening /dev/null")?;
     nix::unistd::dup2_stdout(null.as_fd()).context("leaving stdout")?;
     nix::unistd::dup2_stderr(null.as_fd()).context("leaving stderr")

@@ -16,8 +16,6 @@ use crate::{
 
 /// The line of `apptainer buildcfg` that tells where its lists are.
 const CONFIGURATION: &str = "APPTAINER_CONFDIR=";
-/// Where a user's PATH doesn't lead.
-const ADMINISTRATORS_PATH: &str = "/sbin:/usr/sbin";
 
 /// A driver, and what stands against giving it.
 pub struct Found {
@@ -103,8 +101,7 @@ async fn listed(make: Make, programs: &Programs, reaper: &Reaper) -> Result<Vec<
 
 async fn cache(programs: &Programs, reaper: &Reaper) -> Result<Vec<Library>, Error> {
     let program = programs
-        .in_path("ldconfig")
-        .or_else(|| super::programs::in_path(ADMINISTRATORS_PATH, "ldconfig"))
+        .administrators("ldconfig")
         .ok_or_else(|| Error::NotFound("ldconfig".into()))?;
     let said = ask(Command::new(program).arg("-p"), reaper).await?;
     Ok(gpu::parse_cache(&said))

@@ -48,6 +48,16 @@ impl Programs {
         in_path(&self.path, name)
     }
 
+    /// The same, or one of the administrators' folders, where a user's PATH often doesn't lead.
+    pub fn administrators(&self, name: &str) -> Option<PathBuf> {
+        in_path(&self.search(), name)
+    }
+
+    /// PATH, and the administrators' folders.
+    pub fn search(&self) -> String {
+        format!("{}:/sbin:/usr/sbin", self.path)
+    }
+
     /// Apptainer's binary.
     pub fn apptainer(&self) -> Result<&Path, Error> {
         self.apptainer.as_deref().ok_or_else(|| Error::NoEngine {

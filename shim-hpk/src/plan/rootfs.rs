@@ -1,6 +1,6 @@
-//! The Create request's mounts: how to make them with mount(2) from a forked child.
+//! The Create request's mounts: how to make them with mount(2) from a forked child, or before that by a helper.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
 
@@ -21,13 +21,78 @@ pub struct Mount {
     pub data: String,
 }
 
-/// Plans one mount of the request.
-pub fn plan(kind: &str, source: &str, options: &[String]) -> Result<Mount, Error> {
-    let field = format!("rootfs mount of type {kind:?}");
-    if kind.starts_with("fuse") {
-        let why = "it needs a mount helper";
-        return Err(Error::Unsupported { field, why });
+/// A mount by a program: mount(8)'s types `fuse.NAME` and `fuse3.NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Helped {
+    /// `mount.fuse` or `mount.fuse3`.
+    pub helper: &'static str,
+    /// The file system's program, which the helper starts.
+    pub kind: String,
+    pub source: String,
+    pub options: Vec<String>,
+}
+
+impl Helped {
+    /// Where in the bundle it is mounted.
+    pub fn point(bundle: &Path) -> PathBuf {
+        bundle.join("fuse")
     }
+
+    fn of(kind: &str, source: &str, options: &[String]) -> Option<Self> {
+        let (helper, kind) = match kind.split_once('.')? {
+            ("fuse", kind) => ("mount.fuse", kind),
+            ("fuse3", kind) => ("mount.fuse3", kind),
+            _ => return None,
+        };
+        Some(Self {
+            helper,
+            kind: kind.to_owned(),
+            source: source.to_owned(),
+            options: options.to_vec(),
+        })
+    }
+}
+
+/// The request's mounts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rootfs {
+    /// What is made before the others; the first of them binds it.
+    pub helped: Option<Helped>,
+    pub mounts: Vec<Mount>,
+}
+
+impl Rootfs {
+    /// Plans a further mount for the container of `bundle`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a helper's on top of another, [`Error::Invalid`] for options that can't be.
+    pub fn add(
+        &mut self,
+        bundle: &Path,
+        kind: &str,
+        source: &str,
+        options: &[String],
+    ) -> Result<(), Error> {
+        let helped = Helped::of(kind, source, options);
+        if helped.is_some() && !self.mounts.is_empty() {
+            return Err(Error::Unsupported {
+                field: format!("rootfs mount of type {kind:?}"),
+                why: "it is on top of another",
+            });
+        }
+        let mount = match &helped {
+            Some(_) => plan("bind", &Helped::point(bundle).to_string_lossy(), &[])?,
+            None => plan(kind, source, options)?,
+        };
+        self.helped = self.helped.take().or(helped);
+        self.mounts.push(mount);
+        Ok(())
+    }
+}
+
+/// Plans one mount(2) of the request.
+fn plan(kind: &str, source: &str, options: &[String]) -> Result<Mount, Error> {
+    let field = format!("rootfs mount of type {kind:?}");
     let parsed = parse_options(options, &field)?;
     let mut mount = Mount {
         directory: None,
@@ -141,11 +206,20 @@ mod tests {
     }
 
     #[test]
-    fn a_fuse_mount_is_refused_by_name() {
-        let error = plan("fuse3.fuse-overlayfs", "overlay", &[]).unwrap_err();
-        assert!(
-            error.to_string().contains("fuse3.fuse-overlayfs"),
-            "{error}"
+    fn a_fuse_mount_is_made_by_its_helper_and_bound() {
+        let bundle = Path::new("/b");
+        let options = strings(&["lowerdir=/l", "upperdir=/u"]);
+        let mut rootfs = Rootfs::default();
+        let add = |rootfs: &mut Rootfs, kind| rootfs.add(bundle, kind, "overlay", &options);
+        add(&mut rootfs, "fuse3.fuse-overlayfs").unwrap();
+        let helped = rootfs.helped.clone().unwrap();
+        assert_eq!(
+            (helped.helper, &*helped.kind, helped.options),
+            ("mount.fuse3", "fuse-overlayfs", options.clone())
         );
+        assert_eq!(rootfs.mounts[0].source, "/b/fuse");
+        assert_eq!(rootfs.mounts[0].flags, MsFlags::MS_BIND);
+        let error = add(&mut rootfs, "fuse.x").unwrap_err();
+        assert!(error.to_string().contains("\"fuse.x\""), "{error}");
     }
 }

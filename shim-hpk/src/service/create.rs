@@ -1,6 +1,10 @@
 //! Create, and what a container's and an exec's process have in common.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use containerd_shim::protos::events::task::TaskExit;
 use hpk_cgroup::Cgroup;
@@ -15,14 +19,18 @@ use crate::{
     apply::{
         Waiting,
         channel::Channel,
-        gpu as look, hooks,
+        gpu as look, helped, hooks,
         launch::{self, Place},
         reaper::{Exit, ExitReceiver, ended},
     },
     bootstrap::timestamp,
     config,
     error::Error,
-    plan::{self, gpu, hooks::Hooks},
+    plan::{
+        self, gpu,
+        hooks::Hooks,
+        rootfs::{Helped, Rootfs},
+    },
     procfs::Membership,
     record,
     stdio::{self, Held, Stdin, Stdio},
@@ -32,7 +40,7 @@ use crate::{
 pub struct Create {
     pub id: String,
     pub bundle: PathBuf,
-    pub rootfs: Vec<plan::rootfs::Mount>,
+    pub rootfs: Rootfs,
     pub stdio: Stdio,
 }
 
@@ -66,7 +74,7 @@ impl Service {
             &spec,
             &id,
             &bundle,
-            rootfs,
+            rootfs.mounts,
             stdio.terminal,
             &self.inner.mapped,
         )?;
@@ -93,7 +101,10 @@ impl Service {
                     cgroup: &mut cgroup,
                     hooks: &hooks,
                 };
-                let made = self.make(&id, plan, &stdio, place).await;
+                let made = match self.mount(rootfs.helped, &bundle).await {
+                    Ok(()) => self.make(&id, plan, &stdio, place).await,
+                    Err(e) => Err(e),
+                };
                 if made.is_err() {
                     cgroup.remove().await;
                     self.run_poststop(&id, &hooks).await;
@@ -125,6 +136,14 @@ impl Service {
             all.warnings.extend(found.warning);
         }
         Ok(all)
+    }
+
+    /// What of the root file system is no system call's to mount.
+    async fn mount(&self, helped: Option<Helped>, bundle: &Path) -> Result<(), Error> {
+        match helped {
+            Some(it) => helped::mount(&it, bundle, &self.inner.programs, &self.inner.reaper).await,
+            None => Ok(()),
+        }
     }
 
     /// A failure is told in the log only: the container is gone whatever they do.

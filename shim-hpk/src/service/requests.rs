@@ -1,5 +1,7 @@
 //! The Task API, call by call: protobuf in, protobuf out, the work is [`Service`]'s.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 use containerd_shim::{
     Task, TtrpcContext, TtrpcResult,
@@ -19,7 +21,12 @@ use containerd_shim::{
 
 use super::{Service, create::Create};
 use crate::{
-    apply::reaper::ended, bootstrap::timestamp, error::Error, life::Life, plan, stdio::Stdio,
+    apply::reaper::ended,
+    bootstrap::timestamp,
+    error::Error,
+    life::Life,
+    plan::{self, rootfs::Rootfs},
+    stdio::Stdio,
 };
 
 /// Does work that a caller's hanging up must not leave half done.
@@ -40,11 +47,11 @@ impl Task for Service {
         if !request.checkpoint.is_empty() {
             return Err(Error::Unimplemented("restoring a checkpoint").into());
         }
-        let rootfs = request
-            .rootfs
-            .iter()
-            .map(|m| plan::rootfs::plan(&m.type_, &m.source, &m.options))
-            .collect::<Result<_, Error>>()?;
+        let bundle = PathBuf::from(&request.bundle);
+        let mut rootfs = Rootfs::default();
+        for m in &request.rootfs {
+            rootfs.add(&bundle, &m.type_, &m.source, &m.options)?;
+        }
         let stdio = Stdio {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -53,7 +60,7 @@ impl Task for Service {
         };
         let create = Create {
             id: request.id.clone(),
-            bundle: request.bundle.clone().into(),
+            bundle,
             rootfs,
             stdio,
         };
