@@ -74,6 +74,11 @@ impl Places {
         self.run.join("bundle")
     }
 
+    /// The container's own layer.
+    pub fn upper(&self) -> PathBuf {
+        self.root.join("upper")
+    }
+
     /// The SIF that Apptainer made for it.
     pub fn made_sif(&self) -> PathBuf {
         self.root.join("image.sif")
@@ -90,7 +95,7 @@ impl Places {
             make_dir(&self.root.join(dir))?;
         }
         // The overlay's upper is the container's `/`: any user in it must be let in.
-        set_mode(&self.root.join("upper"), 0o755)?;
+        set_mode(&self.upper(), 0o755)?;
         make_dir(&self.bundle().join("rootfs"))
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
+use hpk_images::overlay::make_volumes;
 use hpk_images::process_defaults::{ProcessDefaults, merge_env, signal_number};
 use hpk_images::{Mounter, PullPolicy, Store};
 use hpk_shim_client::{Shim, Stdio, serve_events};
@@ -351,6 +352,8 @@ fn write_bundle(
     lower: &Path,
 ) -> anyhow::Result<()> {
     let mut defaults = defaults(args, root, lower)?;
+    make_volumes(lower, &places.upper(), &defaults.volumes)
+        .context("making the image's volumes")?;
     let (user, bounding) = task::lookups(lower, &defaults.user)?;
     let hostname = args.hostname.as_deref().unwrap_or(&record.id);
     if !defaults.env.iter().any(|it| it.starts_with("HOSTNAME=")) {

@@ -30,7 +30,7 @@ pub async fn create(
     lower: &std::path::Path,
     stdio: Stdio,
 ) -> anyhow::Result<Shim> {
-    let (upper, work) = (places.root.join("upper"), places.root.join("work"));
+    let (upper, work) = (places.upper(), places.root.join("work"));
     let rootfs = hpk_images::overlay::rootfs_mounts(lower, &upper, &work);
     let shim = Shim::start(&bootstrap(config, places), id, &places.bundle()).await;
     let shim = shim.with_context(|| format!("starting the runtime {}", config.shim.display()))?;

@@ -138,6 +138,9 @@ impl Merger {
             return Ok(()); // AUFS' own bookkeeping
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            if hidden.is_empty() {
+                return Ok(()); // it names nothing, least of all the folder that it is in
+            }
             let hidden = join(parent, hidden);
             self.remove_lower(&hidden, layer);
             return Ok(());

@@ -144,6 +144,10 @@ fn a_whiteout_removes_only_what_is_below() {
         ]),
         ["d/", "d/n=1.2", "k=0.4"]
     );
+    for nameless in [".wh.", "d/.wh."] {
+        let all = ["d/", "d/s/", "d/s/y=0.3", "d/x=0.1", "k=0.4"];
+        assert_eq!(shown([low(), Layer::new().file(nameless, "")]), all);
+    }
     // A whiteout of nothing is no error.
     assert_eq!(
         shown([Layer::new().file(".wh.none", "").file("x/.wh.y", "")]),

@@ -1,7 +1,9 @@
 //! The mounts of a container's root file system: an overlay over the image, in the form of runtime v2's `rootfs`.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -43,6 +45,64 @@ pub fn rootfs_mounts(lower: &Path, upper: &Path, work: &Path) -> Vec<Mount> {
         probe(scratch, namespaced)
     });
     vec![plan(driver, lower, upper, work)]
+}
+
+/// Makes in the overlay's `upper` what the image declares as volumes (VOLUME of a Dockerfile) and doesn't have: empty
+/// folders, as other runtimes mount there. They are part of the container's own layer. What lies behind a link is left out.
+///
+/// # Errors
+/// Where a folder can't be made, or given the owner that the image's has.
+pub fn make_volumes(lower: &Path, upper: &Path, volumes: &[String]) -> io::Result<()> {
+    for volume in volumes {
+        let inside: Option<PathBuf> = Path::new(volume)
+            .components()
+            .filter(|part| !matches!(part, Component::RootDir | Component::CurDir))
+            .map(|part| matches!(part, Component::Normal(_)).then_some(part))
+            .collect();
+        if let Some(inside) = inside {
+            make_volume(lower, upper, &inside)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_volume(lower: &Path, upper: &Path, volume: &Path) -> io::Result<()> {
+    // The image's own, from the root down; then what lacks.
+    let mut here = Vec::new();
+    let mut lacking = Vec::new();
+    let all: Vec<&Path> = volume.ancestors().collect();
+    for folder in all
+        .into_iter()
+        .rev()
+        .filter(|it| !it.as_os_str().is_empty())
+    {
+        match fs::symlink_metadata(lower.join(folder)) {
+            Ok(found) if found.is_dir() => here.push((folder, found)),
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => lacking.push(folder),
+            Err(e) => return Err(e),
+        }
+    }
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    // A folder of the upper layer hides what the image says of its own.
+    for (folder, found) in here {
+        let made = upper.join(folder);
+        if !made.exists() {
+            fs::create_dir(&made)?;
+            chown(&made, Some(found.uid()), Some(found.gid()))?;
+            fs::set_permissions(&made, found.permissions())?;
+        }
+    }
+    for folder in lacking {
+        let made = upper.join(folder);
+        if !made.exists() {
+            fs::create_dir(&made)?;
+            fs::set_permissions(&made, fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    Ok(())
 }
 
 /// The overlay mount for a known driver.
@@ -139,6 +199,40 @@ pub fn in_user_namespace(uid_map: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn volumes_that_an_image_lacks_are_made_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
+        fs::create_dir_all(lower.join("var/lib")).unwrap();
+        fs::set_permissions(lower.join("var"), fs::Permissions::from_mode(0o710)).unwrap();
+        std::os::unix::fs::symlink("/var", lower.join("link")).unwrap();
+        fs::create_dir(&upper).unwrap();
+        let volumes = [
+            "/var/lib/data/x",
+            "/new/",
+            "/var/lib",
+            "/link/data",
+            "/../../up",
+            "/",
+        ];
+        make_volumes(&lower, &upper, &volumes.map(str::to_owned)).unwrap();
+        // Of a container that is started anew.
+        make_volumes(&lower, &upper, &volumes.map(str::to_owned)).unwrap();
+        let mut made: Vec<String> = fs::read_dir(&upper)
+            .unwrap()
+            .map(|it| it.unwrap().file_name().into_string().unwrap())
+            .collect();
+        made.sort();
+        assert_eq!(made, ["new", "var"]);
+        assert!(upper.join("var/lib/data/x").is_dir());
+        let mode = |path: &str| fs::metadata(upper.join(path)).unwrap().mode() & 0o7777;
+        assert_eq!(
+            (mode("var"), mode("var/lib/data"), mode("new")),
+            (0o710, 0o755, 0o755)
+        );
+        assert!(!dir.path().join("up").exists());
+    }
 
     #[test]
     fn each_driver_has_its_mount() {

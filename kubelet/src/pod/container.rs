@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hpk_images::overlay::make_volumes;
 use hpk_shim_client::{CreateRequest, Mount, Shim, Stdio, TaskStatus};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use nix::errno::Errno;
@@ -411,6 +412,14 @@ fn write_bundle(
     create_dir(&upper)?;
     create_dir(&work)?;
     copy_root_mode(&image.lower, &upper)?;
+    let config = image.config.config().as_ref();
+    let volumes = config.and_then(|config| config.volumes().clone());
+    let made = make_volumes(&image.lower, &upper, &volumes.unwrap_or_default());
+    made.map_err(|source| Error::File {
+        action: "make the image's volumes in",
+        path: upper.clone(),
+        source,
+    })?;
     let rootfs = crate::images::rootfs_mounts(&image.lower, &upper, &work);
     Ok((rootfs, binds.sub_paths))
 }
