@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use crate::config::Config;
 use crate::container::{self, Places};
 use crate::format::print;
-use crate::{sweep, task};
+use crate::{claim, sweep, task};
 
 /// Arguments of `rm`.
 #[derive(Debug, clap::Args)]
@@ -45,11 +45,12 @@ pub fn forget(places: &Places) -> anyhow::Result<()> {
     remove(&places.root)
 }
 
-/// Removes what there is of a container before it has a record: an image that Apptainer made, and its mount.
-pub async fn abandon(places: &Places) -> anyhow::Result<()> {
+/// Removes what there is of container `id` before it has a record: an image that Apptainer made, its mount, its claim.
+pub async fn abandon(places: &Places, id: &str) -> anyhow::Result<()> {
     task::unmount(places).await?;
     remove(&places.run)?;
-    forget(places)
+    forget(places)?;
+    claim::give_back(id).await
 }
 
 fn remove(folder: &Path) -> anyhow::Result<()> {

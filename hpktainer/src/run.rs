@@ -116,21 +116,27 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
             (claim, record.map(|(record, lower)| (record, root, lower)))
         }
     };
-    let (ran, removed) = match begun {
-        // There is no record yet: a pull or a mount at most.
-        Err(e) => (Err(e), rm::abandon(&places).await),
+    let (ran, record) = match begun {
+        Err(e) => (Err(e), None),
         Ok((mut record, root, lower)) => {
             let image = (&root, lower.as_path());
             let ran = run(config, &args, image, &places, &mut record, &mut signals).await;
-            let code = ran.as_ref().ok().copied();
-            (ran, finish(config, &args, &places, &mut record, code).await)
+            (ran, Some(record))
         }
     };
-    let given_back = match claim {
-        Some(claim) => claim.end().await,
+    let left = match claim {
+        Some(claim) => claim.leave().await,
         None => Ok(()),
     };
-    let removed = removed.and(given_back);
+    let removed = match record {
+        // A pull or a mount at most.
+        None => rm::abandon(&places, &id).await,
+        Some(mut record) => {
+            let code = ran.as_ref().ok().copied();
+            finish(config, &args, &places, &mut record, code).await
+        }
+    };
+    let removed = removed.and(left);
     match (ran, removed) {
         (Ok(code), Ok(())) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
         (Ok(code), Err(e)) => {

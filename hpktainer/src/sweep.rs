@@ -62,7 +62,7 @@ pub async fn sweep(_turn: &Turn, config: &Config) -> anyhow::Result<()> {
         let records = container::list(config)?;
         let swept = match records.iter().find(|record| record.id == id) {
             // It was killed before it had written the record, or after it had removed it.
-            None => rm::abandon(&Places::of(config, &id)).await,
+            None => rm::abandon(&Places::of(config, &id), &id).await,
             Some(record) if record.exit.is_none() => settle(config, record.clone()).await,
             Some(_) => Ok(()),
         };

@@ -174,7 +174,7 @@ pub async fn stop(shim: &Shim, id: &str, signal: u32, patience: Duration) -> any
     Ok(shim.wait(id, "").await?.code)
 }
 
-/// Takes down all of a container but its record and log: task, shim, network, mounts, writable layer. Each step is
+/// Takes down all of a container but its record and log: task, shim, network, mounts, claim, writable layer. Each step is
 /// harmless when done before; all are tried, and what failed is told together.
 pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
     let places = Places::of(config, &record.id);
@@ -182,7 +182,11 @@ pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
     let mut note = |done: anyhow::Result<()>| failures.extend(done.err());
     note(remove_task(config, &places, &record.id).await);
     note(network::detach(config, &places, record).await);
-    note(unmount(&places).await);
+    let unmounted = unmount(&places).await;
+    if unmounted.is_ok() {
+        note(crate::claim::give_back(&record.id).await);
+    }
+    note(unmounted);
     let layers = ["upper", "work", "etc"].map(|dir| places.root.join(dir));
     for dir in layers.iter().chain([&places.run]) {
         match std::fs::remove_dir_all(dir) {
