@@ -46,6 +46,9 @@ pub struct Record {
     pub auto_remove: bool,
     /// Exit code, once it has ended.
     pub exit: Option<u32>,
+    /// Whether it has ended and nothing of it is left but this and its log.
+    #[serde(default)]
+    pub cleaned_up: bool,
 }
 
 /// A container's folders.
@@ -144,6 +147,14 @@ pub fn write_file(path: &Path, mode: u32, text: &[u8]) -> anyhow::Result<()> {
 }
 
 impl Record {
+    /// It has ended, and what it had is others' now.
+    pub fn set_cleaned_up(&mut self, exit: u32) {
+        self.exit = Some(exit);
+        self.ip = None;
+        self.ports.clear();
+        self.cleaned_up = true;
+    }
+
     /// Writes it down.
     pub fn save(&self, config: &Config) -> anyhow::Result<()> {
         let path = config.root.join(&self.id).join("container.json");
@@ -249,6 +260,7 @@ pub mod tests {
             logged: false,
             auto_remove: false,
             exit: None,
+            cleaned_up: false,
         }
     }
 

@@ -29,8 +29,8 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         if !args.force && matches!(status, task::Status::Running | task::Status::Created) {
             bail!("container {} is running (stop it, or rm -f)", record.name);
         }
-        if status == task::Status::Lost {
-            // It may just be writing down the end.
+        if !matches!(status, task::Status::Running) {
+            // Its own hpktainer may just be cleaning up.
             sweep::settled(config, &record).await?;
         }
         task::remove(config, &record).await?;

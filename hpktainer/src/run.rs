@@ -219,6 +219,7 @@ async fn make_record(
         logged: args.detach,
         auto_remove: args.rm,
         exit: None,
+        cleaned_up: false,
     };
     let _turn = sweep::turn(config)?;
     is_free(config, &name)?;
@@ -287,17 +288,29 @@ async fn run(
         let shim = task::create(config, places, &record.id, lower, stdio).await?;
         task::start(&shim, &record.id, "").await?;
         detach::tell_started(&record.id)?;
-        return wait_detached(&shim, record, signals).await;
+        let code = wait_detached(&shim, record, signals).await?;
+        tell_end(config, record, code);
+        return Ok(code);
     }
     let pipes = Pipes::make(&places.run, "main", args.interactive, args.tty)?;
     let mut copying = pipes.connect()?;
     let shim = task::create(config, places, &record.id, lower, pipes.stdio.clone()).await?;
     task::start(&shim, &record.id, "").await?;
     let code = serve(&shim, &record.id, "", args.tty, &mut copying, signals).await;
+    if let Ok(code) = code {
+        tell_end(config, record, code);
+    }
     // The shim lets go of the pipes, so that their end can be seen.
     let _ = shim.delete(&record.id, "").await;
     copying.drain().await;
     code
+}
+
+/// Others are to know how it ended before its shim, which they could ask, goes.
+fn tell_end(config: &Config, record: &mut Record, code: u32) {
+    record.exit = Some(code);
+    // It is written once more when all is cleaned up; that tells where it can't be.
+    let _ = record.save(config);
 }
 
 /// Network and published ports.
@@ -394,10 +407,12 @@ async fn finish(
     code: Option<u32>,
 ) -> anyhow::Result<()> {
     task::remove(config, record).await?;
-    record.exit = code;
-    match code.is_none() || args.rm {
-        false => record.save(config),
-        true => rm::forget(places),
+    match code {
+        Some(code) if !args.rm => {
+            record.set_cleaned_up(code);
+            record.save(config)
+        }
+        _ => rm::forget(places),
     }
 }
 

@@ -11,8 +11,8 @@ use hpk_shim_client::{
 use hpk_userns::Mapped;
 
 use crate::config::Config;
-use crate::container::{Places, Record};
-use crate::network;
+use crate::container::{self, Places, Record};
+use crate::{network, sweep};
 
 /// containerd namespace: containers of hpktainer apart from the kubelet's.
 const NAMESPACE: &str = "hpktainer";
@@ -120,13 +120,13 @@ pub async fn reach(places: &Places) -> anyhow::Result<Option<Shim>> {
 /// What a container is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Made, not started.
+    /// Made or being made, not started.
     Created,
     /// It runs.
     Running,
     /// It ended with this code.
     Exited(u32),
-    /// Its shim is gone, and how it ended with it.
+    /// Its shim is gone, and how it ended with it; nobody will write that down.
     Lost,
 }
 
@@ -141,21 +141,36 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// Asks the shim.
+/// What is known of it: by its shim, or by what its hpktainer has written down.
 pub async fn status(config: &Config, record: &Record) -> anyhow::Result<Status> {
     if let Some(code) = record.exit {
         return Ok(Status::Exited(code));
     }
-    let Some(shim) = reach(&Places::of(config, &record.id)).await? else {
-        return Ok(Status::Lost);
+    if let Some(status) = ask(config, &record.id).await? {
+        return Ok(status);
+    }
+    let is_owned = sweep::is_owned(config, &record.id)?;
+    // Read after that: the end is written down before the shim goes.
+    let now = container::search(config, &record.id)?;
+    Ok(match now.and_then(|record| record.exit) {
+        Some(code) => Status::Exited(code),
+        None if is_owned => Status::Created,
+        None => Status::Lost,
+    })
+}
+
+/// Asks the shim; none where that has gone, or there is none yet.
+pub async fn ask(config: &Config, id: &str) -> anyhow::Result<Option<Status>> {
+    let Some(shim) = reach(&Places::of(config, id)).await? else {
+        return Ok(None);
     };
-    Ok(match shim.state(&record.id, "").await {
-        Err(e) if e.is_not_found() || e.is_gone() => Status::Lost,
+    Ok(match shim.state(id, "").await {
+        Err(e) if e.is_not_found() || e.is_gone() => None,
         Err(e) => return Err(e.into()),
         Ok(state) => match (state.status, state.exit) {
-            (TaskStatus::Created, _) => Status::Created,
-            (TaskStatus::Stopped, exit) => exit.map_or(Status::Lost, |e| Status::Exited(e.code)),
-            _ => Status::Running,
+            (TaskStatus::Created, _) => Some(Status::Created),
+            (TaskStatus::Stopped, exit) => exit.map(|e| Status::Exited(e.code)),
+            _ => Some(Status::Running),
         },
     })
 }
@@ -198,7 +213,7 @@ pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
             _ => {}
         }
     }
-    note(crate::container::remove_file(&places.made_sif()));
+    note(container::remove_file(&places.made_sif()));
     match failures.is_empty() {
         true => Ok(()),
         false => {
@@ -253,7 +268,7 @@ async fn remove_task(config: &Config, places: &Places, id: &str) -> anyhow::Resu
     // A killed shim leaves its socket.
     let address = read_address(&places.bundle())?;
     match address.as_deref().and_then(|it| it.strip_prefix("unix://")) {
-        Some(socket) => crate::container::remove_file(socket.as_ref()),
+        Some(socket) => container::remove_file(socket.as_ref()),
         None => Ok(()),
     }
 }
