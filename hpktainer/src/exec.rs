@@ -85,8 +85,8 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         };
         // Gone with the container, perhaps.
         let _ = shim.delete(&record.id, &exec_id).await;
-        copying.drain().await;
-        code
+        let drained = copying.drain().await;
+        code.and_then(|code| drained.map(|()| code))
     }
     .await;
     pipes.remove();

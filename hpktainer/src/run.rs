@@ -131,10 +131,7 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     let removed = match record {
         // A pull or a mount at most.
         None => rm::abandon(&places, &id).await,
-        Some(mut record) => {
-            let code = ran.as_ref().ok().copied();
-            finish(config, &args, &places, &mut record, code).await
-        }
+        Some(mut record) => finish(config, &args, &places, &mut record).await,
     };
     let removed = removed.and(left);
     match (ran, removed) {
@@ -302,8 +299,8 @@ async fn run(
     }
     // The shim lets go of the pipes, so that their end can be seen.
     let _ = shim.delete(&record.id, "").await;
-    copying.drain().await;
-    code
+    let drained = copying.drain().await;
+    code.and_then(|code| drained.map(|()| code))
 }
 
 /// Others are to know how it ended before its shim, which they could ask, goes.
@@ -404,10 +401,9 @@ async fn finish(
     args: &Args,
     places: &Places,
     record: &mut Record,
-    code: Option<u32>,
 ) -> anyhow::Result<()> {
     task::remove(config, record).await?;
-    match code {
+    match record.exit {
         Some(code) if !args.rm => {
             record.set_cleaned_up(code);
             record.save(config)
