@@ -87,6 +87,11 @@ impl Places {
         self.root.join("output.log")
     }
 
+    /// Locked by those who follow the log, until they have seen its end.
+    pub fn followers(&self) -> PathBuf {
+        self.root.join("followers")
+    }
+
     /// Makes the folders, for the owner only.
     pub fn make(&self) -> anyhow::Result<()> {
         for dir in ["upper", "work", "etc"] {

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use nix::fcntl::FlockArg;
 
 use crate::config::Config;
 use crate::container::{self, Places};
 use crate::format::print;
+use crate::locks::try_lock;
 use crate::{claim, sweep, task};
 
 /// Arguments of `rm`.
@@ -43,6 +46,21 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
 /// Removes record and log.
 pub fn forget(places: &Places) -> anyhow::Result<()> {
     remove(&places.root)
+}
+
+/// Forgets a container that was run with --rm and is recorded as cleaned up. Those who follow its log have a moment to
+/// learn that and to open what they haven't read.
+pub async fn forget_by_itself(places: &Places) -> anyhow::Result<()> {
+    const ROUNDS: u32 = 40;
+    const LOOK: Duration = Duration::from_millis(50);
+    for _ in 0..ROUNDS {
+        let free = try_lock(&places.followers(), FlockArg::LockExclusiveNonblock)?;
+        if free.is_some() {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    forget(places)
 }
 
 /// Removes what there is of container `id` before it has a record: an image that Apptainer made, its mount, its claim.

@@ -403,12 +403,14 @@ async fn finish(
     record: &mut Record,
 ) -> anyhow::Result<()> {
     task::remove(config, record).await?;
-    match record.exit {
-        Some(code) if !args.rm => {
-            record.set_cleaned_up(code);
-            record.save(config)
-        }
-        _ => rm::forget(places),
+    let Some(code) = record.exit else {
+        return rm::forget(places);
+    };
+    record.set_cleaned_up(code);
+    record.save(config)?;
+    match args.rm {
+        true => rm::forget_by_itself(places).await,
+        false => Ok(()),
     }
 }
 

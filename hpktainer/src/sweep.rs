@@ -63,6 +63,9 @@ pub async fn sweep(_turn: &Turn, config: &Config) -> anyhow::Result<()> {
         let swept = match records.iter().find(|record| record.id == id) {
             // It was killed before it had written the record, or after it had removed it.
             None => rm::abandon(&Places::of(config, &id), &id).await,
+            Some(record) if record.cleaned_up && record.auto_remove => {
+                rm::forget(&Places::of(config, &id))
+            }
             Some(record) if record.cleaned_up => Ok(()),
             Some(record) => settle(config, record.clone()).await,
         };
@@ -84,8 +87,8 @@ pub fn is_owned(config: &Config, id: &str) -> anyhow::Result<bool> {
     }
 }
 
-/// Leaves it to a container's own hpktainer, as long as that lives, to clean up, for a moment. Gives the record as it is
-/// then; none where the container was forgotten.
+/// Leaves it to a container's own hpktainer, as long as that lives, to clean up, and to forget it if it was run with --rm,
+/// for a moment. Gives the record as it is then; none where the container was forgotten.
 pub async fn settled(config: &Config, record: &Record) -> anyhow::Result<Option<Record>> {
     const ROUNDS: u32 = 50;
     const LOOK: Duration = Duration::from_millis(100);
@@ -94,7 +97,9 @@ pub async fn settled(config: &Config, record: &Record) -> anyhow::Result<Option<
         // Read after that: what its last act was is in it.
         let now = container::search(config, &record.id)?;
         match now {
-            Some(now) if !now.cleaned_up && is_owned => tokio::time::sleep(LOOK).await,
+            Some(now) if is_owned && (now.auto_remove || !now.cleaned_up) => {
+                tokio::time::sleep(LOOK).await;
+            }
             now => return Ok(now),
         }
     }
@@ -113,12 +118,11 @@ async fn settle(config: &Config, record: Record) -> anyhow::Result<()> {
 /// Cleans up behind a container that ended with `code`, or as its record says.
 pub async fn bury(config: &Config, mut record: Record, code: u32) -> anyhow::Result<()> {
     task::remove(config, &record).await?;
+    record.set_cleaned_up(record.exit.unwrap_or(code));
+    record.save(config)?;
     match record.auto_remove {
-        true => rm::forget(&Places::of(config, &record.id)),
-        false => {
-            record.set_cleaned_up(record.exit.unwrap_or(code));
-            record.save(config)
-        }
+        true => rm::forget_by_itself(&Places::of(config, &record.id)).await,
+        false => Ok(()),
     }
 }
 
