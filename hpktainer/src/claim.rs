@@ -1,15 +1,22 @@
 //! The claim on an image, so that nobody removes it while a container runs on it.
+//!
+//! The container's hpktainer shows it as living; who cleans up behind the container, be it another, gives it back.
 
 use anyhow::Context as _;
+use hpk_images::store::claims::end_of;
 use hpk_images::{Kept, Store};
 
 use crate::container::Places;
 use crate::image::{self, Root};
 use crate::run::Args;
 
-/// An image that is held until [`Claim::end`].
+/// An image whose claim is shown as living until [`Claim::leave`].
 #[derive(Debug)]
 pub struct Claim(Kept);
+
+fn holder(id: &str) -> String {
+    format!("hpktainer-{id}")
+}
 
 /// Gets the image for container `id`, and claims it if it is the store's; one that was removed in between is got again.
 pub async fn claim(
@@ -23,7 +30,7 @@ pub async fn claim(
     let Root::Stored(_) = &root else {
         return Ok((None, root));
     };
-    let claims = store.claims(&format!("hpktainer-{id}")).await?;
+    let claims = store.claims(&holder(id)).await?;
     while let Root::Stored(image) = &root
         && !claims.add(&image.digest).await?
     {
@@ -36,8 +43,16 @@ pub async fn claim(
 }
 
 impl Claim {
-    /// Gives the image back. One that can't be given back ends by itself.
-    pub async fn end(self) -> anyhow::Result<()> {
-        self.0.end().await.context("giving the image back")
+    /// Leaves the claim to [`give_back`].
+    pub async fn leave(self) -> anyhow::Result<()> {
+        let left = self.0.stop().await;
+        left.context("leaving the claim on the image")
     }
+}
+
+/// Gives back the image of container `id`, which is not mounted any more; one that has none is fine.
+pub async fn give_back(id: &str) -> anyhow::Result<()> {
+    let store = crate::config::store()?.root;
+    let ended = end_of(&store, &holder(id)).await;
+    ended.context("giving the image back")
 }

@@ -46,6 +46,9 @@ pub struct Record {
     pub auto_remove: bool,
     /// Exit code, once it has ended.
     pub exit: Option<u32>,
+    /// Whether it has ended and nothing of it is left but this and its log.
+    #[serde(default)]
+    pub cleaned_up: bool,
 }
 
 /// A container's folders.
@@ -87,6 +90,11 @@ impl Places {
     /// The log of a detached container.
     pub fn log(&self) -> PathBuf {
         self.root.join("output.log")
+    }
+
+    /// Locked by those who follow the log, until they have seen its end.
+    pub fn followers(&self) -> PathBuf {
+        self.root.join("followers")
     }
 
     /// Makes the folders, for the owner only.
@@ -149,6 +157,14 @@ pub fn write_file(path: &Path, mode: u32, text: &[u8]) -> anyhow::Result<()> {
 }
 
 impl Record {
+    /// It has ended, and what it had is others' now.
+    pub fn set_cleaned_up(&mut self, exit: u32) {
+        self.exit = Some(exit);
+        self.ip = None;
+        self.ports.clear();
+        self.cleaned_up = true;
+    }
+
     /// Writes it down.
     pub fn save(&self, config: &Config) -> anyhow::Result<()> {
         let path = config.root.join(&self.id).join("container.json");
@@ -254,6 +270,7 @@ pub mod tests {
             logged: false,
             auto_remove: false,
             exit: None,
+            cleaned_up: false,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::container::{self, Places};
 use crate::root::root_of;
 use crate::run::env_entries;
-use crate::spec::{Run, process};
+use crate::spec::{Run, fill_in, given_env, process, value};
 use crate::stdio::{Pipes, Signals, serve};
 use crate::task;
 use crate::words::{Named, Words};
@@ -103,8 +103,8 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         };
         // Gone with the container, perhaps.
         let _ = shim.delete(&record.id, &exec_id).await;
-        copying.drain().await;
-        code
+        let drained = copying.drain().await;
+        code.and_then(|code| drained.map(|()| code))
     }
     .await;
     pipes.remove();
@@ -125,7 +125,7 @@ fn plan(
         .process()
         .clone()
         .context("the container has no process")?;
-    let mut env = process_now.env().clone().unwrap_or_default();
+    let mut env = given_env(&spec);
     merge_env(
         &mut env,
         &env_entries(&args.env, |name| std::env::var(name).ok()),
@@ -138,6 +138,8 @@ fn plan(
         let (user, bounding) = task::lookups(&root()?, wanted)?;
         return of_user(args, env, cwd, &user, bounding);
     }
+    let all = process_now.env().as_deref().unwrap_or_default();
+    fill_in(&mut env, value(all, "HOME").unwrap_or("/"), args.tty);
     process_now.set_args(Some(args.container.command.clone()));
     process_now.set_env(Some(env));
     process_now.set_cwd(cwd.into());
@@ -166,4 +168,53 @@ fn of_user(
         terminal: args.tty,
         bounding,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn env_of(line: &[&str], filled_in: &str) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places {
+            root: dir.path().join("root"),
+            run: dir.path().join("run"),
+            netns: dir.path().join("netns"),
+        };
+        let spec = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "annotations": { "io.hpk.hpktainer.filled-in": filled_in },
+            "process": {
+                "cwd": "/", "args": ["sh"], "user": { "uid": 0, "gid": 0 },
+                "env": ["A=1", "HOME=/root", "TERM=xterm"],
+            },
+        });
+        container::make_dir(&places.bundle()).unwrap();
+        std::fs::write(places.bundle().join("config.json"), spec.to_string()).unwrap();
+        container::make_dir(&dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/passwd"), "web:x:0:0::/srv:/bin/sh\n").unwrap();
+        let args = Line::parse_from([&["exec"], line].concat()).args;
+        let process = plan(&args, &places, || Ok(dir.path().to_owned())).unwrap();
+        process.env().clone().unwrap()
+    }
+
+    #[test]
+    fn home_is_that_of_the_user_unless_it_was_given() {
+        let plain = ["-t", "box", "sh"];
+        let user = ["-u", "web", "box", "sh"];
+        let given = ["-u", "web", "-e", "HOME=/x", "box", "sh"];
+        let both = "HOME,TERM";
+        assert_eq!(env_of(&plain, both), ["A=1", "HOME=/root", "TERM=xterm"]);
+        assert_eq!(env_of(&user, both), ["A=1", "HOME=/srv"]);
+        assert_eq!(env_of(&given, both), ["A=1", "HOME=/x"]);
+        assert_eq!(env_of(&user, "TERM"), ["A=1", "HOME=/root"]);
+    }
 }

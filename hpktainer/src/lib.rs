@@ -58,6 +58,7 @@ mod task;
 mod wait;
 mod words;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -122,6 +123,7 @@ pub fn main() -> ExitCode {
                 .unwrap_or_else(|_| "warn".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -154,16 +156,8 @@ fn elsewhere(command: &Command) -> Option<ExitCode> {
         Command::Run(args) if args.detach && !background => detach::start_in_background(),
         Command::KeepBubble(args) => host::keeper::run(&args.folder).map(|()| 0),
         _ if !host::is_host() => return None,
-        Command::Run(args) => {
-            let need = match args.net {
-                Net::Pod => host::Need::Network,
-                Net::None | Net::Host => host::Need::OwnNamespaces,
-            };
-            host::start_again(need, background, &args.publish)
-        }
-        Command::Rm(_) => host::start_again(host::Need::Namespaces, false, &[]),
-        Command::Pull(_) | Command::Images(_) | Command::Rmi(_) => return None,
-        _ => host::start_again(host::Need::Places, false, &[]),
+        Command::Run(args) => host::start_again(need(command)?, background, &args.publish),
+        _ => host::start_again(need(command)?, false, &[]),
     };
     Some(match done {
         Ok(code) => ExitCode::from(code),
@@ -172,6 +166,25 @@ fn elsewhere(command: &Command) -> Option<ExitCode> {
             ExitCode::from(OWN_FAILURE)
         }
     })
+}
+
+/// What it takes on a host; nothing for what knows the store of images alone.
+fn need(command: &Command) -> Option<host::Need> {
+    match command {
+        Command::Run(args) => Some(match args.net {
+            Net::Pod => host::Need::Network,
+            Net::None | Net::Host => host::Need::OwnNamespaces,
+        }),
+        // They clean up behind what was killed.
+        Command::Rm(_) | Command::Stop(_) => Some(host::Need::Namespaces),
+        Command::Pull(_) | Command::Images(_) | Command::Rmi(_) | Command::KeepBubble(_) => None,
+        Command::Exec(_)
+        | Command::Ps(_)
+        | Command::Logs(_)
+        | Command::Inspect(_)
+        | Command::Kill(_)
+        | Command::Wait(_) => Some(host::Need::Places),
+    }
 }
 
 async fn dispatch(command: Command) -> anyhow::Result<u8> {
@@ -190,5 +203,20 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Images(args) => images::main(args).await,
         Command::Rmi(args) => rmi::main(args).await,
         Command::KeepBubble(_) => Ok(OWN_FAILURE), // `elsewhere` has done it
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cleans_up_on_a_host_may_unmount() {
+        let need = |line: &[&str]| need(&Cli::try_parse_from(line).unwrap().command);
+        for line in [["hpktainer", "rm", "a"], ["hpktainer", "stop", "a"]] {
+            assert_eq!(need(&line), Some(host::Need::Namespaces), "{line:?}");
+        }
+        assert_eq!(need(&["hpktainer", "ps"]), Some(host::Need::Places));
+        assert_eq!(need(&["hpktainer", "images"]), None);
     }
 }

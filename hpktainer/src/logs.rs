@@ -1,18 +1,20 @@
 //! `hpktainer logs`
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Write};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::io::{self, BufWriter, Stderr, Stdout, Write};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use hpk_logs::{Reader, Step, Stream, parse};
+use nix::fcntl::{Flock, FlockArg};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::container::{self, Places};
-use crate::task;
+use crate::locks::lock;
+use crate::{sweep, task};
 
 /// Arguments of `logs`.
 #[derive(Debug, clap::Args)]
@@ -37,7 +39,7 @@ pub struct Args {
 }
 
 /// `--tail`; none for all.
-type Tail = Option<usize>;
+type Tail = Option<u64>;
 
 fn parse_tail(text: &str) -> Result<Tail, String> {
     match text {
@@ -94,7 +96,8 @@ fn parse_duration(text: &str) -> Result<time::Duration, String> {
 /// How often a followed log is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Prints what a detached container has put out so far (the newest 10 MiB), stderr to stderr; followed, until it ends.
+/// Prints what is kept of a detached container's output (the newest 40 MiB at least), stderr to stderr; followed, until it
+/// ends.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     let record = container::find(config, &args.container)?;
     if !record.logged {
@@ -103,55 +106,131 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
             record.name
         );
     }
-    let path = Places::of(config, &record.id).log();
-    let mut log = Log::open(&path)?;
-    if let Some(lines) = args.tail {
-        log.skip = count_lines(&path)?.saturating_sub(lines);
-    }
-    let wanted = Wanted {
+    let places = Places::of(config, &record.id);
+    let path = places.log();
+    let mut following = match args.follow {
+        true => Some(Following::start(config, &places, &record.id)?),
+        false => None,
+    };
+    let mut reader = Reader::new(path.clone(), args.tail, args.follow);
+    let mut printer = Printer::new(Wanted {
         since: args.since,
         until: args.until,
         timestamps: args.timestamps,
-    };
+    });
     let mut looks = tokio::time::interval(LOOK);
     loop {
         // Asked before the reading: what came until the end is still read.
         let is_past = args
             .until
             .is_some_and(|until| OffsetDateTime::now_utc() >= until + LOOK);
-        let ended = !args.follow || is_past || has_ended(config, &record.id).await?;
-        print_new(&mut log, &wanted)?;
+        let has_ended = match &mut following {
+            Some(following) => following.has_ended(&mut reader)?,
+            None => true,
+        };
+        let ended = is_past || has_ended;
+        match print_new(&mut reader, &mut printer) {
+            // Just being made, or just removed.
+            Err(Failure::Read(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(Failure::Read(error)) => {
+                return Err(error).with_context(|| format!("reading {}", path.display()));
+            }
+            // It ends with whoever reads it.
+            Err(Failure::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Ok(128 + libc::SIGPIPE as u8);
+            }
+            Err(Failure::Print(error)) => return Err(error).context("printing"),
+            Ok(()) => {}
+        }
         if ended {
             return Ok(0);
         }
         looks.tick().await;
-        log.follow_rotation(&path, &wanted)?;
     }
 }
 
-/// Ends with whoever reads it.
-fn print_new(log: &mut Log, wanted: &Wanted) -> anyhow::Result<()> {
-    let printed = log.print_new(wanted);
-    let is_closed = |error: &anyhow::Error| {
-        let error = error.downcast_ref::<io::Error>();
-        error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    };
-    match printed {
-        Err(error) if is_closed(&error) => std::process::exit(128 + libc::SIGPIPE),
-        printed => printed,
+/// What ended the printing of a log.
+#[derive(Debug)]
+enum Failure {
+    Read(io::Error),
+    Print(io::Error),
+}
+
+/// Prints all there is by now.
+fn print_new(reader: &mut Reader, printer: &mut Printer) -> Result<(), Failure> {
+    loop {
+        let mut printed = Ok(());
+        let step = reader.step(|line| {
+            printed = printer.accept(line);
+            printed.is_ok()
+        });
+        printed
+            .and_then(|()| printer.flush())
+            .map_err(Failure::Print)?;
+        match step.map_err(Failure::Read)? {
+            Step::Read => {}
+            Step::Gap => eprintln!(
+                "hpktainer: the log was rotated faster than it was read: output may be missing here"
+            ),
+            Step::AtEnd => return Ok(()),
+        }
     }
 }
 
+/// Asks whether the container has ended, beside the reading: a log that is written fast doesn't wait.
+#[derive(Debug)]
+struct Following {
+    ended: oneshot::Receiver<anyhow::Result<()>>,
+    /// As long as it is held, a container that was run with --rm keeps its log for a moment.
+    lock: Option<Flock<File>>,
+}
+
+impl Following {
+    fn start(config: &Config, places: &Places, id: &str) -> anyhow::Result<Self> {
+        let lock = lock(&places.followers(), FlockArg::LockShared)?;
+        let (tell, ended) = oneshot::channel();
+        let (config, id) = (config.clone(), id.to_owned());
+        tokio::spawn(async move {
+            let mut looks = tokio::time::interval(LOOK);
+            let outcome = loop {
+                looks.tick().await;
+                match has_ended(&config, &id).await {
+                    Ok(false) => {}
+                    Ok(true) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            };
+            // Nobody listens where --until has come first.
+            let _ = tell.send(outcome);
+        });
+        Ok(Self {
+            ended,
+            lock: Some(lock),
+        })
+    }
+
+    /// Once it has, `reader` holds all that will ever be read.
+    fn has_ended(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
+        match self.ended.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return Ok(false),
+            Err(oneshot::error::TryRecvError::Closed) => bail!("looking for the end was given up"),
+            Ok(outcome) => outcome?,
+        }
+        reader.look().context("looking for more of the log")?;
+        drop(self.lock.take());
+        Ok(true)
+    }
+}
+
+/// Whether nothing is written any more: the logger may be at it for a moment after the program's end.
 async fn has_ended(config: &Config, id: &str) -> anyhow::Result<bool> {
     // One that was run with --rm goes with its record.
     let Some(record) = container::list(config)?.into_iter().find(|r| r.id == id) else {
         return Ok(true);
     };
     let status = task::status(config, &record).await?;
-    Ok(!matches!(
-        status,
-        task::Status::Created | task::Status::Running
-    ))
+    let runs = matches!(status, task::Status::Created | task::Status::Running);
+    Ok(record.cleaned_up || !runs && !sweep::is_owned(config, id)?)
 }
 
 /// What is printed of a log, and how.
@@ -163,147 +242,72 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// A line's time decides; one that can't be read is of no time.
-    fn wants(&self, time: &str) -> bool {
-        if self.since.is_none() && self.until.is_none() {
-            return true;
-        }
-        OffsetDateTime::parse(time, &Rfc3339).is_ok_and(|time| {
-            self.since.is_none_or(|since| time >= since)
-                && self.until.is_none_or(|until| time < until)
-        })
+    /// A line's time decides.
+    fn wants(&self, time: OffsetDateTime) -> bool {
+        self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time < until)
     }
 }
 
-/// A log, read as far as its last whole line.
-struct Log {
-    file: BufReader<File>,
-    inode: u64,
-    /// Lines of the container that are not printed.
-    skip: usize,
-    /// Whether the next entry begins a line of the container.
-    at_begin: bool,
-    /// The beginning of a line whose end hasn't come.
-    begun: Vec<u8>,
+/// Entries of the log to the two streams.
+struct Printer {
+    wanted: Wanted,
+    out: BufWriter<Stdout>,
+    err: BufWriter<Stderr>,
+    /// The stream of the last entry: what was put out before the other's goes there first.
+    last: Stream,
+    /// Streams within a line: no time is put before its further entries.
+    within: [bool; 2],
 }
 
-impl Log {
-    fn open(path: &Path) -> anyhow::Result<Self> {
-        let open = || -> io::Result<Self> {
-            let file = File::open(path)?;
-            Ok(Self {
-                inode: file.metadata()?.ino(),
-                file: BufReader::new(file),
-                skip: 0,
-                at_begin: true,
-                begun: Vec::new(),
-            })
+impl Printer {
+    fn new(wanted: Wanted) -> Self {
+        Self {
+            wanted,
+            out: BufWriter::new(io::stdout()),
+            err: BufWriter::new(io::stderr()),
+            last: Stream::Stdout,
+            within: [false; 2],
+        }
+    }
+
+    /// Prints an entry; what is none is dropped.
+    fn accept(&mut self, line: &[u8]) -> io::Result<()> {
+        let Some(entry) = parse(line) else {
+            return Ok(());
         };
-        open().with_context(|| format!("reading {}", path.display()))
-    }
-
-    fn print_new(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
-        let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
-        loop {
-            let read = self.file.read_until(b'\n', &mut self.begun);
-            read.context("reading the log")?;
-            if !self.begun.ends_with(b"\n") {
-                out.flush()?;
-                return Ok(());
-            }
-            if let Some(entry) = parse_line(&self.begun) {
-                let is_wanted = self.skip == 0 && wanted.wants(entry.time);
-                if is_wanted {
-                    let target: &mut dyn Write = match entry.is_error {
-                        true => &mut err,
-                        false => &mut out,
-                    };
-                    if wanted.timestamps && self.at_begin {
-                        write!(target, "{} ", entry.time)?;
-                    }
-                    target.write_all(entry.text)?;
-                }
-                self.at_begin = entry.is_end;
-                self.skip -= usize::from(self.skip > 0 && entry.is_end);
-            }
-            self.begun.clear();
+        let begins = !std::mem::replace(&mut self.within[entry.stream as usize], entry.partial);
+        if !self.wanted.wants(entry.time) {
+            return Ok(());
+        }
+        if entry.stream != self.last {
+            self.flush()?;
+            self.last = entry.stream;
+        }
+        let target: &mut dyn Write = match entry.stream {
+            Stream::Stdout => &mut self.out,
+            Stream::Stderr => &mut self.err,
+        };
+        if self.wanted.timestamps && begins {
+            let time = line.split(|byte| *byte == b' ').next();
+            target.write_all(time.unwrap_or_default())?;
+            target.write_all(b" ")?;
+        }
+        target.write_all(entry.text)?;
+        match entry.partial {
+            true => Ok(()),
+            false => target.write_all(b"\n"),
         }
     }
 
-    /// The logger gives a full log another name and begins a new one: the old one is read to its end first.
-    fn follow_rotation(&mut self, path: &Path, wanted: &Wanted) -> anyhow::Result<()> {
-        match std::fs::metadata(path) {
-            // Between the two, or gone with the container.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),
-            Ok(now) if now.ino() == self.inode => Ok(()),
-            Ok(_) => {
-                self.print_new(wanted)?;
-                *self = Self::open(path)?;
-                Ok(())
-            }
-        }
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()?;
+        self.err.flush()
     }
-}
-
-/// How many lines of the container there are.
-fn count_lines(path: &Path) -> anyhow::Result<usize> {
-    let count = || -> io::Result<usize> {
-        let mut count = 0;
-        for line in BufReader::new(File::open(path)?).split(b'\n') {
-            count += usize::from(parse_line(&line?).is_some_and(|entry| entry.is_end));
-        }
-        Ok(count)
-    };
-    count().with_context(|| format!("reading {}", path.display()))
-}
-
-/// One line of the log.
-#[derive(Debug, PartialEq, Eq)]
-struct Entry<'a> {
-    time: &'a str,
-    is_error: bool,
-    /// With its newline, where the container's line ends.
-    text: &'a [u8],
-    is_end: bool,
-}
-
-/// CRI log format: `TIME STREAM TAG TEXT\n`; a partial line (tag P) has no newline of its own.
-fn parse_line(line: &[u8]) -> Option<Entry<'_>> {
-    let mut fields = line.splitn(4, |b| *b == b' ');
-    let time = str::from_utf8(fields.next()?).ok()?;
-    let stream = fields.next()?;
-    let is_end = fields.next()? != b"P";
-    let text = fields.next()?;
-    Some(Entry {
-        time,
-        is_error: stream == b"stderr",
-        text: match is_end {
-            false => text.strip_suffix(b"\n").unwrap_or(text),
-            true => text,
-        },
-        is_end,
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn partial_lines_are_joined_and_streams_told_apart() {
-        let parsed = |line: &'static [u8]| {
-            let entry = parse_line(line)?;
-            Some((entry.is_error, entry.text, entry.is_end))
-        };
-        assert_eq!(
-            parsed(b"t stdout F a b\n"),
-            Some((false, &b"a b\n"[..], true))
-        );
-        assert_eq!(parsed(b"t stderr P a\n"), Some((true, &b"a"[..], false)));
-        assert_eq!(parsed(b"t stdout F \n"), Some((false, &b"\n"[..], true)));
-        assert_eq!(parsed(b"broken\n"), None);
-    }
 
     #[test]
     fn times_are_written_as_for_docker() {
@@ -328,8 +332,9 @@ mod tests {
             until: at("2026-01-31T13:00:00Z"),
             timestamps: false,
         };
-        assert!(wanted.wants("2026-01-31T12:00:00.5Z"));
-        assert!(!wanted.wants("2026-01-31T11:59:59.9Z"));
-        assert!(!wanted.wants("2026-01-31T13:00:00Z"));
+        let wants = |text: &str| wanted.wants(parse_time(text).unwrap());
+        assert!(wants("2026-01-31T12:00:00.5Z"));
+        assert!(!wants("2026-01-31T11:59:59.9Z"));
+        assert!(!wants("2026-01-31T13:00:00Z"));
     }
 }

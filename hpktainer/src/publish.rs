@@ -55,13 +55,14 @@ pub struct Publish {
 impl FromStr for Publish {
     type Err = String;
 
-    /// Takes `[[ADDRESS:]HOST_PORT:]PORT[/tcp|/udp]`, an IPv6 address in brackets, as Docker does; but without an address
-    /// it is 127.0.0.1, not 0.0.0.0: hosts are shared with other users and their networks.
+    /// Takes `[[ADDRESS:]HOST_PORT:]PORT[/tcp|/udp]`, an IPv6 address in brackets, the protocol in either case, as Docker
+    /// does; but without an address it is 127.0.0.1, not 0.0.0.0: hosts are shared with other users and their networks.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (ports, protocol) = match text.split_once('/') {
-            None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Protocol::Tcp),
-            Some((ports, "udp")) => (ports, Protocol::Udp),
-            Some((_, other)) => return Err(format!("protocol {other:?} is neither tcp nor udp")),
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match protocol.to_ascii_lowercase().as_str() {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => return Err(format!("protocol {protocol:?} is neither tcp nor udp")),
         };
         let number = |port: &str| {
             let fault = || format!("{port:?} is no port (ranges are not taken)");
@@ -399,6 +400,8 @@ mod tests {
             ("80", "127.0.0.1:0->80/tcp"),
             ("8080:80", "127.0.0.1:8080->80/tcp"),
             ("8080:80/tcp", "127.0.0.1:8080->80/tcp"),
+            ("8080:80/TCP", "127.0.0.1:8080->80/tcp"),
+            ("53/Udp", "127.0.0.1:0->53/udp"),
             ("0.0.0.0:8080:80", "0.0.0.0:8080->80/tcp"),
             ("127.0.0.1:53:5353/udp", "127.0.0.1:53->5353/udp"),
             ("127.0.0.1::80", "127.0.0.1:0->80/tcp"),

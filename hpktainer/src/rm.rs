@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use nix::fcntl::FlockArg;
 
 use crate::config::Config;
 use crate::container::{self, Places};
 use crate::format::print;
-use crate::{sweep, task};
+use crate::locks::try_lock;
+use crate::{claim, sweep, task};
 
 /// Arguments of `rm`.
 #[derive(Debug, clap::Args)]
@@ -29,8 +32,8 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
         if !args.force && matches!(status, task::Status::Running | task::Status::Created) {
             bail!("container {} is running (stop it, or rm -f)", record.name);
         }
-        if status == task::Status::Lost {
-            // It may just be writing down the end.
+        if !matches!(status, task::Status::Running) {
+            // Its own hpktainer may just be cleaning up.
             sweep::settled(config, &record).await?;
         }
         task::remove(config, &record).await?;
@@ -45,11 +48,27 @@ pub fn forget(places: &Places) -> anyhow::Result<()> {
     remove(&places.root)
 }
 
-/// Removes what there is of a container before it has a record: an image that Apptainer made, and its mount.
-pub async fn abandon(places: &Places) -> anyhow::Result<()> {
+/// Forgets a container that was run with --rm and is recorded as cleaned up. Those who follow its log have a moment to
+/// learn that and to open what they haven't read.
+pub async fn forget_by_itself(places: &Places) -> anyhow::Result<()> {
+    const ROUNDS: u32 = 40;
+    const LOOK: Duration = Duration::from_millis(50);
+    for _ in 0..ROUNDS {
+        let free = try_lock(&places.followers(), FlockArg::LockExclusiveNonblock)?;
+        if free.is_some() {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    forget(places)
+}
+
+/// Removes what there is of container `id` before it has a record: an image that Apptainer made, its mount, its claim.
+pub async fn abandon(places: &Places, id: &str) -> anyhow::Result<()> {
     task::unmount(places).await?;
     remove(&places.run)?;
-    forget(places)
+    forget(places)?;
+    claim::give_back(id).await
 }
 
 fn remove(folder: &Path) -> anyhow::Result<()> {

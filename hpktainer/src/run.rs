@@ -123,21 +123,24 @@ pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
             (claim, record.map(|(record, lower)| (record, root, lower)))
         }
     };
-    let (ran, removed) = match begun {
-        // There is no record yet: a pull or a mount at most.
-        Err(e) => (Err(e), rm::abandon(&places).await),
+    let (ran, record) = match begun {
+        Err(e) => (Err(e), None),
         Ok((mut record, root, lower)) => {
             let image = (&root, lower.as_path());
             let ran = run(config, &args, image, &places, &mut record, &mut signals).await;
-            let code = ran.as_ref().ok().copied();
-            (ran, finish(config, &args, &places, &mut record, code).await)
+            (ran, Some(record))
         }
     };
-    let given_back = match claim {
-        Some(claim) => claim.end().await,
+    let left = match claim {
+        Some(claim) => claim.leave().await,
         None => Ok(()),
     };
-    let removed = removed.and(given_back);
+    let removed = match record {
+        // A pull or a mount at most.
+        None => rm::abandon(&places, &id).await,
+        Some(mut record) => finish(config, &args, &places, &mut record).await,
+    };
+    let removed = removed.and(left);
     match (ran, removed) {
         (Ok(code), Ok(())) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
         (Ok(code), Err(e)) => {
@@ -220,6 +223,7 @@ async fn make_record(
         logged: args.detach,
         auto_remove: args.rm,
         exit: None,
+        cleaned_up: false,
     };
     let _turn = sweep::turn(config)?;
     is_free(config, &name)?;
@@ -288,17 +292,29 @@ async fn run(
         let shim = task::create(config, places, &record.id, lower, stdio).await?;
         task::start(&shim, &record.id, "").await?;
         detach::tell_started(&record.id)?;
-        return wait_detached(&shim, record, signals).await;
+        let code = wait_detached(&shim, record, signals).await?;
+        tell_end(config, record, code);
+        return Ok(code);
     }
     let pipes = Pipes::make(&places.run, "main", args.interactive, args.tty)?;
     let mut copying = pipes.connect()?;
     let shim = task::create(config, places, &record.id, lower, pipes.stdio.clone()).await?;
     task::start(&shim, &record.id, "").await?;
     let code = serve(&shim, &record.id, "", args.tty, &mut copying, signals).await;
+    if let Ok(code) = code {
+        tell_end(config, record, code);
+    }
     // The shim lets go of the pipes, so that their end can be seen.
     let _ = shim.delete(&record.id, "").await;
-    copying.drain().await;
-    code
+    let drained = copying.drain().await;
+    code.and_then(|code| drained.map(|()| code))
+}
+
+/// Others are to know how it ended before its shim, which they could ask, goes.
+fn tell_end(config: &Config, record: &mut Record, code: u32) {
+    record.exit = Some(code);
+    // It is written once more when all is cleaned up; that tells where it can't be.
+    let _ = record.save(config);
 }
 
 /// Network and published ports.
@@ -394,13 +410,16 @@ async fn finish(
     args: &Args,
     places: &Places,
     record: &mut Record,
-    code: Option<u32>,
 ) -> anyhow::Result<()> {
     task::remove(config, record).await?;
-    record.exit = code;
-    match code.is_none() || args.rm {
-        false => record.save(config),
-        true => rm::forget(places),
+    let Some(code) = record.exit else {
+        return rm::forget(places);
+    };
+    record.set_cleaned_up(code);
+    record.save(config)?;
+    match args.rm {
+        true => rm::forget_by_itself(places).await,
+        false => Ok(()),
     }
 }
 

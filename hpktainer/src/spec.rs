@@ -21,6 +21,9 @@ const SQUASH: &str = "io.hpk.squash-ids";
 /// The shim's annotation for a GPU's driver and devices: `nv`, `rocm` or both with a comma between.
 const GPU: &str = "io.hpk.gpu";
 
+/// Our own annotation: the variables of the process that neither image nor caller has set, with commas between.
+const FILLED_IN: &str = "io.hpk.hpktainer.filled-in";
+
 /// A folder or file of the bubble in the container: `-v`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
@@ -88,14 +91,7 @@ pub struct Run<'a> {
 /// The process alone, as an exec needs it.
 pub fn process(run: &Run<'_>) -> anyhow::Result<Process> {
     let mut env = run.defaults.env.clone();
-    let missing =
-        |name: &str, env: &[String]| !env.iter().any(|e| e.split('=').next() == Some(name));
-    if missing("HOME", &env) {
-        env.push(format!("HOME={}", run.user.home));
-    }
-    if run.terminal && missing("TERM", &env) {
-        env.push("TERM=xterm".to_owned());
-    }
+    fill_in(&mut env, &run.user.home, run.terminal);
     let given: HashSet<Capability> = CAPABILITIES
         .into_iter()
         .filter(|(number, _)| run.bounding & (1 << number) != 0)
@@ -125,6 +121,37 @@ pub fn process(run: &Run<'_>) -> anyhow::Result<Process> {
         .no_new_privileges(false)
         .build()
         .context("building the process")
+}
+
+/// Adds what every process has, unless it is set; gives the names of what was added.
+pub fn fill_in(env: &mut Vec<String>, home: &str, terminal: bool) -> Vec<&'static str> {
+    let mut wanted = vec![("HOME", home)];
+    if terminal {
+        wanted.push(("TERM", "xterm"));
+    }
+    wanted.retain(|(name, _)| value(env, name).is_none());
+    env.extend(wanted.iter().map(|(name, value)| format!("{name}={value}")));
+    wanted.into_iter().map(|(name, _)| name).collect()
+}
+
+/// A variable's value.
+pub fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+    let mut pairs = env.iter().filter_map(|entry| entry.split_once('='));
+    pairs.find_map(|(key, value)| (key == name).then_some(value))
+}
+
+/// The environment that image and caller gave the container, without what was filled in for its user.
+pub fn given_env(spec: &Spec) -> Vec<String> {
+    let annotations = spec.annotations().as_ref();
+    let names = annotations.and_then(|all| all.get(FILLED_IN));
+    let is_filled_in = |entry: &String| {
+        let name = entry.split('=').next();
+        names.is_some_and(|names| names.split(',').any(|filled| Some(filled) == name))
+    };
+    let env = spec.process().as_ref().and_then(|it| it.env().clone());
+    let mut env = env.unwrap_or_default();
+    env.retain(|entry| !is_filled_in(entry));
+    env
 }
 
 /// What is around the processes of a container.
@@ -179,7 +206,11 @@ pub fn container(run: &Run<'_>, around: Around<'_>) -> anyhow::Result<Spec> {
             linux = linux.cgroups_path(cgroup);
         }
     }
-    let mut annotations = HashMap::from([(SQUASH.to_owned(), around.squash.to_string())]);
+    let filled_in = fill_in(&mut run.defaults.env.clone(), &run.user.home, run.terminal);
+    let mut annotations = HashMap::from([
+        (SQUASH.to_owned(), around.squash.to_string()),
+        (FILLED_IN.to_owned(), filled_in.join(",")),
+    ]);
     annotations.extend(around.gpu.map(|gpu| (GPU.to_owned(), gpu.to_owned())));
     SpecBuilder::default()
         .version("1.0.2")
@@ -319,8 +350,9 @@ mod tests {
         );
         assert_eq!(
             json["annotations"],
-            serde_json::json!({SQUASH: "true", GPU: "nv"})
+            serde_json::json!({SQUASH: "true", GPU: "nv", FILLED_IN: "HOME"})
         );
+        assert_eq!(given_env(&spec), ["PATH=/bin"]);
         let last = json["mounts"].as_array().unwrap().last().unwrap().clone();
         assert_eq!(
             (&last["destination"], &last["options"][2]),

@@ -13,7 +13,7 @@ use hpk_shim_client::{Shim, Stdio};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{self, SetArg, Termios};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// How long output may still come after the process is gone (a descendant may keep the pipe open).
 const DRAIN: Duration = Duration::from_secs(2);
@@ -29,6 +29,8 @@ pub struct Pipes {
 #[derive(Debug)]
 pub struct Copying {
     outputs: Vec<oneshot::Receiver<()>>,
+    /// Why output can't be passed on any more.
+    failures: mpsc::UnboundedReceiver<io::Error>,
     /// Fires when the caller's stdin ends.
     pub input_end: Option<oneshot::Receiver<()>>,
     _raw: Option<RawMode>,
@@ -103,14 +105,16 @@ impl Pipes {
             false => None,
         };
         let mut outputs = Vec::new();
+        let (failed, failures) = mpsc::unbounded_channel();
         for (path, stderr) in [(&self.stdio.stdout, false), (&self.stdio.stderr, true)] {
             if !path.is_empty() {
-                outputs.push(spawn_output(path.into(), stderr));
+                outputs.push(spawn_output(path.into(), stderr, failed.clone()));
             }
         }
         let input = Some(&self.stdio.stdin).filter(|p| !p.is_empty());
         Ok(Copying {
             outputs,
+            failures,
             input_end: input.map(|path| spawn_input(path.into())),
             _raw: raw,
         })
@@ -136,19 +140,49 @@ fn fifo(dir: &Path, prefix: &str, name: &str) -> anyhow::Result<String> {
 
 impl Copying {
     /// Waits until all output has been passed on.
-    pub async fn drain(self) {
+    ///
+    /// # Errors
+    /// What couldn't be passed on, unless it was because nobody wanted it any more.
+    pub async fn drain(mut self) -> anyhow::Result<()> {
         let all = futures::future::join_all(self.outputs);
         // What comes later is a descendant's; docker doesn't wait for it either.
         let _ = tokio::time::timeout(DRAIN, all).await;
+        match self.failures.try_recv() {
+            Ok(error) => unwanted(error).map(drop),
+            Err(_) => Ok(()),
+        }
     }
 }
 
-fn spawn_output(path: PathBuf, stderr: bool) -> oneshot::Receiver<()> {
+/// The exit code of a program whose output nobody wants any more, as a shell tells it.
+///
+/// # Errors
+/// Where it couldn't be passed on for another reason.
+fn unwanted(error: io::Error) -> anyhow::Result<u32> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(128 + libc::SIGPIPE.unsigned_abs()),
+        _ => Err(error).context("passing the program's output on"),
+    }
+}
+
+/// Copies to the end. What can't be passed on is read all the same: the program must not hang in the middle of writing.
+fn spawn_output(
+    path: PathBuf,
+    stderr: bool,
+    failed: mpsc::UnboundedSender<io::Error>,
+) -> oneshot::Receiver<()> {
     let (done, receiver) = oneshot::channel();
     thread::spawn(move || {
+        let fail = |error: io::Error| {
+            // The terminal has gone: SIGHUP tells of that, which gives the program time.
+            if error.raw_os_error() != Some(libc::EIO) {
+                // Nobody listens when the container was given up.
+                let _ = failed.send(error);
+            }
+        };
         let copied = File::open(&path).and_then(|mut from| match stderr {
-            true => copy(&mut from, &mut io::stderr()),
-            false => copy(&mut from, &mut io::stdout()),
+            true => pass_on(&mut from, &mut io::stderr(), fail),
+            false => pass_on(&mut from, &mut io::stdout(), fail),
         });
         if let Err(error) = copied {
             tracing::debug!(path = %path.display(), %error, "output ended");
@@ -174,16 +208,38 @@ fn spawn_input(path: PathBuf) -> oneshot::Receiver<()> {
     receiver
 }
 
+/// Copies at once whatever comes; once writing has failed, only reads.
+fn pass_on(
+    from: &mut impl io::Read,
+    to: &mut impl io::Write,
+    fail: impl FnOnce(io::Error),
+) -> io::Result<()> {
+    let mut fail = Some(fail);
+    each_read(from, |bytes| {
+        if fail.is_some()
+            && let Err(error) = to.write_all(bytes).and_then(|()| to.flush())
+            && let Some(fail) = fail.take()
+        {
+            fail(error);
+        }
+        Ok(())
+    })
+}
+
 /// Copies at once whatever comes.
 fn copy(from: &mut impl io::Read, to: &mut impl io::Write) -> io::Result<()> {
+    each_read(from, |bytes| to.write_all(bytes).and_then(|()| to.flush()))
+}
+
+fn each_read(
+    from: &mut impl io::Read,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut buffer = [0; 32 << 10];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(n) => {
-                to.write_all(&buffer[..n])?;
-                to.flush()?;
-            }
+            Ok(n) => take(&buffer[..n])?,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
@@ -266,7 +322,8 @@ fn window() -> Option<(u32, u32)> {
 /// Serves a running process until it ends: signals, window size, end of input. Gives its exit code.
 ///
 /// SIGHUP means that the caller's terminal is gone: the process is told, and killed if it stays. So is one that got SIGINT or
-/// SIGTERM three times (a PID 1 ignores what it has no handler for).
+/// SIGTERM three times (a PID 1 ignores what it has no handler for). One whose output can't be passed on any more is killed
+/// at once: SIGPIPE it can't get, since its shim holds the pipe open, and would ignore as PID 1.
 pub async fn serve(
     shim: &Shim,
     id: &str,
@@ -288,6 +345,7 @@ pub async fn serve(
     tokio::pin!(exited);
     let mut input_end = copying.input_end.take();
     let (mut asked, mut deadline) = (0, None);
+    let mut failure = None;
     loop {
         let input = async {
             match input_end.as_mut() {
@@ -303,7 +361,14 @@ pub async fn serve(
             }
         };
         tokio::select! {
-            exit = &mut exited => return Ok(exit?.code),
+            exit = &mut exited => {
+                let code = exit?.code;
+                return failure.map_or(Ok(code), unwanted);
+            }
+            Some(error) = copying.failures.recv(), if failure.is_none() => {
+                failure = Some(error);
+                deadline = Some(tokio::time::Instant::now());
+            }
             () = input => {
                 input_end = None;
                 let _ = shim.close_io(id, exec_id).await;
@@ -325,5 +390,32 @@ pub async fn serve(
                 let _ = shim.kill(id, exec_id, libc::SIGKILL.unsigned_abs(), false).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Closed;
+
+    impl io::Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_nobody_wants_is_told_once_and_read_to_its_end() {
+        let mut from = io::Cursor::new(vec![b'y'; 100 << 10]);
+        let mut failures = Vec::new();
+        pass_on(&mut from, &mut Closed, |error| failures.push(error)).unwrap();
+        assert_eq!(from.position(), 100 << 10);
+        assert_eq!(unwanted(failures.pop().unwrap()).unwrap(), 141);
+        assert!(unwanted(io::ErrorKind::StorageFull.into()).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hpk_images::process_defaults::signal_number;
 
 use crate::config::Config;
-use crate::container::{self, Places};
+use crate::container::{self, Places, Record};
 use crate::format::print;
 use crate::{sweep, task};
 
@@ -32,32 +32,32 @@ pub fn parse_signal(text: &str) -> Result<u32, String> {
 /// Stops containers; one that has ended is no error.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     container::each(&args.containers, async |wanted| {
-        let mut record = container::find(config, wanted)?;
-        if record.exit.is_none() {
-            // Its own hpktainer, if it still runs, sees the end and cleans up, too; each step bears that.
-            let code = match task::reach(&Places::of(config, &record.id)).await? {
-                Some(shim) => {
-                    let patience = Duration::from_secs(args.time);
-                    let signal = args.signal.unwrap_or(record.stop_signal);
-                    task::stop(&shim, &record.id, signal, patience).await?
-                }
-                None => 128 + libc::SIGKILL.unsigned_abs(),
-            };
-            settle(config, &mut record, code).await?;
+        let record = container::find(config, wanted)?;
+        if !record.cleaned_up {
+            let code = end(config, &args, &record).await?;
+            // Its own hpktainer, if it still runs, sees the end and cleans up; for a moment it is left to that.
+            if let Some(now) = sweep::settled(config, &record).await?
+                && !now.cleaned_up
+            {
+                sweep::bury(config, now, code).await?;
+            }
         }
         print(wanted)
     })
     .await
 }
 
-/// Leaves the cleaning up to the container's own hpktainer for a moment, then does it.
-async fn settle(config: &Config, record: &mut container::Record, code: u32) -> anyhow::Result<()> {
-    match sweep::settled(config, record).await? {
-        None => return Ok(()), // it was run with --rm
-        Some(now) if now.exit.is_some() => return Ok(()),
-        Some(_) => {}
+/// Ends the container, if it hasn't; gives its exit code.
+async fn end(config: &Config, args: &Args, record: &Record) -> anyhow::Result<u32> {
+    if let Some(code) = record.exit {
+        return Ok(code);
     }
-    task::remove(config, record).await?;
-    record.exit = Some(code);
-    record.save(config)
+    match task::reach(&Places::of(config, &record.id)).await? {
+        Some(shim) => {
+            let patience = Duration::from_secs(args.time);
+            let signal = args.signal.unwrap_or(record.stop_signal);
+            task::stop(&shim, &record.id, signal, patience).await
+        }
+        None => Ok(sweep::KILLED),
+    }
 }

@@ -23,7 +23,7 @@ pub struct Turn(#[allow(dead_code)] Flock<File>);
 pub struct Owner(#[allow(dead_code)] Flock<File>);
 
 /// What a container leaves behind that was killed with its hpktainer: as SIGKILL does.
-const KILLED: u32 = 128 + libc::SIGKILL.unsigned_abs();
+pub const KILLED: u32 = 128 + libc::SIGKILL.unsigned_abs();
 
 /// Waits for the turn.
 pub fn turn(config: &Config) -> anyhow::Result<Turn> {
@@ -62,9 +62,12 @@ pub async fn sweep(_turn: &Turn, config: &Config) -> anyhow::Result<()> {
         let records = container::list(config)?;
         let swept = match records.iter().find(|record| record.id == id) {
             // It was killed before it had written the record, or after it had removed it.
-            None => rm::abandon(&Places::of(config, &id)).await,
-            Some(record) if record.exit.is_none() => settle(config, record.clone()).await,
-            Some(_) => Ok(()),
+            None => rm::abandon(&Places::of(config, &id), &id).await,
+            Some(record) if record.cleaned_up && record.auto_remove => {
+                rm::forget(&Places::of(config, &id))
+            }
+            Some(record) if record.cleaned_up => Ok(()),
+            Some(record) => settle(config, record.clone()).await,
         };
         if let Err(error) = swept {
             eprintln!("hpktainer: {error:#}");
@@ -73,38 +76,53 @@ pub async fn sweep(_turn: &Turn, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Leaves it to a container's own hpktainer, as long as that lives, to write down how it ended, for a moment. Gives the
-/// record as it is then; none where the container was forgotten.
+/// Whether a container's hpktainer lives. (A sweep that is just looking at it seems to be one.)
+pub fn is_owned(config: &Config, id: &str) -> anyhow::Result<bool> {
+    let folder = config.root.join(id);
+    // Shared: those who ask don't see each other.
+    match try_lock(&folder.join("owner"), FlockArg::LockSharedNonblock) {
+        Ok(free) => Ok(free.is_none()),
+        Err(_) if !folder.exists() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Leaves it to a container's own hpktainer, as long as that lives, to clean up, and to forget it if it was run with --rm,
+/// for a moment. Gives the record as it is then; none where the container was forgotten.
 pub async fn settled(config: &Config, record: &Record) -> anyhow::Result<Option<Record>> {
     const ROUNDS: u32 = 50;
     const LOOK: Duration = Duration::from_millis(100);
-    let folder = config.root.join(&record.id);
     for _ in 0..ROUNDS {
-        let free = try_lock(&folder.join("owner"), FlockArg::LockExclusiveNonblock);
-        let is_owned = match free {
-            Ok(free) => free.is_none(),
-            Err(_) if !folder.exists() => false,
-            Err(error) => return Err(error),
-        };
+        let is_owned = is_owned(config, &record.id)?;
         // Read after that: what its last act was is in it.
         let now = container::search(config, &record.id)?;
         match now {
-            Some(now) if now.exit.is_none() && is_owned => tokio::time::sleep(LOOK).await,
+            Some(now) if is_owned && (now.auto_remove || !now.cleaned_up) => {
+                tokio::time::sleep(LOOK).await;
+            }
             now => return Ok(now),
         }
     }
     container::search(config, &record.id)
 }
 
-async fn settle(config: &Config, mut record: Record) -> anyhow::Result<()> {
-    if task::status(config, &record).await? != task::Status::Lost {
-        return Ok(());
+async fn settle(config: &Config, record: Record) -> anyhow::Result<()> {
+    match record.exit {
+        // Killed while it cleaned up.
+        Some(code) => bury(config, record, code).await,
+        None if task::ask(config, &record.id).await?.is_some() => Ok(()),
+        None => bury(config, record, KILLED).await,
     }
+}
+
+/// Cleans up behind a container that ended with `code`, or as its record says.
+pub async fn bury(config: &Config, mut record: Record, code: u32) -> anyhow::Result<()> {
     task::remove(config, &record).await?;
-    record.exit = Some(KILLED);
+    record.set_cleaned_up(record.exit.unwrap_or(code));
+    record.save(config)?;
     match record.auto_remove {
-        true => rm::forget(&Places::of(config, &record.id)),
-        false => record.save(config),
+        true => rm::forget_by_itself(&Places::of(config, &record.id)).await,
+        false => Ok(()),
     }
 }
 
@@ -127,6 +145,7 @@ mod tests {
             let made = Record {
                 auto_remove,
                 exit,
+                ip: Some("10.88.0.2".to_owned()),
                 ..record(id, id)
             };
             container::make_dir(&config.root.join(id)).unwrap();
@@ -135,21 +154,49 @@ mod tests {
         make("killed", false, None);
         make("killed-rm", true, None);
         make("living", true, None);
-        make("ended", false, Some(3));
+        make("killed-cleaning", false, Some(3));
         container::make_dir(&config.root.join("half-made")).unwrap();
         let _living = own(&turn, &config, "living").unwrap();
         sweep(&turn, &config).await.unwrap();
         let mut left: Vec<_> = container::list(&config).unwrap();
         left.sort_by(|a, b| a.id.cmp(&b.id));
-        let left: Vec<_> = left.iter().map(|r| (r.id.as_str(), r.exit)).collect();
+        let left: Vec<_> = left
+            .iter()
+            .map(|r| (r.id.as_str(), r.exit, r.cleaned_up, r.ip.as_deref()))
+            .collect();
         assert_eq!(
             left,
             [
-                ("ended", Some(3)),
-                ("killed", Some(KILLED)),
-                ("living", None)
+                ("killed", Some(KILLED), true, None),
+                ("killed-cleaning", Some(3), true, None),
+                ("living", None, false, Some("10.88.0.2"))
             ]
         );
         assert!(!config.root.join("half-made").exists());
+    }
+
+    #[tokio::test]
+    async fn what_its_hpktainer_makes_or_has_ended_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            root: dir.path().join("root"),
+            run: dir.path().join("run"),
+            ..Config::from_env()
+        };
+        let turn = turn(&config).unwrap();
+        let before = record("a", "a");
+        container::make_dir(&config.root.join("a")).unwrap();
+        before.save(&config).unwrap();
+        let status = async || task::status(&config, &before).await.unwrap();
+        assert_eq!(status().await, task::Status::Lost);
+        let _owner = own(&turn, &config, "a").unwrap();
+        assert_eq!(status().await, task::Status::Created);
+        // Meanwhile written down: who has the old record learns of it, too.
+        let ended = Record {
+            exit: Some(4),
+            ..before.clone()
+        };
+        ended.save(&config).unwrap();
+        assert_eq!(status().await, task::Status::Exited(4));
     }
 }

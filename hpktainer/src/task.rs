@@ -11,8 +11,8 @@ use hpk_shim_client::{
 use hpk_userns::Mapped;
 
 use crate::config::Config;
-use crate::container::{Places, Record};
-use crate::network;
+use crate::container::{self, Places, Record};
+use crate::{network, sweep};
 
 /// containerd namespace: containers of hpktainer apart from the kubelet's.
 const NAMESPACE: &str = "hpktainer";
@@ -120,13 +120,13 @@ pub async fn reach(places: &Places) -> anyhow::Result<Option<Shim>> {
 /// What a container is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Made, not started.
+    /// Made or being made, not started.
     Created,
     /// It runs.
     Running,
     /// It ended with this code.
     Exited(u32),
-    /// Its shim is gone, and how it ended with it.
+    /// Its shim is gone, and how it ended with it; nobody will write that down.
     Lost,
 }
 
@@ -141,21 +141,36 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// Asks the shim.
+/// What is known of it: by its shim, or by what its hpktainer has written down.
 pub async fn status(config: &Config, record: &Record) -> anyhow::Result<Status> {
     if let Some(code) = record.exit {
         return Ok(Status::Exited(code));
     }
-    let Some(shim) = reach(&Places::of(config, &record.id)).await? else {
-        return Ok(Status::Lost);
+    if let Some(status) = ask(config, &record.id).await? {
+        return Ok(status);
+    }
+    let is_owned = sweep::is_owned(config, &record.id)?;
+    // Read after that: the end is written down before the shim goes.
+    let now = container::search(config, &record.id)?;
+    Ok(match now.and_then(|record| record.exit) {
+        Some(code) => Status::Exited(code),
+        None if is_owned => Status::Created,
+        None => Status::Lost,
+    })
+}
+
+/// Asks the shim; none where that has gone, or there is none yet.
+pub async fn ask(config: &Config, id: &str) -> anyhow::Result<Option<Status>> {
+    let Some(shim) = reach(&Places::of(config, id)).await? else {
+        return Ok(None);
     };
-    Ok(match shim.state(&record.id, "").await {
-        Err(e) if e.is_not_found() || e.is_gone() => Status::Lost,
+    Ok(match shim.state(id, "").await {
+        Err(e) if e.is_not_found() || e.is_gone() => None,
         Err(e) => return Err(e.into()),
         Ok(state) => match (state.status, state.exit) {
-            (TaskStatus::Created, _) => Status::Created,
-            (TaskStatus::Stopped, exit) => exit.map_or(Status::Lost, |e| Status::Exited(e.code)),
-            _ => Status::Running,
+            (TaskStatus::Created, _) => Some(Status::Created),
+            (TaskStatus::Stopped, exit) => exit.map(|e| Status::Exited(e.code)),
+            _ => Some(Status::Running),
         },
     })
 }
@@ -174,7 +189,7 @@ pub async fn stop(shim: &Shim, id: &str, signal: u32, patience: Duration) -> any
     Ok(shim.wait(id, "").await?.code)
 }
 
-/// Takes down all of a container but its record and log: task, shim, network, mounts, writable layer. Each step is
+/// Takes down all of a container but its record and log: task, shim, network, mounts, claim, writable layer. Each step is
 /// harmless when done before; all are tried, and what failed is told together.
 pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
     let places = Places::of(config, &record.id);
@@ -182,7 +197,11 @@ pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
     let mut note = |done: anyhow::Result<()>| failures.extend(done.err());
     note(remove_task(config, &places, &record.id).await);
     note(network::detach(config, &places, record).await);
-    note(unmount(&places).await);
+    let unmounted = unmount(&places).await;
+    if unmounted.is_ok() {
+        note(crate::claim::give_back(&record.id).await);
+    }
+    note(unmounted);
     let layers = ["upper", "work", "etc"].map(|dir| places.root.join(dir));
     for dir in layers.iter().chain([&places.run]) {
         match std::fs::remove_dir_all(dir) {
@@ -194,7 +213,7 @@ pub async fn remove(config: &Config, record: &Record) -> anyhow::Result<()> {
             _ => {}
         }
     }
-    note(crate::container::remove_file(&places.made_sif()));
+    note(container::remove_file(&places.made_sif()));
     match failures.is_empty() {
         true => Ok(()),
         false => {
@@ -249,7 +268,7 @@ async fn remove_task(config: &Config, places: &Places, id: &str) -> anyhow::Resu
     // A killed shim leaves its socket.
     let address = read_address(&places.bundle())?;
     match address.as_deref().and_then(|it| it.strip_prefix("unix://")) {
-        Some(socket) => crate::container::remove_file(socket.as_ref()),
+        Some(socket) => container::remove_file(socket.as_ref()),
         None => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::bail;
 
 use crate::config::Config;
 use crate::container::{self, Places};
@@ -18,11 +18,13 @@ pub struct Args {
     containers: Vec<String>,
 }
 
-/// Waits for the end of each container and prints its exit code.
+/// Waits for the end of each container, and until its own hpktainer has cleaned up, and prints its exit code.
 pub async fn main(config: &Config, args: Args) -> anyhow::Result<u8> {
     container::each(&args.containers, async |wanted| {
         let record = container::find(config, wanted)?;
-        print(end_of(config, &record).await?)
+        let code = end_of(config, &record).await?;
+        sweep::settled(config, &record).await?;
+        print(code)
     })
     .await
 }
@@ -33,11 +35,7 @@ async fn end_of(config: &Config, record: &container::Record) -> anyhow::Result<u
         match task::status(config, record).await? {
             Status::Exited(code) => return Ok(code),
             Status::Created => tokio::time::sleep(LOOK).await,
-            Status::Lost => {
-                let settled = sweep::settled(config, record).await?;
-                let exit = settled.and_then(|record| record.exit);
-                return exit.with_context(|| format!("how {} ended is not known", record.name));
-            }
+            Status::Lost => bail!("how {} ended is not known", record.name),
             Status::Running => {
                 if let Some(shim) = task::reach(&Places::of(config, &record.id)).await?
                     && let Ok(exit) = shim.wait(&record.id, "").await

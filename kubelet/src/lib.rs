@@ -46,6 +46,7 @@ mod text;
 mod usage;
 mod volumes;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Subcommand as _};
@@ -73,6 +74,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let done = match matches.subcommand() {
         Some(_) => parsed(inspect::Look::from_arg_matches(&matches)).and_then(inspect::run),

@@ -75,6 +75,13 @@ impl Store {
     }
 }
 
+/// Gives up all that `holder` has claimed in the store at `root`, though it be dead; one that has claimed nothing is fine.
+pub async fn end_of(root: &Path, holder: &str) -> Result<(), Error> {
+    let root = root.to_owned();
+    let path = Files { root }.claims().join(holder);
+    blocking(move || remove(&path)).await
+}
+
 impl Claims {
     /// Claims the image `digest`. False if the store has lost it meanwhile: then it is to be pulled again.
     ///

@@ -44,10 +44,16 @@ async fn beat(claims: Claims, failed: impl Fn(Error), mut stopped: oneshot::Rece
 impl Kept {
     /// Gives the images back. One that can't be given back ends by itself.
     pub async fn end(self) -> Result<(), Error> {
-        // A beat that is under way would write the claim anew.
+        let claims = self.claims.clone();
+        self.stop().await?;
+        claims.end().await
+    }
+
+    /// Beats no more, and leaves the claims to who ends them ([`end_of`](super::claims::end_of)), or to their expiry.
+    pub async fn stop(self) -> Result<(), Error> {
+        // A beat that is under way would write anew what has been ended.
         drop(self.stop);
         let ended = self.beating.await;
-        ended.map_err(|e| Error::Interrupted(e.to_string()))?;
-        self.claims.end().await
+        ended.map_err(|e| Error::Interrupted(e.to_string()))
     }
 }

@@ -139,7 +139,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::store::claims::EXPIRY;
+    use crate::store::claims::{EXPIRY, end_of};
     use crate::store::files::ImageRecord;
     use crate::{Limits, StoreConfig};
 
@@ -237,6 +237,20 @@ mod tests {
         backdate(&home.at("claims/n1"), EXPIRY * 2);
         assert!(home.store.remove_unused(&digest).await.unwrap());
         assert!(!home.at("claims/n1").exists());
+    }
+
+    #[tokio::test]
+    async fn the_claims_of_a_killed_holder_are_ended_by_who_cleans_up_behind_it() {
+        let home = Home::new().await;
+        let digest = home.put('a', HOUR);
+        let claims = home.store.claims("n1").await.unwrap();
+        assert!(claims.add(&digest).await.unwrap());
+        drop(claims);
+        assert!(!home.store.remove_unused(&digest).await.unwrap());
+        for _ in 0..2 {
+            end_of(&home.at(""), "n1").await.unwrap();
+        }
+        assert!(home.store.remove_unused(&digest).await.unwrap());
     }
 
     #[tokio::test]

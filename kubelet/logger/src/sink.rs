@@ -155,17 +155,31 @@ impl Sink {
 
     fn rotate(&mut self) {
         let path = &self.config.path;
-        let rotated = rotated_name(path, OffsetDateTime::now_utc());
-        if let Err(error) = fs::rename(path, &rotated) {
+        let mut all = match rotated(path) {
+            Ok(all) => all,
+            // Nothing to rotate: the open below fails as well.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                eprintln!(
+                    "hpk-logger: can't list the logs of {}: {error}",
+                    path.display()
+                );
+                return;
+            }
+        };
+        let name = rotated_name(path, &all, OffsetDateTime::now_utc());
+        match fs::rename(path, &name) {
+            Ok(()) => all.push(name),
             // Gone from under us: the open below makes a new one.
-            if error.kind() != io::ErrorKind::NotFound {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
                 eprintln!("hpk-logger: can't rename {}: {error}", path.display());
                 return;
             }
         }
         self.file = None;
         self.size = 0;
-        if let Err(error) = prune(path, self.config.max_files - 1) {
+        if let Err(error) = prune(&all, self.config.max_files - 1) {
             eprintln!(
                 "hpk-logger: can't remove old logs of {}: {error}",
                 path.display()
@@ -198,10 +212,11 @@ fn ends_in_newline(path: &Path, size: u64) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// `0.log.20060102-150405`, with a number behind where that exists.
-fn rotated_name(path: &Path, now: OffsetDateTime) -> PathBuf {
-    let mut base = path.as_os_str().to_owned();
-    base.push(format!(
+/// `0.log.20060102-150405`, sorted behind all `rotated` ones: with a number behind it where there was one in this second, or,
+/// the clock having been set back, in a later one.
+fn rotated_name(path: &Path, rotated: &[PathBuf], now: OffsetDateTime) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(
         ".{:04}{:02}{:02}-{:02}{:02}{:02}",
         now.year(),
         u8::from(now.month()),
@@ -210,21 +225,24 @@ fn rotated_name(path: &Path, now: OffsetDateTime) -> PathBuf {
         now.minute(),
         now.second()
     ));
-    let mut name = PathBuf::from(base.clone());
-    let mut number = 0u32;
-    while name.symlink_metadata().is_ok() {
-        number += 1;
-        let mut numbered = base.clone();
-        numbered.push(format!("-{number:06}"));
-        name = PathBuf::from(numbered);
-    }
-    name
+    let name = PathBuf::from(name);
+    let Some(newest) = rotated.last().filter(|newest| **newest >= name) else {
+        return name;
+    };
+    let newest = newest.to_string_lossy();
+    let time = name.as_os_str().len();
+    let number = newest.get(time + 1..).and_then(|it| it.parse::<u32>().ok());
+    let number = number.unwrap_or(0).saturating_add(1);
+    PathBuf::from(format!(
+        "{}-{number:06}",
+        newest.get(..time).unwrap_or(&newest)
+    ))
 }
 
-/// Removes all but the newest `keep` rotated files.
-fn prune(path: &Path, keep: usize) -> io::Result<()> {
+/// The rotated files, oldest first.
+fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let mut prefix = name.to_string_lossy().into_owned();
     prefix.push('.');
@@ -236,6 +254,11 @@ fn prune(path: &Path, keep: usize) -> io::Result<()> {
         }
     }
     rotated.sort();
+    Ok(rotated)
+}
+
+/// Removes all but the newest `keep` of them.
+fn prune(rotated: &[PathBuf], keep: usize) -> io::Result<()> {
     let many = rotated.len().saturating_sub(keep);
     for old in &rotated[..many] {
         fs::remove_file(old)?;

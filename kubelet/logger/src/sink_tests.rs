@@ -104,7 +104,29 @@ fn the_oldest_files_go() {
     sink.finish();
     let files = folder.files();
     assert_eq!(files.len(), 3);
-    assert_eq!(texts(&files[2]).last().unwrap(), "line 99");
+    // All within a second or two: their order is that of their names nevertheless.
+    let kept: Vec<String> = files.iter().flat_map(|file| texts(file)).collect();
+    let expected: Vec<String> = (100 - kept.len()..100)
+        .map(|number| format!("line {number}"))
+        .collect();
+    assert_eq!(kept, expected);
+}
+
+#[test]
+fn a_rotated_file_is_the_last_by_name_though_the_clock_was_set_back() {
+    let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
+    let mut all = Vec::new();
+    for now in [60, 60, 61, 59, 62] {
+        all.push(rotated_name(Path::new("/d/0.log"), &all, at(now)));
+    }
+    let names = [
+        "/d/0.log.19700101-000100",
+        "/d/0.log.19700101-000100-000001",
+        "/d/0.log.19700101-000101",
+        "/d/0.log.19700101-000101-000001",
+        "/d/0.log.19700101-000102",
+    ];
+    assert_eq!(all, names.map(PathBuf::from));
 }
 
 #[test]

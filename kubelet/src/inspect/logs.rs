@@ -13,10 +13,10 @@ use super::Container;
 use super::records::Records;
 use crate::pod::record::Instance;
 use crate::server::access::Run;
-use crate::server::logs::entry::Stream;
 use crate::server::logs::follow::{Follower, Life};
 use crate::server::logs::options::LogOptions;
 use crate::text::parse_duration;
+use hpk_logs::Stream;
 
 #[derive(Debug, Args)]
 pub struct Options {

@@ -1,9 +1,9 @@
 //! Entries to the text that the caller gets. No I/O.
 
 use bytes::Bytes;
+use hpk_logs::{Entry, Stream, entry};
 use time::OffsetDateTime;
 
-use super::entry::{self, Entry, Stream};
 use super::options::LogOptions;
 
 /// Text by stream, in order; neighbours of one stream are joined.

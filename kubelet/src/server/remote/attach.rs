@@ -18,10 +18,10 @@ use super::channels::{Channels, Output};
 use super::status::Status;
 use super::wanted::Wanted;
 use crate::server::access::{ContainerQuery, PodAccess, Run};
-use crate::server::logs::entry::Stream;
 use crate::server::logs::follow::{self, Follower};
 use crate::server::logs::options::{LogOptions, Streams};
 use crate::text;
+use hpk_logs::Stream;
 
 /// How often the log is looked at: somebody may be typing.
 const POLL: Duration = Duration::from_millis(20);

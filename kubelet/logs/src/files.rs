@@ -13,13 +13,19 @@ use std::path::{Path, PathBuf};
 pub struct LogFile {
     pub file: File,
     pub inode: u64,
+    /// Files between the one before and this one may have been removed.
+    pub after_gap: bool,
 }
 
 impl LogFile {
     fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let inode = file.metadata()?.ino();
-        Ok(Self { file, inode })
+        Ok(Self {
+            file,
+            inode,
+            after_gap: false,
+        })
     }
 }
 
@@ -48,12 +54,27 @@ pub fn list(log: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Opens all files that are there, oldest first. A rotation in between neither doubles nor loses one.
 pub fn open_all(log: &Path) -> io::Result<Vec<LogFile>> {
+    const ROUNDS: u32 = 10;
+    let mut names = list(log)?;
+    for _ in 1..ROUNDS {
+        let files = open_each(&names)?;
+        let now = list(log)?;
+        if now == names {
+            return Ok(files);
+        }
+        // A name may be another file's by now: each rotation makes a new one.
+        names = now;
+    }
+    open_each(&names)
+}
+
+fn open_each(names: &[PathBuf]) -> io::Result<Vec<LogFile>> {
     let mut files: Vec<LogFile> = Vec::new();
-    for path in list(log)? {
-        match LogFile::open(&path) {
+    for path in names {
+        match LogFile::open(path) {
             Ok(file) if files.iter().all(|known| known.inode != file.inode) => files.push(file),
             Ok(_) => {}
-            // Renamed or removed since: what it was renamed to is found as a successor.
+            // Renamed or removed since.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -61,15 +82,18 @@ pub fn open_all(log: &Path) -> io::Result<Vec<LogFile>> {
     Ok(files)
 }
 
-/// The file after the one with `inode`, if there is one yet. When that file itself is gone, the
-/// oldest there is.
-pub fn successor(log: &Path, inode: u64) -> io::Result<Option<LogFile>> {
+/// The files after the one with `inode`, which the caller holds open (no other has its inode then). When that file has
+/// been removed, all there are, and files between may be missing.
+pub fn successors(log: &Path, inode: u64) -> io::Result<Vec<LogFile>> {
     let mut files = open_all(log)?;
     match files.iter().position(|file| file.inode == inode) {
-        Some(at) if at + 1 < files.len() => Ok(Some(files.swap_remove(at + 1))),
-        Some(_) => Ok(None),
-        None if files.is_empty() => Ok(None),
-        None => Ok(Some(files.swap_remove(0))),
+        Some(at) => Ok(files.split_off(at + 1)),
+        None => {
+            if let Some(oldest) = files.first_mut() {
+                oldest.after_gap = true;
+            }
+            Ok(files)
+        }
     }
 }
 
@@ -130,7 +154,7 @@ pub fn find_tail(file: &File, lines: u64) -> io::Result<(u64, u64)> {
 
 /// Does this entry end a line? The very last one does in any case.
 fn counts(entry: &[u8], is_last: bool) -> bool {
-    is_last || super::entry::parse(entry).is_none_or(|entry| !entry.partial)
+    is_last || crate::entry::parse(entry).is_none_or(|entry| !entry.partial)
 }
 
 #[cfg(test)]

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use std::io::Write;
 
 use super::*;
@@ -65,7 +63,7 @@ fn an_empty_file_has_no_lines_and_a_torn_one_has_its_rest() {
 }
 
 #[test]
-fn the_successor_is_found_over_several_rotations() {
+fn successors_are_found_over_several_rotations() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("0.log");
     let rotate = |second: u32| {
@@ -75,24 +73,24 @@ fn the_successor_is_found_over_several_rotations() {
         )
         .unwrap();
     };
+    let after = |inode| {
+        let files = successors(&log, inode).unwrap();
+        let told = |file: &LogFile| (file.inode, file.after_gap);
+        files.iter().map(told).collect::<Vec<_>>()
+    };
     fs::write(&log, "a").unwrap();
-    let first = LogFile::open(&log).unwrap();
-    assert!(successor(&log, first.inode).unwrap().is_none());
+    let a = LogFile::open(&log).unwrap();
+    assert_eq!(after(a.inode), []);
     rotate(1);
-    assert!(successor(&log, first.inode).unwrap().is_none());
+    assert_eq!(after(a.inode), []);
     fs::write(&log, "b").unwrap();
     let b = LogFile::open(&log).unwrap();
     rotate(2);
     fs::write(&log, "c").unwrap();
+    let c = LogFile::open(&log).unwrap();
     fs::write(folder.path().join("10.log"), "another").unwrap();
-    assert_eq!(
-        successor(&log, first.inode).unwrap().unwrap().inode,
-        b.inode
-    );
+    assert_eq!(after(a.inode), [(b.inode, false), (c.inode, false)]);
     assert_eq!(open_all(&log).unwrap().len(), 3);
     fs::remove_file(folder.path().join("0.log.20060102-150401")).unwrap();
-    assert_eq!(
-        successor(&log, first.inode).unwrap().unwrap().inode,
-        b.inode
-    );
+    assert_eq!(after(a.inode), [(b.inode, true), (c.inode, false)]);
 }
