@@ -270,6 +270,7 @@ pub const TABLE: &[Case] = table! {
         a_killed_hpktainer_on_a_host_leaves_nothing_in_the_bubble
         hpktainer_on_a_bare_host_makes_a_bubble_of_its_own
         hpktainer_has_dockers_habits
+        hpktainer_logs_are_whole_through_rotations
         what_kills_leave_on_a_bare_host_goes_with_the_next_run
         a_bare_host_without_an_uplinks_program_is_told_which;
     shipped:
