@@ -249,6 +249,15 @@ hpktainer exec -w /tmp -e X=1 -u daemon two sh -c 'echo $(pwd) $(id -un) $X'
 hpktainer exec two nosuch 2>/dev/null || echo "exec: $?"
 until [ "$(hpktainer logs two 2>&1 | wc -l)" = 2 ]; do :; done
 hpktainer logs -n 1 -t two 2>&1
+timeout 15 hpktainer run --rm $image yes | head -n 1; echo "unread: ${PIPESTATUS[0]}"
+timeout 15 hpktainer exec two yes | head -n 1; echo "unread: ${PIPESTATUS[0]}"
+timeout 15 hpktainer run --rm $image yes 2>&1 >/dev/full | cut -d: -f2-3; echo "full: ${PIPESTATUS[0]}"
+hpktainer exec -u nobody two sh -c 'echo $HOME'; hpktainer exec -u nobody -e HOME=/x two sh -c 'echo $HOME'
+run -p 8090:80/TCP $image echo upper case
+hpktainer run -d --name five $image sh -c 'exit 4' >/dev/null
+hpktainer wait five; hpktainer inspect -f '{{.State.Status}} {{.State.ExitCode}}' five
+hpktainer ps -a -f name=five --format '{{.Status}} [{{.IP}}]'; hpktainer rm five >/dev/null
+mkdir .docker; echo '{' >.docker/config.json; HPK_HOME=$HOME/.hpk HOME=$PWD hpktainer pull -q $image 2>&1 >/dev/null | grep -c "^[0-9].*WARN.*config.json"
 hpktainer logs --since 0s two 2>&1; hpktainer logs --since 1h two 2>/dev/null
 hpktainer ps -a -f status=exited --format '{{.Names}} {{.Status}}'
 hpktainer ps -q -f name=t | wc -l
@@ -285,6 +294,19 @@ const HABITS_SHOWN: &[&str] = &[
     "/tmp daemon 1",
     "exec: 127",
     "Z err",
+    "y",
+    "unread: 141",
+    "y",
+    "unread: 141",
+    "passing the program's output on: No space left",
+    "full: 125",
+    "/home",
+    "/x",
+    "upper case",
+    "4",
+    "exited 4",
+    "Exited (4) []",
+    "1",
     "out",
     "one Exited (1)",
     "2",
@@ -358,6 +380,29 @@ pub fn where_the_kernel_refuses_overlays_fuse_overlayfs_does(context: &mut Conte
     nothing_is_left_on_the_bare_host(&testbed)
 }
 
+pub fn hpktainer_logs_are_whole_through_rotations(context: &mut Context) -> Result<()> {
+    let testbed = context.testbed.clone();
+    // Of some 50 bytes a line, in files of 10 MiB.
+    let said = on_bare_host(
+        &testbed,
+        &format!(
+            "hpktainer run -d --name log {IMAGE} seq 1 400000 >/dev/null; hpktainer wait log
+             hpktainer logs log | cmp - <(seq 1 400000) && echo whole
+             hpktainer logs -n 300000 log | cmp - <(seq 100001 400000) && echo the last
+             hpktainer rm log
+             hpktainer run -d --rm --name log {IMAGE} sh -c 'sleep 1; seq 1 1000000; echo END' >/dev/null
+             hpktainer logs -f log | cmp - <(seq 1 1000000; echo END) && echo followed"
+        ),
+    )
+    .success()?;
+    let lines: Vec<&str> = said.lines().collect();
+    ensure!(
+        lines == ["0", "whole", "the last", "log", "followed"],
+        "{said}"
+    );
+    nothing_is_left_on_the_bare_host(&testbed)
+}
+
 pub fn what_kills_leave_on_a_bare_host_goes_with_the_next_run(context: &mut Context) -> Result<()> {
     let testbed = context.testbed.clone();
     // Two at once share a bubble; of one the hpktainer is killed, of the other the bubble's keeper.
@@ -373,17 +418,23 @@ pub fn what_kills_leave_on_a_bare_host_goes_with_the_next_run(context: &mut Cont
              hpktainer run --rm {IMAGE} wget -qO- http://outside.hpk.test/
              hpktainer exec two echo two lives
              hpktainer stop -t 0 two >/dev/null; hpktainer ps -aq
-             HPK_UPLINK=slirp4netns hpktainer run --rm {IMAGE} wget -qO- http://outside.hpk.test/"
+             HPK_UPLINK=slirp4netns hpktainer run --rm {IMAGE} wget -qO- http://outside.hpk.test/
+             n=thre; id=$(hpktainer run -d --name ${{n}}e {IMAGE} sleep 600)
+             kill -9 $(pgrep -ou hpc -f 'hpktainer run .*--name thre[e]')
+             until hpktainer ps -a | grep -q Lost; do :; done
+             hpktainer stop three; [ -e ~/.hpk/store/claims/hpktainer-$id ] || echo given back
+             hpktainer rm three >/dev/null"
         ),
     )
     .success()?;
     let lines: Vec<&str> = said.lines().collect();
     ensure!(
-        lines.len() == 4
+        lines.len() == 6
             && lines[0] == "2"
             && lines[1].contains("hello")
             && lines[2] == "two lives"
-            && lines[3].contains("hello"),
+            && lines[3].contains("hello")
+            && lines[4..] == ["three", "given back"],
         "{said}"
     );
     nothing_is_left_on_the_bare_host(&testbed)

@@ -272,6 +272,7 @@ pub const TABLE: &[Case] = table! {
         hpktainer_has_dockers_habits
         hpktainer_pulls_from_a_registry_on_the_hosts_loopback
         where_the_kernel_refuses_overlays_fuse_overlayfs_does
+        hpktainer_logs_are_whole_through_rotations
         what_kills_leave_on_a_bare_host_goes_with_the_next_run
         a_bare_host_without_an_uplinks_program_is_told_which;
     shipped:
