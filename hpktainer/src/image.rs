@@ -40,6 +40,9 @@ enum Kind {
 /// What begins the name of a tar or layout.
 pub const ARCHIVES: [&str; 3] = ["docker-archive:", "oci-archive:", "oci:"];
 
+/// Transports of skopeo's that would pass for names of a registry's images with a tag.
+const NOT_TAKEN: [&str; 2] = ["containers-storage:", "docker-daemon:"];
+
 /// What Apptainer pulls by protocols of its own.
 const BY_APPTAINER: [&str; 5] = ["library://", "oras://", "shub://", "https://", "http://"];
 
@@ -49,6 +52,9 @@ impl std::str::FromStr for Name {
     fn from_str(text: &str) -> Result<Self, String> {
         let starts = |list: &[&str]| list.iter().any(|prefix| text.starts_with(prefix));
         let archive = ARCHIVES.iter().find_map(|form| text.strip_prefix(form));
+        if let Some(foreign) = NOT_TAKEN.iter().find(|form| text.starts_with(**form)) {
+            return Err(format!("{text}: no images are taken from {foreign}"));
+        }
         let kind = if let Some(place) = archive {
             Kind::Archive(place.to_owned())
         } else if starts(&BY_APPTAINER) {
@@ -291,6 +297,8 @@ mod tests {
         for url in ["library://a/b:1", "oras://r/a:1", "https://h/a.sif"] {
             assert_eq!(kind(url), Kind::ByApptainer);
         }
+        let fault = "docker-daemon:busybox".parse::<Name>().unwrap_err();
+        assert!(fault.contains("docker-daemon:"), "{fault}");
         let fault = "Not An Image".parse::<Name>().unwrap_err();
         assert!(fault.contains("Not An Image"), "{fault}");
     }

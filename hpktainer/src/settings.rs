@@ -29,7 +29,8 @@ pub fn read_env_files(paths: &[PathBuf]) -> anyhow::Result<Vec<String>> {
     for path in paths {
         let text = std::fs::read_to_string(path);
         let text = text.with_context(|| format!("reading {}", path.display()))?;
-        let parsed = parse_env_file(&text);
+        // As editors of other systems begin a file.
+        let parsed = parse_env_file(text.trim_start_matches('\u{feff}'));
         entries.extend(parsed.with_context(|| format!("in {}", path.display()))?);
     }
     Ok(entries)
@@ -69,8 +70,11 @@ impl std::str::FromStr for Binds {
 
 /// With absolute sources, each of which must be there: the runtime's words for it come late, and from deep below.
 pub fn absolute<'a>(volumes: impl IntoIterator<Item = &'a Volume>) -> anyhow::Result<Vec<Volume>> {
-    let mut found = Vec::new();
+    let mut found: Vec<Volume> = Vec::new();
     for volume in volumes {
+        if found.iter().any(|other| other.target == volume.target) {
+            bail!("two volumes for {}", volume.target.display());
+        }
         let shown = volume.source.display();
         let looking = || format!("looking at {shown}");
         let source = std::path::absolute(&volume.source).with_context(looking)?;
@@ -143,6 +147,9 @@ mod tests {
     #[test]
     fn a_source_that_is_not_there_is_named() {
         let volumes = ["/tmp:/a".parse().unwrap(), "/no/such:/b".parse().unwrap()];
+        let twice = ["/tmp:/a".parse().unwrap(), "/:/a".parse().unwrap()];
+        let fault = absolute(&twice).unwrap_err().to_string();
+        assert!(fault.contains("/a"), "{fault}");
         let fault = absolute(&volumes).unwrap_err().to_string();
         assert!(fault.contains("/no/such"), "{fault}");
         let here = absolute(&[".:/a".parse().unwrap()]).unwrap();

@@ -18,7 +18,7 @@ use crate::reference::Reference;
 #[derive(Debug, thiserror::Error)]
 pub enum FormError {
     /// No JSON of the form.
-    #[error("{0}")]
+    #[error(transparent)]
     Json(#[from] serde_json::Error),
     /// No requirement at all: neither accept nor reject.
     #[error("scope {0:?} has an empty list: say insecureAcceptAnything or reject")]
@@ -30,7 +30,7 @@ pub enum FormError {
     #[error("scope {0:?}: sigstoreSigned needs one of keyPath, keyPaths, keyData, keyDatas")]
     Keys(String),
     /// A key file can't be read.
-    #[error("reading the key {path}: {source}")]
+    #[error("reading the key {path}")]
     ReadKey {
         /// The file.
         path: PathBuf,
@@ -41,7 +41,7 @@ pub enum FormError {
     #[error("scope {0:?}: keyData is not base64")]
     KeyData(String),
     /// A key can't be used.
-    #[error("the key {name}: {source}")]
+    #[error("the key {name}")]
     Key {
         /// Its file, or the scope.
         name: String,
@@ -268,7 +268,11 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let wrong = |json: &str| parse(json.as_bytes()).unwrap_err().to_string();
+        let wrong = |json: &str| {
+            let error = parse(json.as_bytes()).unwrap_err();
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error}: {}", why.unwrap_or_default())
+        };
         let of = |item: &str| format!(r#"{{"default":[{item}]}}"#);
         for (json, word) in [
             ("{}".to_owned(), "default"),

@@ -63,7 +63,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// It isn't what it should be.
-    #[error("{path}: {source}")]
+    #[error("{path} can't be used as a policy")]
     Form {
         /// The file.
         path: PathBuf,
