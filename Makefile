@@ -169,7 +169,7 @@ test: ## everything: unit, kernel and whole-system tests
 	@$(MAKE) --no-print-directory lint unit kernel system
 
 .PHONY: bench
-bench: bench-net bench-shim bench-pods bench-pull ## all benchmarks, into docs/bench/ (an hour; a quiet machine)
+bench: bench-net bench-shim bench-pods bench-pull ## all benchmarks, into docs/bench/ (two hours; a quiet machine)
 
 # BENCH="--only WORD --repeats N …" picks; NOTE is said with the figures.
 .PHONY: bench-net
@@ -186,7 +186,7 @@ bench-pods: testbed ## a node's pods beside a stock kubelet, containerd and runc
 	@bin/hpk-conformance bench pods --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
 
 .PHONY: bench-pull
-bench-pull: testbed ## pulls and bursts beside skopeo with mksquashfs, and Apptainer
+bench-pull: testbed ## pulls and bursts beside skopeo with mksquashfs, and Apptainer (an hour)
 	@bin/hpk-conformance bench pull --output docs/bench $(if $(NOTE),--note "$(NOTE)") $(BENCH)
 
 .PHONY: site

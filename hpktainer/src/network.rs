@@ -70,21 +70,22 @@ async fn in_network<T: Send + 'static>(
     std::thread::Builder::new()
         .name("cni".to_owned())
         .spawn(move || {
-            let run = || {
-                let network =
-                    File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-                setns(network, CloneFlags::CLONE_NEWNET)
-                    .context("entering the bubble's network")?;
-                let mut runtime = tokio::runtime::Builder::new_current_thread();
-                let runtime = runtime.enable_all().build().context("starting a runtime")?;
-                Ok(runtime.block_on(work()))
-            };
+            let done = runtime_in(&path).map(|runtime| runtime.block_on(work()));
             // Whoever waits for it may have been ended.
-            let _ = tell.send(run());
+            let _ = tell.send(done);
         })
         .context("starting the thread of CNI's plugins")?;
     told.await
         .context("waiting for the thread of CNI's plugins")?
+}
+
+/// A runtime of this thread alone, which enters the network namespace at `path` for good.
+pub fn runtime_in(path: &Path) -> anyhow::Result<tokio::runtime::Runtime> {
+    let network = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    setns(network, CloneFlags::CLONE_NEWNET)
+        .with_context(|| format!("entering the network of {}", path.display()))?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().context("starting a runtime")
 }
 
 fn client(config: &Config, cache: &Path) -> Client {

@@ -8,7 +8,6 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -19,9 +18,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
+
+use crate::network::runtime_in;
 
 /// Numbers of the listening sockets, for the program that goes on in the namespaces.
 pub const VARIABLE: &str = "HPKTAINER_PUBLISHED";
@@ -210,22 +210,13 @@ pub fn serve(netns: &Path, bound: Vec<Bound>, ip: IpAddr) -> anyhow::Result<()> 
     if bound.is_empty() {
         return Ok(());
     }
-    let file = File::open(netns).with_context(|| format!("opening {}", netns.display()))?;
+    let netns = netns.to_owned();
     let (tell, told) = mpsc::channel();
     std::thread::Builder::new()
         .name("publish".to_owned())
-        .spawn(move || {
-            let ready = setns(file, CloneFlags::CLONE_NEWNET)
-                .context("entering the container's network")
-                .and_then(|()| {
-                    let runtime = tokio::runtime::Builder::new_current_thread();
-                    let mut runtime = runtime;
-                    runtime.enable_all().build().context("starting a runtime")
-                });
-            match ready {
-                Err(error) => drop(tell.send(Err(error))),
-                Ok(runtime) => runtime.block_on(carry_all(bound, ip, tell)),
-            }
+        .spawn(move || match runtime_in(&netns) {
+            Err(error) => drop(tell.send(Err(error))),
+            Ok(runtime) => runtime.block_on(carry_all(bound, ip, tell)),
         })
         .context("starting the thread of published ports")?;
     told.recv()
