@@ -2,6 +2,9 @@
 # test-release.sh, which may be in a user namespace already.
 # shellcheck shell=bash
 
+# How long anything may take: under qemu, a program can wait for ever.
+LONGEST=50m
+
 # enter ARCH TREE COMMAND…: runs it in TREE as root of namespaces of its own, with /proc, /dev and a loopback, and of the
 # machine what HERE names as FROM:TO.
 enter() {
@@ -9,7 +12,7 @@ enter() {
     shift 2
     [ "$arch" = "$GO_ARCH" ] || around=("$IMAGES/emulate" "$arch" unshare --mount --net)
     # shellcheck disable=SC2016  # for the inner shell
-    "${around[@]}" bash -euc 'tree=$1; read -ra here <<<"$2"; shift 2
+    timeout --kill-after=10 "$LONGEST" "${around[@]}" bash -euc 'tree=$1; read -ra here <<<"$2"; shift 2
         ip link set lo up
         mkdir -p "$tree/dev" "$tree/proc"
         mount -t proc proc "$tree/proc"
