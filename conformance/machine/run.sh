@@ -62,7 +62,7 @@ boot() {
         -machine q35 -accel tcg,thread=multi,tb-size=1024 -cpu max,la57=off -smp 2 -m 6G \
         -display none -monitor none -no-reboot \
         -kernel "$machine/vmlinuz" -initrd "$machine/initrd.img" \
-        -append "root=/dev/vda rw console=ttyS0 loglevel=4 apparmor=1 security=apparmor $PATIENCE" \
+        -append "root=/dev/vda rw console=ttyS0 loglevel=4 apparmor=1 security=apparmor panic=-1 $PATIENCE" \
         -drive "file=$machine/disk.ext4,if=virtio,format=raw,snapshot=on" \
         -drive "file=$STATE/hpk.ext4,if=virtio,format=raw,readonly=on" \
         -nic "user,model=virtio-net-pci,restrict=on,hostfwd=tcp:127.0.0.1:$(cat "$STATE/ssh-port")-:22" \
@@ -101,4 +101,5 @@ wait "$QEMU" || status=$?
 wait || true
 [ "$status" != 124 ] || die "not through after ${HPK_MACHINE_MINUTES:-90} minutes; see $STATE/console.log"
 [ "$status" = 0 ] || die "qemu ended with $status; see $STATE/console.log"
+! grep -q 'Kernel panic' "$STATE/console.log" || die "the machine's kernel ended; see $STATE/console.log"
 grep -q '^all passed' "$STATE/report" || die "not all passed; see $STATE/report and $STATE/console.log"
