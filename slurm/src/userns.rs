@@ -28,6 +28,9 @@ pub enum Task {
     ProbeNftables,
 }
 
+/// Exit code of a probe that got no namespaces to try it in: nothing is known then.
+pub const UNTRIED: u8 = 3;
+
 /// The child's part.
 pub fn run(task: &Task) -> Result<ExitCode> {
     match task {
@@ -42,13 +45,23 @@ pub fn run(task: &Task) -> Result<ExitCode> {
             nix::unistd::setresuid(0.into(), 0.into(), 0.into()).context("becoming user 0")?;
             std::fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
         }
-        Task::ProbeOverlay { dir } => probe_overlay(dir)?,
+        Task::ProbeOverlay { dir } => {
+            return probe(CloneFlags::CLONE_NEWNS, || probe_overlay(dir));
+        }
         Task::ProbeNftables => {
-            become_root_of(CloneFlags::CLONE_NEWNET)?;
-            nft::probe().context("offering the kernel a rule")?;
+            let offer = || nft::probe().context("offering the kernel a rule");
+            return probe(CloneFlags::CLONE_NEWNET, offer);
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn probe(namespace: CloneFlags, attempt: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
+    if let Err(error) = become_root_of(namespace) {
+        eprintln!("hpk: {error:#}");
+        return Ok(ExitCode::from(UNTRIED));
+    }
+    attempt().map(|()| ExitCode::SUCCESS)
 }
 
 /// Enters a user namespace, as its root and only user, with others of its own.
@@ -61,7 +74,6 @@ fn become_root_of(others: CloneFlags) -> Result<()> {
 }
 
 fn probe_overlay(dir: &Path) -> Result<()> {
-    become_root_of(CloneFlags::CLONE_NEWNS)?;
     mount(
         Some("tmpfs"),
         dir,

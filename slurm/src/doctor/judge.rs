@@ -2,7 +2,7 @@
 
 use hpk_userns::Ids;
 
-use super::observe::Observed;
+use super::observe::{Observed, Refused};
 use super::space::{home, local};
 use crate::bubble::proxies_by_nftables;
 use crate::gpus::Device;
@@ -138,17 +138,28 @@ fn user_namespaces(seen: &Observed) -> Finding {
             );
         }
     }
-    fine(WHAT, "allowed")
+    match &seen.nftables {
+        // The probe is the first who makes one.
+        Err(Refused::Untried(why)) if !app_armor_restricts(seen) => {
+            missing(WHAT, why.clone(), "ask why users may not make them")
+        }
+        _ => fine(WHAT, "allowed"),
+    }
+}
+
+/// Programs without a profile may make no user namespaces; those that have one, as Apptainer, may.
+fn app_armor_restricts(seen: &Observed) -> bool {
+    sysctl(seen, "kernel/apparmor_restrict_unprivileged_userns") == Some("1")
 }
 
 fn app_armor(seen: &Observed) -> Finding {
-    match sysctl(seen, "kernel/apparmor_restrict_unprivileged_userns") {
-        Some("1") => warning(
+    match app_armor_restricts(seen) {
+        true => warning(
             "AppArmor",
             "restricts unprivileged user namespaces",
             "ask for an AppArmor profile that gives apptainer and pasta `userns,` (Debian's and Ubuntu's apptainer packages bring one)",
         ),
-        _ => fine("AppArmor", "does not restrict user namespaces"),
+        false => fine("AppArmor", "does not restrict user namespaces"),
     }
 }
 
@@ -268,7 +279,8 @@ fn uplink(seen: &Observed) -> Finding {
 fn overlay(seen: &Observed) -> Finding {
     match &seen.overlay {
         Ok(()) => fine("kernel overlay", "works in a user namespace"),
-        Err(error) => warning(
+        Err(Refused::Untried(why)) => untried("kernel overlay", why),
+        Err(Refused::Kernel(error)) => warning(
             "kernel overlay",
             error.clone(),
             "slower fuse-overlayfs is used; a kernel from 5.11 can do it",
@@ -276,11 +288,21 @@ fn overlay(seen: &Observed) -> Finding {
     }
 }
 
+/// A bubble may have it all the same: Apptainer may make namespaces where this program may not.
+fn untried(what: &'static str, why: &str) -> Finding {
+    warning(
+        what,
+        format!("can't be tried: {why}"),
+        "see user namespaces and AppArmor",
+    )
+}
+
 fn nftables(seen: &Observed) -> Finding {
     const WHAT: &str = "nftables";
     let error = match &seen.nftables {
         Ok(()) => return fine(WHAT, "takes the pod network's rules"),
-        Err(error) => error.clone(),
+        Err(Refused::Untried(why)) => return untried(WHAT, why),
+        Err(Refused::Kernel(error)) => error.clone(),
     };
     let ask = "ask for the kernel's modules nf_tables, nft_chain_nat, nft_masq, nft_nat, nft_ct, nft_fib and nft_numgen to be loaded";
     if proxies_by_nftables(sysctl(seen, "kernel/osrelease").unwrap_or_default()) {
@@ -435,12 +457,39 @@ pub mod tests {
     fn without_nftables_only_an_old_kernel_s_proxy_can_do() {
         let seen = |kernel: &str| Observed {
             sysctls: vec![("kernel/osrelease", kernel.into())],
-            nftables: Err("offering the kernel a rule: not supported".into()),
+            nftables: Err(Refused::Kernel("offering a rule: not supported".into())),
             ..healthy()
         };
         let verdict = |kernel| finding(&seen(kernel), "nftables").verdict;
         assert_eq!(verdict("5.14.0-427.el9"), Verdict::Missing);
         assert_eq!(verdict("4.18.0-553.el8"), Verdict::Warning);
+    }
+
+    #[test]
+    fn what_app_armor_keeps_from_being_tried_is_no_refusal() {
+        let why = "writing setgroups: Operation not permitted";
+        let seen = |switch: &str| Observed {
+            sysctls: vec![
+                ("kernel/osrelease", "6.8.0-31-generic".into()),
+                (
+                    "kernel/apparmor_restrict_unprivileged_userns",
+                    switch.into(),
+                ),
+            ],
+            overlay: Err(Refused::Untried(why.into())),
+            nftables: Err(Refused::Untried(why.into())),
+            ..healthy()
+        };
+        let missing = |seen: &Observed| -> Vec<_> {
+            let all = judge(seen).into_iter();
+            let all = all.filter(|finding| finding.verdict == Verdict::Missing);
+            all.map(|finding| (finding.what, finding.found)).collect()
+        };
+        assert_eq!(missing(&seen("1")), []);
+        let found = finding(&seen("1"), "nftables");
+        assert!(found.verdict == Verdict::Warning && found.found.contains(why));
+        // Nothing that is known allows it to any other.
+        assert_eq!(missing(&seen("0")), [("user namespaces", why.to_owned())]);
     }
 
     #[test]

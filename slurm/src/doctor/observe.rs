@@ -11,7 +11,7 @@ use hpk_userns::outside::user_name;
 use nix::sys::statvfs::statvfs;
 
 use crate::gpus::{self, Offer};
-use crate::{allocation, cgroups, files, own_path, settings};
+use crate::{allocation, cgroups, files, own_path, settings, userns};
 
 /// What was seen. Each field is as the host has it; `judge` says what it means.
 #[derive(Debug, Clone)]
@@ -26,14 +26,23 @@ pub struct Observed {
     pub tun: Result<(), String>,
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,
-    pub overlay: Result<(), String>,
-    pub nftables: Result<(), String>,
+    pub overlay: Result<(), Refused>,
+    pub nftables: Result<(), Refused>,
     /// Cgroup controllers whose limits pods can have.
     pub limits: Result<Vec<String>, String>,
     /// GPUs for pods; none where this host has no GPU's driver.
     pub gpus: Option<Result<Offer, String>>,
     pub local: Result<Place, String>,
     pub home: Result<Place, String>,
+}
+
+/// Why what the kernel was asked for was not had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// Its words.
+    Kernel(String),
+    /// It could not be tried.
+    Untried(String),
 }
 
 /// A file system.
@@ -71,8 +80,8 @@ pub fn observe() -> Observed {
         tun: openable("/dev/net/tun"),
         pasta: hpk_uplink::find_program("pasta", &path),
         slirp4netns: hpk_uplink::find_program("slirp4netns", &path),
-        overlay: probe("probe-overlay", &[&settings::local_parent()]).map_err(text),
-        nftables: probe("probe-nftables", &[]).map_err(text),
+        overlay: probe("probe-overlay", &[&settings::local_parent()]),
+        nftables: probe("probe-nftables", &[]),
         limits: cgroups::usable().map_err(text),
         gpus: (!gpus::driver_options(Path::new("/dev")).is_empty())
             .then(|| gpus::offer(&allocation::variables()).map_err(text)),
@@ -106,17 +115,20 @@ fn openable(device: &str) -> Result<(), String> {
 }
 
 /// Tries it in a child: `userns::Task` has what there is.
-fn probe(task: &str, arguments: &[&Path]) -> Result<()> {
-    let output = Command::new(own_path()?)
-        .args(["in-userns", task])
-        .args(arguments)
-        .output()
-        .context("starting the probe")?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        anyhow::bail!("{}", text.trim().trim_start_matches("hpk: "));
+fn probe(task: &str, arguments: &[&Path]) -> Result<(), Refused> {
+    let run = || {
+        let mut command = Command::new(own_path()?);
+        let output = command.args(["in-userns", task]).args(arguments).output();
+        output.context("starting the probe")
+    };
+    let output = run().map_err(|error| Refused::Untried(format!("{error:#}")))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.trim().trim_start_matches("hpk: ").to_owned();
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(code) if code == i32::from(userns::UNTRIED) => Err(Refused::Untried(text)),
+        _ => Err(Refused::Kernel(text)),
     }
-    Ok(())
 }
 
 fn place(path: &Path) -> Result<Place> {
