@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroups;
 use crate::clock::{now, time_left};
 
 /// What one host grants to a bubble.
@@ -27,6 +28,12 @@ pub struct Job {
     pub ends: Option<i64>,
 }
 
+/// Slurm's name of the cluster that the job runs on.
+pub fn slurm_cluster(variables: &Variables) -> Option<String> {
+    let name = variables.get("SLURM_CLUSTER_NAME");
+    name.filter(|name| !name.is_empty()).cloned()
+}
+
 /// The environment as a map, so that reading it can be tested.
 pub type Variables = HashMap<String, String>;
 
@@ -46,18 +53,37 @@ fn number<T: std::str::FromStr>(variables: &Variables, name: &str) -> Result<Opt
 }
 
 impl Grant {
-    /// From the variables of a batch script or of a step's task.
-    pub fn parse(variables: &Variables) -> Result<Self> {
+    /// What this process may use: by the variables of a batch script or of a step's task, and no more memory than its
+    /// cgroup has.
+    pub fn here(variables: &Variables) -> Result<Self> {
+        Ok(Self::parse(variables)?.within(cgroups::memory_limit()?))
+    }
+
+    /// `limit` in bytes.
+    fn within(mut self, limit: Option<u64>) -> Self {
+        if let Some(limit) = limit.map(|bytes| bytes >> 20)
+            && limit < self.memory_mib()
+        {
+            self.memory_mib = Some(limit);
+        }
+        self
+    }
+
+    fn parse(variables: &Variables) -> Result<Self> {
         let on_node: Option<u32> = number(variables, "SLURM_CPUS_ON_NODE")?;
         let per_task: Option<u32> = number(variables, "SLURM_CPUS_PER_TASK")?;
         let cpus = on_node.or(per_task).unwrap_or(1).max(1);
         let per_node: Option<u64> = number(variables, "SLURM_MEM_PER_NODE")?;
         let per_cpu: Option<u64> = number(variables, "SLURM_MEM_PER_CPU")?;
-        let memory_mib = match (per_node, per_cpu) {
-            (Some(mib), _) if mib > 0 => Some(mib),
-            (_, Some(mib)) if mib > 0 => Some(mib * u64::from(cpus)),
-            _ => None,
-        };
+        let per_gpu: Option<u64> = number(variables, "SLURM_MEM_PER_GPU")?;
+        let gpus: Option<u64> = number(variables, "SLURM_GPUS_ON_NODE")?;
+        // Slurm lets one of these be asked for; 0 is all of the machine's.
+        let all = [
+            per_node,
+            per_cpu.map(|mib| mib * u64::from(cpus)),
+            per_gpu.zip(gpus).map(|(mib, gpus)| mib * gpus),
+        ];
+        let memory_mib = all.into_iter().flatten().find(|mib| *mib > 0);
         Ok(Self { cpus, memory_mib })
     }
 
@@ -92,7 +118,7 @@ impl Job {
         };
         Ok(Self {
             nodes: names.split_whitespace().map(str::to_owned).collect(),
-            grant: Grant::parse(variables)?,
+            grant: Grant::here(variables)?,
             began: number(variables, "SLURM_JOB_START_TIME")?,
             ends,
             id,
@@ -179,6 +205,28 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!((grant.cpus, grant.memory_mib), (2, Some(4096)));
+    }
+
+    #[test]
+    fn memory_per_gpu_counts_for_each_gpu() {
+        let grant = |pairs| Grant::parse(&variables(pairs)).unwrap().memory_mib;
+        let asked = [("SLURM_MEM_PER_GPU", "16384"), ("SLURM_GPUS_ON_NODE", "2")];
+        assert_eq!(grant(&asked), Some(32768));
+        assert_eq!(grant(&asked[..1]), None);
+    }
+
+    #[test]
+    fn no_more_memory_is_granted_than_the_cgroup_has() {
+        let grant = |memory_mib| Grant {
+            cpus: 1,
+            memory_mib,
+        };
+        let (granted, gib) = (grant(Some(4096)), 1 << 30);
+        assert_eq!(granted.within(None), granted);
+        assert_eq!(granted.within(Some(8 * gib)), granted);
+        assert_eq!(granted.within(Some(gib)), grant(Some(1024)));
+        // No machine has so much.
+        assert_eq!(grant(None).within(Some(1 << 62)), grant(None));
     }
 
     #[test]

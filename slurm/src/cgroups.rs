@@ -36,6 +36,11 @@ pub fn usable() -> Result<Vec<String>> {
     Ok(delegated::usable(&probe()?, named().as_deref()))
 }
 
+/// The memory in bytes that this process's cgroup, or one around it, has at most.
+pub fn memory_limit() -> Result<Option<u64>> {
+    hierarchies::memory_limit(&probe()?).context("reading this job's limit of memory")
+}
+
 /// Removes what ended jobs left in it.
 pub fn sweep() -> Result<()> {
     if let Some(name) = named() {

@@ -32,6 +32,8 @@ impl Node {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     pub id: String,
+    /// Slurm's cluster, whose numbers of jobs are its own; None outside any job.
+    pub slurm: Option<String>,
     /// The address of the controller's host, for other hosts.
     pub controller_address: Ipv4Addr,
     pub ports: Ports,
@@ -130,13 +132,32 @@ impl Folder {
 
     /// Writes everything; `pems` are the PKI's files.
     pub fn write(&self, cluster: &Cluster, pems: &[(String, String)]) -> Result<()> {
+        self.is_free(cluster.slurm.as_deref())?;
         files::make_private_dir(&self.pki())?;
+        // A requeued job has the same number, and a cause of its own.
+        self.forget_cause()?;
         files::make_private_dir(&self.0.join("logs"))?;
         for (name, text) in pems {
             files::write_private(&self.pki().join(name), text.as_bytes())?;
         }
         self.write_json("ports.json", &cluster.ports)?;
         self.write_json("cluster.json", cluster)
+    }
+
+    /// A job of the same number on another of the site's clusters, with the same home, may run.
+    fn is_free(&self, slurm: Option<&str>) -> Result<()> {
+        match (self.slurm(), slurm) {
+            (Some(theirs), Some(ours)) if theirs != ours && self.pki().exists() => bail!(
+                "{} is of a job of Slurm's cluster {theirs} with the same number: submit anew, or remove it if that job has ended",
+                self.0.display()
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cluster of Slurm's whose job wrote it; None where nothing says so. (What can't be read is no running job's.)
+    pub fn slurm(&self) -> Option<String> {
+        self.read().ok()?.slurm
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
@@ -169,6 +190,16 @@ impl Folder {
                 .with_context(|| format!("writing {}", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(error).with_context(|| format!("writing {}", path.display())),
+        }
+    }
+
+    fn forget_cause(&self) -> Result<()> {
+        let path = self.0.join("cause");
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -218,6 +249,38 @@ mod tests {
     #[test]
     fn a_name_that_would_leave_the_folder_is_refused() {
         assert!(Cluster::plan_nodes("../x", &[], &network()).is_err());
+    }
+
+    #[test]
+    fn the_job_of_another_cluster_of_slurms_is_left_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::of(home.path(), "7");
+        let of = |slurm: &str| Cluster {
+            id: "7".into(),
+            slurm: Some(slurm.into()),
+            controller_address: Ipv4Addr::LOCALHOST,
+            ports: Ports {
+                apiserver: 1,
+                etcd: 2,
+            },
+            handover: None,
+            network: network(),
+            image: "/x.sif".into(),
+            vni: 1,
+            nodes: Vec::new(),
+            began: None,
+            ends: None,
+        };
+        folder.write(&of("a"), &[]).unwrap();
+        folder.write_cause("killed").unwrap();
+        let error = folder.write(&of("b"), &[]).unwrap_err();
+        assert!(error.to_string().contains("cluster a"), "{error}");
+        assert_eq!(folder.slurm().as_deref(), Some("a"));
+        // Requeued.
+        folder.write(&of("a"), &[]).unwrap();
+        assert_eq!(folder.cause(), None);
+        folder.remove_secrets().unwrap();
+        folder.write(&of("b"), &[]).unwrap();
     }
 
     #[test]

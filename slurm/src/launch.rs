@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::allocation::{Job, variables};
+use crate::allocation::{Job, slurm_cluster, variables};
 use crate::clock::now;
 use crate::cluster::{Cluster, Folder, Node};
 use crate::kubeconfig::{self, Access};
@@ -184,6 +184,8 @@ fn srun_arguments(nodes: usize, cpus_per_task: Option<&String>) -> Vec<String> {
         "--ntasks-per-node=1".into(),
         "--kill-on-bad-exit=1".into(),
         "--job-name=hpk-bubble".into(),
+        // By `sbatch --export=…` srun would leave out HOME and PATH, too.
+        "--export=ALL".into(),
         "--mpi=none".into(),
     ];
     // srun no longer takes this over from sbatch by itself.
@@ -227,6 +229,7 @@ fn prepare(wanted: Wanted<'_>) -> Result<Cluster> {
     let id = wanted.id;
     let cluster = Cluster {
         id: id.to_owned(),
+        slurm: slurm_cluster(&variables()),
         controller_address: address::own_address(wanted.hosts.get(1).map(String::as_str))?,
         ports: wanted.ports,
         handover: wanted.handover,

@@ -1,5 +1,7 @@
 //! What clusters left that could not end in order (a host that lost power, a SIGKILL): their
 //! secrets, contexts and node-local folders go when the user's next cluster starts.
+//!
+//! Where several of Slurm's clusters share a home, each sees to its own: it doesn't know the others' jobs.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -8,7 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 
-use crate::allocation::output;
+use crate::allocation::{output, slurm_cluster, variables};
 use crate::cluster::Folder;
 use crate::{attempts, files, kubeconfig, local, settings};
 
@@ -19,6 +21,11 @@ const KEPT: usize = 10;
 fn known_jobs() -> Result<HashSet<String>> {
     let jobs = output("squeue", &["--me", "--noheader", "--format=%A"])?;
     Ok(jobs.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Whether a job of this cluster of Slurm's wrote it, or nothing says which did.
+fn is_ours(folder: &Folder, slurm: Option<&str>) -> bool {
+    folder.slurm().is_none_or(|theirs| slurm == Some(&*theirs))
 }
 
 /// Names that only a job can have given: those of `prepare` are the user's to remove.
@@ -37,10 +44,11 @@ fn ended<'a>(ids: impl Iterator<Item = &'a str>, known: &HashSet<String>) -> Vec
 pub fn sweep_home(hpk_home: &Path) -> Result<()> {
     let clusters = hpk_home.join("clusters");
     let ids = files::names(&clusters)?;
+    let slurm = slurm_cluster(&variables());
     let (with_secrets, without): (Vec<_>, Vec<_>) = ids
         .iter()
         .map(String::as_str)
-        .filter(|id| is_job(id))
+        .filter(|id| is_job(id) && is_ours(&Folder::of(hpk_home, id), slurm.as_deref()))
         .partition(|id| Folder::of(hpk_home, id).pki().exists());
     let ended = match with_secrets.is_empty() {
         true => Vec::new(),
@@ -85,7 +93,8 @@ pub fn sweep_local(hpk_home: &Path, host: &str) -> Result<()> {
             ids.insert(id);
         }
     }
-    ids.retain(|id| is_job(id));
+    let slurm = slurm_cluster(&variables());
+    ids.retain(|id| is_job(id) && is_ours(&Folder::of(hpk_home, id), slurm.as_deref()));
     ids.remove(&std::env::var("SLURM_JOB_ID").unwrap_or_default());
     if ids.is_empty() {
         return Ok(());
@@ -107,6 +116,20 @@ mod tests {
         let known = HashSet::from(["8".to_owned()]);
         let ids = ["7", "8", "mine", ""];
         assert_eq!(ended(ids.into_iter(), &known), ["7"]);
+    }
+
+    #[test]
+    fn the_jobs_of_another_cluster_of_slurms_are_not_ours() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::of(home.path(), "7");
+        files::make_private_dir(folder.path()).unwrap();
+        assert!(is_ours(&folder, Some("a")) && is_ours(&folder, None));
+        let text = r#"{"id":"7","slurm":"a","controller_address":"127.0.0.1","ports":{"apiserver":1,"etcd":2},
+            "handover":null,"network":{"pods":"10.0.0.0/16","services":"10.1.0.0/16","domain":"d"},"image":"/x",
+            "vni":1,"nodes":[],"began":null,"ends":null}"#;
+        files::write_private(&folder.path().join("cluster.json"), text.as_bytes()).unwrap();
+        assert!(is_ours(&folder, Some("a")));
+        assert!(!is_ours(&folder, Some("b")) && !is_ours(&folder, None));
     }
 
     #[test]

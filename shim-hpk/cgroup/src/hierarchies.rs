@@ -45,6 +45,30 @@ pub fn usable(hierarchies: &[Hierarchy]) -> Vec<String> {
     usable.flat_map(|h| h.controllers.iter().cloned()).collect()
 }
 
+/// The memory in bytes that this process's cgroup and those around it leave it; none where none has a limit.
+pub fn memory_limit(hierarchies: &[Hierarchy]) -> std::io::Result<Option<u64>> {
+    let mut least = None;
+    for hierarchy in hierarchies {
+        let file = match hierarchy.version {
+            Version::V2 => "memory.max",
+            Version::V1 if hierarchy.controllers.iter().any(|c| c == "memory") => {
+                "memory.limit_in_bytes"
+            }
+            Version::V1 => continue,
+        };
+        for ancestor in hierarchy.own.ancestors() {
+            match std::fs::read_to_string(hierarchy.mount.join(ancestor).join(file)) {
+                // "max" of v2 is no number; v1 has one that no machine has.
+                Ok(text) => least = least.into_iter().chain(text.trim().parse().ok()).min(),
+                // A root has none, nor a cgroup that isn't handed the controller.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(least)
+}
+
 /// What a cgroup of v2 may hand on: its cgroup.controllers, none if that can't be read.
 pub(crate) fn controllers_of(directory: &Path) -> Vec<String> {
     let names = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
@@ -186,6 +210,32 @@ mod tests {
             (found[0].version, found[0].own.as_path()),
             (Version::V2, Path::new("user.slice"))
         );
+    }
+
+    #[test]
+    fn the_least_limit_of_memory_on_the_way_up_counts() {
+        let mount = tempfile::tempdir().unwrap();
+        let limit = |place: &str, file: &str, text: &str| {
+            std::fs::create_dir_all(mount.path().join(place)).unwrap();
+            std::fs::write(mount.path().join(place).join(file), text).unwrap();
+        };
+        let of = |version, controllers: &[&str], own: &str| {
+            let hierarchy = Hierarchy {
+                version,
+                controllers: controllers.iter().map(|c| (*c).to_owned()).collect(),
+                mount: mount.path().to_owned(),
+                own: own.into(),
+            };
+            memory_limit(&[hierarchy]).unwrap()
+        };
+        limit("job/step", "memory.max", "max\n");
+        assert_eq!(of(Version::V2, &[], "job/step"), None);
+        limit("job", "memory.max", "4096\n");
+        assert_eq!(of(Version::V2, &[], "job/step"), Some(4096));
+        limit("job", "memory.limit_in_bytes", "512\n");
+        limit("", "memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(of(Version::V1, &["memory"], "job/step"), Some(512));
+        assert_eq!(of(Version::V1, &["cpu"], "job/step"), None);
     }
 
     #[test]

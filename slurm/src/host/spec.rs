@@ -47,7 +47,7 @@ impl Bubble<'_> {
             vni: self.cluster.vni,
             overlay: self.overlay_mode()?,
             link_mtu: stage::link_mtu(host_ip),
-            grant: Grant::parse(&variables())?,
+            grant: Grant::here(&variables())?,
             devices: self.devices()?,
             labels: labels(self.controller, &self.cluster.id, controller_name),
             store: std::env::var_os("HPK_STORE").map_or_else(|| home.join("store"), PathBuf::from),
