@@ -21,11 +21,14 @@ fn without_registry<T>(testbed: &Testbed, work: impl FnOnce() -> Result<T>) -> R
     done
 }
 
-/// Unpacked as a user does it; three nodes start with no registry, and, once there is one again, run a pod.
+/// Unpacked as a user does it; three nodes start with no registry, and, once there is one again, run a pod. sbatch hands on
+/// nothing of the caller's environment, as some sites have it by SBATCH_EXPORT.
 fn starts_from(testbed: &Testbed, tarball: &str) -> Result<()> {
     home(testbed, &format!("cd && rm -rf hpk && tar -xzf {tarball}"))?;
     has_manuals(testbed)?;
-    let cluster = without_registry(testbed, || Cluster::start_from(testbed, DEPLOYED, 3, SIZE))?;
+    let options = format!("{SIZE} --export=NONE");
+    let start = || Cluster::start_from(testbed, DEPLOYED, 3, &options);
+    let cluster = without_registry(testbed, start)?;
     let log = cluster::log(testbed, "hpc", &cluster.job)?;
     let whole = is_whole(testbed, &cluster);
     for words in [
