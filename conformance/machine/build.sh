@@ -2,6 +2,8 @@
 # Builds the machine's disk: a Debian of unstable with systemd, its own kernel and Slurm, as an ext4 image, without
 # a loop device. Kept in the cache until its recipe changes. Prints its folder: disk.ext4, vmlinuz, initrd.img.
 set -euo pipefail
+# mke2fs is there, and an ordinary user's has neither.
+PATH=$PATH:/usr/sbin:/sbin
 HERE=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=images/lib.sh
 . "$HERE/../../images/lib.sh"

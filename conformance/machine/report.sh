@@ -62,7 +62,9 @@ contains() {
 
 # as_hpc COMMAND LINE: as that user, with the environment that a login by ssh has.
 as_hpc() {
-	timeout 900 runuser -l hpc -c "export XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus
+	local run
+	run=/run/user/$(id -u hpc)
+	timeout 900 runuser -l hpc -c "export XDG_RUNTIME_DIR=$run DBUS_SESSION_BUS_ADDRESS=unix:path=$run/bus
 		export KUBECONFIG=\$HOME/.hpk/kubeconfig; $*"
 }
 

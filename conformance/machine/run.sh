@@ -9,6 +9,8 @@
 #   HPK_MACHINE_MINUTES   until it is given up, 90 unless set
 #   HPK_MACHINE_STATE     its folder: report, console.log and the second disk
 set -euo pipefail
+# mke2fs is there, and an ordinary user's has neither.
+PATH=$PATH:/usr/sbin:/sbin
 HERE=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=images/lib.sh
 . "$HERE/../../images/lib.sh"

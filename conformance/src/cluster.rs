@@ -55,6 +55,12 @@ pub const DEPLOYED: Script = Script {
     file: "hpk.slurm",
 };
 
+/// The tarball that `make dist` makes of this version, as a host's shell finds it; `form` is "" or "-airgapped".
+pub fn tarball(form: &str) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!("/hpk/dist/hpk-{version}-linux-*64{form}.tar.gz")
+}
+
 /// Runs a script as the user, where that logs in.
 pub fn home(testbed: &Testbed, script: &str) -> Result<String> {
     testbed.on("hpc", "login", script).limit(240).success()

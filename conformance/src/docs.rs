@@ -87,6 +87,29 @@ fn every_link_leads_to_a_file_and_its_heading() {
 }
 
 #[test]
+fn every_page_is_in_the_tarball_with_what_it_links_to() {
+    let root = root().canonicalize().unwrap();
+    let script = std::fs::read_to_string(root.join("scripts/dist")).unwrap();
+    let packed: Vec<&Path> = script.split_whitespace().map(Path::new).collect();
+    let mut missing = BTreeSet::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let linked = links(&text).into_iter().filter_map(|link| {
+            let file = link.split('#').next().unwrap_or_default();
+            (!link.contains("://") && !file.is_empty()).then(|| page.parent().unwrap().join(file))
+        });
+        for file in linked.chain([page.clone()]) {
+            let file = file.canonicalize().unwrap();
+            let file = file.strip_prefix(&root).unwrap();
+            if !packed.iter().any(|path| file.starts_with(path)) {
+                missing.insert(file.to_owned());
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
 fn every_page_is_in_the_site() {
     let text = std::fs::read_to_string(root().join("docs/site/SUMMARY.md")).unwrap();
     let listed: BTreeSet<&str> = links(&text).into_iter().collect();

@@ -46,7 +46,9 @@ mod stop;
 mod sweep;
 mod userns;
 
+use std::ffi::OsStr;
 use std::future::Future;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -148,7 +150,33 @@ fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
         .block_on(work)
 }
 
-/// This program's own file.
+/// This program's own file; where another has taken its place since it was started, that one.
 fn own_path() -> Result<PathBuf> {
-    std::env::current_exe().context("finding this program's own file")
+    let path = std::env::current_exe().context("finding this program's own file")?;
+    Ok(in_place(path))
+}
+
+/// The kernel ends the name of a file that was replaced with a mark (proc_pid_exe(5)).
+fn in_place(path: PathBuf) -> PathBuf {
+    let replaced = path.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+    match replaced {
+        Some(place) if !path.exists() => OsStr::from_bytes(place).into(),
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_is_found_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("hpk-bubble");
+        let marked = folder.path().join("hpk-bubble (deleted)");
+        assert_eq!(in_place(place.clone()), place);
+        assert_eq!(in_place(marked.clone()), place);
+        std::fs::write(&marked, "").unwrap();
+        assert_eq!(in_place(marked.clone()), marked);
+    }
 }

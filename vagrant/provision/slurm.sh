@@ -1,8 +1,8 @@
 # Slurm as a site has it; for a testbed host and for an evaluation VM alike.
 # shellcheck shell=bash
 
-# slurm_conf CONTROLLER NODES CPUS MEMORY_MIB [cgroup]: slurm.conf for node1..nodeNODES; with `cgroup` Slurm
-# puts jobs into cgroups.
+# slurm_conf CONTROLLER NODES CPUS MEMORY_MIB [cgroup [OPTION]]: slurm.conf for node1..nodeNODES; with `cgroup` Slurm
+# puts jobs into cgroups. CONTROLLER may have an address behind it in parentheses; OPTION is a further one of the nodes.
 # Advertised CPUs and memory are taken at their word (config_overrides), so that a small machine can
 # show several jobs on a host. A dead node is noticed after SlurmdTimeout seconds.
 slurm_conf() {
@@ -31,7 +31,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmdTimeout=30
 DefMemPerCPU=$(($4 / $3))
-NodeName=node[1-$2] CPUs=$3 Boards=1 SocketsPerBoard=1 CoresPerSocket=$3 ThreadsPerCore=1 RealMemory=$4
+NodeName=node[1-$2] CPUs=$3 Boards=1 SocketsPerBoard=1 CoresPerSocket=$3 ThreadsPerCore=1 RealMemory=$4${6:+ $6}
 PartitionName=main Nodes=ALL Default=YES DefaultTime=01:00:00 MaxTime=1-00:00:00 State=UP
 CONF
 }

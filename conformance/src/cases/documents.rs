@@ -48,16 +48,21 @@ fn has_three_nodes(said: &str) -> Result<()> {
 
 pub fn the_docs_commands_for_a_cluster_work_as_they_stand(context: &mut Context) -> Result<()> {
     let testbed = &context.testbed;
+    let kubectl = example("docs/users.md", "kubectl")?;
     let users = example_with(
         "docs/users.md",
         "cluster",
         &[
             ("tail -f slurm-*.out", &format!("{READY}; tail $log")),
+            ("scancel", &format!("{kubectl}\nscancel")),
             ("JOBID", "$(ls slurm-*.out | tr -dc 0-9)"),
         ],
     )?;
-    let unpack = "cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*-linux-*64.tar.gz && log=slurm-*.out";
-    has_three_nodes(&run_job(testbed, unpack, &users, "rm -rf ~/hpk")?)?;
+    let unpack = format!(
+        "cd && rm -rf hpk && tar -xzf {} && log=slurm-*.out",
+        cluster::tarball("")
+    );
+    has_three_nodes(&run_job(testbed, &unpack, &users, "rm -rf ~/hpk")?)?;
 
     // A checkout that can be written to would have the job's output.
     let readme = example_with(

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, SIZE};
-use crate::cluster::{self, CHECKOUT, Cluster, DEPLOYED, Script, home};
+use crate::cluster::{self, CHECKOUT, Cluster, DEPLOYED, Script, home, tarball};
 use crate::testbed::Testbed;
 
 /// The image, as make has built it.
@@ -139,7 +139,10 @@ pub fn an_image_that_cannot_be_had_is_named_with_what_to_do(context: &mut Contex
     let testbed = &context.testbed;
     home(
         testbed,
-        "cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*-linux-*64.tar.gz --exclude=hpk-bubble.sif",
+        &format!(
+            "cd && rm -rf hpk && tar -xzf {} --exclude=hpk-bubble.sif",
+            tarball("")
+        ),
     )?;
     let seen = (|| {
         let nowhere = refused(testbed, DEPLOYED, "")?;
@@ -174,7 +177,8 @@ pub fn an_image_that_cannot_be_had_is_named_with_what_to_do(context: &mut Contex
     seen
 }
 
-/// What a release pins is in the testbed's registry, where an ordinary user has put it.
+/// What a release pins is in the testbed's registry, where an ordinary user has put it. In place of an image there is the
+/// empty file of the tarball of `make dist-online`.
 pub fn a_release_without_an_image_fetches_the_one_it_pins_once(
     context: &mut Context,
 ) -> Result<()> {
@@ -182,9 +186,10 @@ pub fn a_release_without_an_image_fetches_the_one_it_pins_once(
     home(
         testbed,
         &format!(
-            "cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*-linux-*64.tar.gz --exclude=hpk-bubble.sif && \
-             /hpk/scripts/pin registry.hpk.test:5000/site >hpk/bin/hpk-bubble.ref && \
-             skopeo copy -q --all --preserve-digests oci-archive:{BUILT} docker://registry.hpk.test:5000/site/hpk-bubble:case"
+            "cd && rm -rf hpk && tar -xzf {} --exclude=hpk-bubble.sif && \
+             : >hpk/bin/hpk-bubble.sif && /hpk/scripts/pin registry.hpk.test:5000/site >hpk/bin/hpk-bubble.ref && \
+             skopeo copy -q --all --preserve-digests oci-archive:{BUILT} docker://registry.hpk.test:5000/site/hpk-bubble:case",
+            tarball("")
         ),
     )?;
     let seen = pinned(testbed);

@@ -251,6 +251,7 @@ pub const TABLE: &[Case] = table! {
         a_malformed_cni_conf_is_refused_with_its_fault
         a_full_image_store_is_reported_and_keeps_what_it_has
         a_missing_apptainer_is_named
+        a_folder_without_the_programs_is_named
         a_cgroup_that_nobody_gave_is_named;
     parts:
         the_cnitool_example_of_the_docs_works

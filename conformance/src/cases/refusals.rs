@@ -199,6 +199,17 @@ pub fn a_missing_apptainer_is_named(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
+pub fn a_folder_without_the_programs_is_named(context: &mut Context) -> Result<()> {
+    for folder in ["/no/such/bin", "bin"] {
+        let log = refused(context, &format!("--export=ALL,HPK_BIN={folder}"))?;
+        ensure!(
+            log.starts_with(&format!("hpk: HPK_BIN={folder} is not ")) && log.lines().count() == 1,
+            "the job said:\n{log}"
+        );
+    }
+    Ok(())
+}
+
 pub fn a_cgroup_that_nobody_gave_is_named(context: &mut Context) -> Result<()> {
     let log = refused(context, "--export=ALL,HPK_CGROUP=nosuch")?;
     let last = log.lines().last().unwrap_or_default();

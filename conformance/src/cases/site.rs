@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::jobs::is_whole;
 use super::{Context, SIZE};
-use crate::cluster::{self, Cluster, DEPLOYED, home};
+use crate::cluster::{self, Cluster, DEPLOYED, home, tarball};
 use crate::testbed::{Output, Testbed};
 
 /// What is done while no registry is to be had.
@@ -59,7 +59,7 @@ pub fn each_tarball_is_all_that_a_user_needs_without_a_registry(
 ) -> Result<()> {
     let testbed = &context.testbed;
     let started = ["", "-airgapped"].iter().try_for_each(|form| {
-        let tarball = format!("/hpk/dist/hpk-*-linux-*64{form}.tar.gz");
+        let tarball = tarball(form);
         starts_from(testbed, &tarball).with_context(|| tarball)
     });
     home(testbed, "rm -rf ~/hpk")?;
@@ -73,7 +73,10 @@ pub fn the_images_of_the_air_gapped_tarball_are_loaded_as_its_list_says(
     let testbed = &context.testbed;
     home(
         testbed,
-        "cd && rm -rf hpk && tar -xzf /hpk/dist/hpk-*-linux-*64-airgapped.tar.gz hpk/images hpk/bin",
+        &format!(
+            "cd && rm -rf hpk && tar -xzf {} hpk/images hpk/bin",
+            tarball("-airgapped")
+        ),
     )?;
     let seen = (|| {
         let loaded = home(
@@ -208,10 +211,16 @@ fn copied(testbed: &Testbed) -> Result<()> {
             "{name}: {wanted}, of {there:?}"
         );
     }
+    let kept = [".hpk-bubble.old", ".hpk-bubble.sif.old"];
+    ensure!(
+        kept.iter().all(|name| there.contains(name)),
+        "what was replaced is not kept for clusters that run from it: {there:?}"
+    );
     ensure!(
         there
             .iter()
-            .all(|name| !name.starts_with('.') && !name.starts_with("develop.")),
+            .all(|name| kept.contains(name)
+                || !name.starts_with('.') && !name.starts_with("develop.")),
         "something half-copied is left: {there:?}"
     );
     let options = format!("{SIZE} --export=ALL,HPK_DEV=1");

@@ -157,7 +157,7 @@ fn app_armor(seen: &Observed) -> Finding {
         true => warning(
             "AppArmor",
             "restricts unprivileged user namespaces",
-            "ask for an AppArmor profile that gives apptainer and pasta `userns,` (Debian's and Ubuntu's apptainer packages bring one)",
+            "ask for an AppArmor profile that gives apptainer and pasta `userns,` (some packages of apptainer bring one; Debian's doesn't)",
         ),
         false => fine("AppArmor", "does not restrict user namespaces"),
     }

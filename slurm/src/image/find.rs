@@ -48,7 +48,8 @@ impl Places {
         let mut sifs = Vec::new();
         for place in [&self.programs, &self.images] {
             let path = place.join(SIF);
-            if path.exists() {
+            // An empty one is in the tarball without an image: it takes the place of an older tarball's.
+            if path.metadata().is_ok_and(|file| file.len() > 0) {
                 sifs.push((written(&path)?, path));
             }
         }

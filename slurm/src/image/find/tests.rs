@@ -27,7 +27,7 @@ impl Site {
 
     fn put(&self, path: &Path, hour: u64) -> PathBuf {
         if !path.is_dir() {
-            fs::write(path, "").unwrap();
+            fs::write(path, "an image").unwrap();
         }
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(3600 * hour);
         fs::File::open(path).unwrap().set_modified(at).unwrap();
@@ -88,6 +88,28 @@ async fn a_file_beside_the_programs_goes_before_the_homes_and_both_before_the_pi
     assert_eq!(site.found().await, is(&in_home));
     let beside = site.beside(1);
     assert_eq!(site.found().await, is(&beside));
+}
+
+/// Each tarball has a file by the SIF's name; a pinned reference stays where a later one has none.
+#[tokio::test]
+async fn of_tarballs_unpacked_over_each_other_the_last_one_counts() {
+    let site = Site::new(false);
+    let with_image = || site.beside(1);
+    let online = || {
+        site.pin(&pinned());
+        fs::write(site.places.programs.join(SIF), "").unwrap();
+    };
+    for _ in 0..2 {
+        let sif = with_image();
+        assert_eq!(site.found().await, is(&sif));
+        online();
+        assert_eq!(site.found().await, pinned());
+    }
+    // Nor is the empty one the newest of a developer's.
+    let site = Site::new(true);
+    fs::write(site.places.programs.join(SIF), "").unwrap();
+    let tar = site.tar("hpk-bubble.tar", "localhost/hpk-bubble:1", 1);
+    assert_eq!(site.found().await, is(&tar));
 }
 
 #[tokio::test]
