@@ -1,5 +1,7 @@
 //! Names of images in registries, normalised as Docker does: `busybox` is `docker.io/library/busybox:latest`.
 
+mod grammar;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -76,15 +78,13 @@ impl FromStr for Reference {
     /// Takes `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, with `docker://` before it or not.
     fn from_str(input: &str) -> Result<Self, Self::Err> {
         let name = input.strip_prefix("docker://").unwrap_or(input);
-        let error = |source| ParseError {
-            input: input.to_owned(),
-            source,
-        };
-        let inner: oci_client::Reference = name.parse().map_err(error)?;
-        if inner.repository().chars().any(char::is_uppercase) {
-            return Err(error(oci_client::ParseError::NameContainsUppercase));
+        match grammar::parse(name) {
+            Ok(inner) => Ok(Reference { inner }),
+            Err(source) => Err(ParseError {
+                input: input.to_owned(),
+                source,
+            }),
         }
-        Ok(Reference { inner })
     }
 }
 
