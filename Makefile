@@ -220,7 +220,7 @@ test-conformance: e2e ## all of that suite's [Conformance], judged by docs/confo
 
 # A Debian that boots, with systemd, cgroup v2 and AppArmor, by qemu without KVM: docs/machine.md.
 .PHONY: test-machine
-test-machine: dist test-images ## the main job on one virtual machine (most of an hour; not in `test`)
+test-machine: dist test-images ## the main job on one virtual machine (a quarter of an hour to an hour; not in `test`)
 	@$(STEP) "build the cgroups' kernel tests" env -u MAKEFLAGS scripts/install-test hpk-cgroup/lib bin/hpk-cgroup-test --profile $(PROFILE)
 	@conformance/machine/run.sh
 

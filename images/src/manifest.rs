@@ -175,6 +175,19 @@ pub fn machine_architecture() -> &'static str {
     }
 }
 
+/// Whether an image runs here that no index names the platform of, by what its config says; one that says nothing does.
+pub fn check_platform(os: Option<&str>, architecture: Option<&str>) -> Result<(), Error> {
+    let machine = machine_architecture();
+    let is = |text: Option<&str>, wanted: &str| text.is_none_or(|it| it.is_empty() || it == wanted);
+    match is(os, "linux") && is(architecture, machine) {
+        true => Ok(()),
+        false => Err(Error::NoPlatform {
+            wanted: format!("linux/{machine}"),
+            offered: [os, architecture].map(Option::unwrap_or_default).join("/"),
+        }),
+    }
+}
+
 /// The entry of an index for linux on `architecture`: the first without a variant, else the first.
 ///
 /// An entry without a platform is taken only where it is the only one.
@@ -218,6 +231,23 @@ mod tests {
                 architecture: architecture.into(),
                 variant: variant.map(str::to_owned),
             }),
+        }
+    }
+
+    #[test]
+    fn an_image_without_an_index_is_for_the_machine_that_its_config_says() {
+        let machine = machine_architecture();
+        for (os, architecture) in [
+            (Some("linux"), Some(machine)),
+            (None, None),
+            (Some(""), Some("")),
+        ] {
+            assert!(check_platform(os, architecture).is_ok());
+        }
+        for (os, architecture) in [("windows", machine), ("linux", "s390x")] {
+            let error = check_platform(Some(os), Some(architecture)).unwrap_err();
+            let offered = format!("only for {os}/{architecture}");
+            assert!(error.to_string().contains(&offered), "{error}");
         }
     }
 

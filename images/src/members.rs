@@ -8,6 +8,8 @@ use std::io::{self, Read};
 const BLOCK: usize = 512;
 /// Longest PAX header or long name taken; Linux' largest attribute has 64 KiB. A global header is copied to each member.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// Most records of a PAX header: a few numbers and names, and the attributes.
+const MAX_RECORDS: usize = 1024;
 
 /// Reads one member after the other.
 #[derive(Debug)]
@@ -55,7 +57,8 @@ impl<R: Read> Members<R> {
 
     /// The next member, passing over what is left of the one before; none at the end.
     pub fn next(&mut self) -> io::Result<Option<Member>> {
-        let (mut pax, mut long_name, mut long_link) = (self.global.clone(), None, None);
+        // Of several headers of a kind the last one counts, as for Go: else there would be no end to what they take.
+        let (mut own, mut long_name, mut long_link) = (Records::new(), None, None);
         loop {
             self.skip()?;
             let Some(header) = self.read_header()? else {
@@ -63,14 +66,14 @@ impl<R: Read> Members<R> {
             };
             let size = header.entry_size()?;
             match header.entry_type() {
-                tar::EntryType::XHeader => pax.extend(self.read_records(size)?),
-                tar::EntryType::XGlobalHeader => {
-                    self.global = self.read_records(size)?;
-                    pax.extend(self.global.clone());
-                }
+                tar::EntryType::XHeader => own = self.read_records(size)?,
+                tar::EntryType::XGlobalHeader => self.global = self.read_records(size)?,
                 tar::EntryType::GNULongName => long_name = Some(self.read_name(size)?),
                 tar::EntryType::GNULongLink => long_link = Some(self.read_name(size)?),
-                _ => return self.member(header, pax, long_name, long_link).map(Some),
+                _ => {
+                    let pax = self.global.iter().cloned().chain(own).collect();
+                    return self.member(header, pax, long_name, long_link).map(Some);
+                }
             }
         }
     }
@@ -268,6 +271,9 @@ fn invalid(reason: String) -> io::Error {
 fn parse_records(mut bytes: &[u8]) -> Option<Records> {
     let mut records = Records::new();
     while !bytes.is_empty() && bytes[0] != 0 {
+        if records.len() == MAX_RECORDS {
+            return None;
+        }
         let space = bytes.iter().position(|b| *b == b' ')?;
         let length: usize = std::str::from_utf8(&bytes[..space]).ok()?.parse().ok()?;
         let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
@@ -301,6 +307,26 @@ mod tests {
         ] {
             assert_eq!(parse_records(bad), None, "{bad:?}");
         }
+        assert!(parse_records(&b"5 a=\n".repeat(MAX_RECORDS)).is_some());
+        assert_eq!(parse_records(&b"5 a=\n".repeat(MAX_RECORDS + 1)), None);
+    }
+
+    #[test]
+    fn of_several_headers_the_last_counts() {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (key, value) in [("comment", "x"), ("path", "first"), ("path", "last")] {
+            let value = value.as_bytes();
+            tar.append_pax_extensions([(key, value)]).unwrap();
+        }
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_path("x").unwrap();
+        header.set_cksum();
+        tar.append(&header, io::empty()).unwrap();
+        let bytes = tar.into_inner().unwrap();
+        let member = Members::new(bytes.as_slice()).next().unwrap().unwrap();
+        assert_eq!(member.path, b"last");
+        assert_eq!(member.pax, [(b"path".to_vec(), b"last".to_vec())]);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! A file's data stays where it is, named by layer and index; each file in the merged tree knows the names it has
 //! there. So a hard link outlives its target, and a link across layers stays one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::layer::{Entry, Kind, Listing, Meta};
 use crate::limits;
@@ -59,11 +59,19 @@ pub enum Error {
         /// Its target.
         target: String,
     },
-    /// Entries so deep, below folders the layers leave out, that these don't fit in memory.
+    /// A path that links have made too long.
+    #[error("layer {layer}: {path:?} has more than {limit} bytes where its links lead", limit = limits::PATH)]
+    LongPath {
+        /// Layer, from 0.
+        layer: usize,
+        /// As the tar has it.
+        path: String,
+    },
+    /// Paths that don't fit in memory: of folders the layers leave out, or made longer by links.
     #[error(
-        "layer {layer}: the folders that are left out above its entries take more than {limit} bytes"
+        "layer {layer}: the folders that are left out above its entries, and where its links lead, take more than {limit} bytes"
     )]
-    ImpliedFolders {
+    Paths {
         /// Layer, from 0.
         layer: usize,
         /// Bytes.
@@ -92,7 +100,7 @@ impl Slot {
 
 #[derive(Default)]
 struct Merger {
-    /// Bytes that names of folders no layer lists may take, and do.
+    /// Bytes that paths may take, and do, which no layer lists: of folders, and longer by links.
     implied_limit: u64,
     implied: u64,
     root: Option<Meta>,
@@ -100,6 +108,8 @@ struct Merger {
     files: HashMap<(usize, usize), (Meta, u64)>,
     /// Files the current layer removed: a link behind the whiteout of its target may still mean it.
     removed: HashMap<Vec<u8>, (usize, usize)>,
+    /// Whiteouts of the current layer. A second one finds nothing, and would look for it everywhere.
+    whiteouts: HashSet<Vec<u8>>,
     parents: HashMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -118,6 +128,7 @@ fn merge_within(layers: &[Listing], implied_limit: u64) -> Result<Tree, Error> {
     };
     for (layer, listing) in layers.iter().enumerate() {
         merger.removed.clear();
+        merger.whiteouts.clear();
         for entry in &listing.entries {
             merger.apply(layer, entry)?;
         }
@@ -127,8 +138,11 @@ fn merge_within(layers: &[Listing], implied_limit: u64) -> Result<Tree, Error> {
 
 impl Merger {
     fn apply(&mut self, layer: usize, entry: &Entry) -> Result<(), Error> {
-        let path = self.place(&entry.path);
+        let path = self.place(layer, &entry.path)?;
         let (parent, name) = split(&path);
+        if name.starts_with(WHITEOUT) && !self.whiteouts.insert(path.clone()) {
+            return Ok(());
+        }
         if name == OPAQUE {
             let parent = parent.to_vec();
             self.remove_below(&parent, layer);
@@ -162,7 +176,7 @@ impl Merger {
     }
 
     fn link(&mut self, layer: usize, entry: &Entry, target: &[u8]) -> Result<What, Error> {
-        let target_path = self.place(target);
+        let target_path = self.place(layer, target)?;
         match self.slots.get(&target_path).map(|slot| &slot.what) {
             // A hard link to a link or device: another of the same kind is as good.
             Some(What::Node(meta, kind)) if *kind != Kind::Dir => {
@@ -203,13 +217,7 @@ impl Merger {
             parent = split(parent).0;
         }
         for folder in missing.into_iter().rev() {
-            self.implied += (folder.len() + size_of::<Slot>()) as u64;
-            if self.implied > self.implied_limit {
-                return Err(Error::ImpliedFolders {
-                    layer,
-                    limit: self.implied_limit,
-                });
-            }
+            self.take(layer, folder.len() + size_of::<Slot>())?;
             // What isn't a folder there gives way to one.
             self.remove_all(folder);
             let meta = Meta {
@@ -220,6 +228,17 @@ impl Merger {
             self.slots.insert(folder.to_vec(), Slot { layer, what });
         }
         Ok(())
+    }
+
+    fn take(&mut self, layer: usize, bytes: usize) -> Result<(), Error> {
+        self.implied += bytes as u64;
+        match self.implied > self.implied_limit {
+            true => Err(Error::Paths {
+                layer,
+                limit: self.implied_limit,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Removes `path` and what is below, if it is of a lower layer than `layer` (below: what is).
@@ -286,19 +305,31 @@ impl Merger {
     }
 
     /// Where an entry's path lies: cleaned, with links in its folders followed inside the image.
-    fn place(&mut self, raw: &[u8]) -> Vec<u8> {
+    fn place(&mut self, layer: usize, raw: &[u8]) -> Result<Vec<u8>, Error> {
         let clean = clean(raw);
         let (parent, name) = split(&clean);
         if parent.is_empty() {
-            return clean;
+            return Ok(clean);
         }
-        if let Some(known) = self.parents.get(parent) {
-            return join(known, name);
+        let placed = match self.parents.get(parent) {
+            Some(known) => join(known, name),
+            None => {
+                let real = self.follow(parent);
+                // It is kept twice.
+                self.take(layer, real.len().saturating_sub(parent.len()))?;
+                let placed = join(&real, name);
+                self.parents.insert(parent.to_vec(), real);
+                placed
+            }
+        };
+        if placed.len() > limits::PATH {
+            return Err(Error::LongPath {
+                layer,
+                path: String::from_utf8_lossy(raw).into_owned(),
+            });
         }
-        let real = self.follow(parent);
-        let placed = join(&real, name);
-        self.parents.insert(parent.to_vec(), real);
-        placed
+        self.take(layer, placed.len().saturating_sub(raw.len()))?;
+        Ok(placed)
     }
 
     fn follow(&self, path: &[u8]) -> Vec<u8> {

@@ -304,6 +304,54 @@ fn folders_that_are_left_out_are_made_however_deep_and_count() {
     assert!(merge_within(&two[..1], limit).is_ok());
     assert_eq!(
         merge_within(&two, limit),
-        Err(Error::ImpliedFolders { layer: 1, limit })
+        Err(Error::Paths { layer: 1, limit })
+    );
+}
+
+#[test]
+fn paths_that_links_make_long_count_and_have_an_end() {
+    let long = "d/".repeat(2000) + "e";
+    let link = |layer: Layer, path: &str, to: &str| {
+        layer.with_pax(&[("path", path), ("linkpath", to)], tar::EntryType::Symlink)
+    };
+    let linked = || link(Layer::new(), "l", &long);
+    let listing = |layer: Layer| [list(layer.tar().as_slice(), &ample()).unwrap()];
+    let limit = 6 << 20;
+    assert!(merge_within(&listing(linked().file("l/x", "")), limit).is_ok());
+    let many = (0..1000).fold(linked(), |layer, n| layer.file(&format!("l/{n}"), ""));
+    assert_eq!(
+        merge_within(&listing(many), limit),
+        Err(Error::Paths { layer: 0, limit })
+    );
+    let further = link(linked(), "m", &format!("l/{}", "f/".repeat(60)));
+    assert_eq!(
+        merge(&listing(further.file("m/x", ""))),
+        Err(Error::LongPath {
+            layer: 0,
+            path: "m/x".to_owned()
+        })
+    );
+}
+
+#[test]
+fn a_whiteout_that_is_said_twice_removes_no_more() {
+    let low = || {
+        Layer::new()
+            .file("a", "")
+            .file("d/old", "")
+            .file("d/kept", "")
+    };
+    let up = |times: usize| {
+        (0..times).fold(Layer::new().file("d/new", ""), |layer, _| {
+            layer.file(".wh.a", "").file("d/.wh..wh..opq", "")
+        })
+    };
+    assert_eq!(shown([low(), up(3)]).len(), 2);
+    assert_eq!(
+        shown([low(), up(1).file("a", "").file(".wh.a", "")])
+            .iter()
+            .filter(|line| line.starts_with("a="))
+            .count(),
+        1
     );
 }

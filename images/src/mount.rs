@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -199,9 +199,17 @@ impl Mounter {
                 let file = file.map_err(|e| io_error("opening", &path, e))?;
                 let lock = Flock::lock(file, FlockArg::LockExclusive);
                 let lock = lock.map_err(|(_, e)| io_error("locking", &path, e.into()))?;
-                // `release` removes the file; then the lock we waited for is nobody's.
-                if path.exists() {
-                    return Ok(lock);
+                // `release` removes the file; then the lock we waited for is nobody's, and another may have made a new one.
+                let is_same = |ours: &fs::Metadata, there: &fs::Metadata| {
+                    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
+                };
+                match (lock.metadata(), fs::metadata(&path)) {
+                    (Ok(ours), Ok(there)) if is_same(&ours, &there) => return Ok(lock),
+                    (Err(e), _) => return Err(io_error("looking at", &path, e)),
+                    (_, Err(e)) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(io_error("looking at", &path, e));
+                    }
+                    _ => {}
                 }
             }
         });

@@ -14,7 +14,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
-use fixtures::{Entry, Image, Registry, Signer, Tls, files_below};
+use fixtures::{
+    ARCHITECTURE, Entry, Image, Registry, Signer, Tls, digest, files_below, write_blob,
+};
 use hpk_images::source::place::Place;
 use hpk_images::{
     Credentials, ErrorKind, Event, Limits, Mounter, Progress, PullPolicy, Quiet, Reference, Store,
@@ -205,6 +207,20 @@ async fn the_machines_image_is_chosen_from_an_index() {
             .unwrap(),
         ["/run"]
     );
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn an_image_for_another_machine_is_refused_without_an_index_too() {
+    let registry = Registry::start(None, false);
+    registry.push_for("s390x", &two_layers(), "app:1");
+    let home = Home::new("");
+    let name: Reference = registry.name("app:1").parse().unwrap();
+    let store = home.store().await;
+    let pulled = store.resolve_and_ensure(&name, PullPolicy::Always, None, &Quiet);
+    let error = pulled.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(home.leftovers(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,9 @@ use crate::members::Members;
 use crate::policy::signature::Signature;
 use crate::progress::{Event, Progress};
 
+/// Bytes of a blob that are copied before that is told.
+const STEP: u64 = 16 << 20;
+
 /// Something with images in it.
 #[derive(Debug, Clone)]
 pub struct Local {
@@ -346,21 +349,40 @@ impl Source for LocalImage {
             what: blob.digest.clone(),
             source,
         };
-        let mut reader = self
+        let reader = self
             .local
             .reader(&member)
             .map_err(|e| self.corrupt(&blob.digest, e.to_string()))?;
         let mut target = file.try_clone().await.map_err(local)?.into_std().await;
-        let copied = tokio::task::spawn_blocking(move || {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        // One byte more than is promised tells that there are more.
+        let mut reader = reader.take(blob.size.saturating_add(1));
+        let copying = tokio::task::spawn_blocking(move || {
             let mut both = Hashed {
                 inner: &mut target,
                 hash: Sha256::new(),
             };
-            io::copy(&mut reader, &mut both).map(|n| (n, hex(&both.hash.finalize())))
+            let mut have = 0;
+            loop {
+                match io::copy(&mut reader.by_ref().take(STEP), &mut both)? {
+                    0 => return Ok((have, hex(&both.hash.finalize()))),
+                    bytes => {
+                        have += bytes;
+                        // Nobody listens any more when the pull was given up.
+                        let _ = tell.send(bytes);
+                    }
+                }
+            }
         });
-        let copied = copied.await.map_err(|e| local(io::Error::other(e)))?;
-        let (bytes, digest) = copied.map_err(local)?;
-        progress.event(Event::Downloaded { bytes });
+        while let Some(bytes) = told.recv().await {
+            progress.event(Event::Downloaded { bytes });
+        }
+        let copied = copying.await.map_err(|e| local(io::Error::other(e)))?;
+        let (have, digest) = copied.map_err(local)?;
+        if have != blob.size {
+            let reason = format!("it doesn't have the {} bytes that are promised", blob.size);
+            return Err(self.corrupt(&blob.digest, reason));
+        }
         match digest == hex_digits {
             true => Ok(()),
             false => Err(self.corrupt(&blob.digest, format!("its digest is sha256:{digest}"))),

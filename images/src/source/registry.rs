@@ -29,6 +29,8 @@ use crate::registries::{Endpoint, Scheme};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest silence in the middle of a transfer.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for a login or a manifest as a whole: a few MiB at most.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often something is tried without getting on.
 const ATTEMPTS: u32 = 5;
 /// Bytes beyond all that came before, to count as getting on.
@@ -74,7 +76,8 @@ impl Registry {
             registry
                 .client
                 .auth(&registry.reference, &registry.auth, RegistryOperation::Pull);
-        login.await.map_err(|e| registry.error("a login", e))?;
+        let answered = in_time(login).await;
+        answered.map_err(|e| registry.error("a login", e))?;
         Ok(registry)
     }
 
@@ -112,7 +115,7 @@ impl Registry {
     {
         let mut attempt = 1;
         loop {
-            match ask().await {
+            match in_time(ask()).await {
                 Ok(answer) => return Ok(answer),
                 // One that can't be reached at all is left to the next endpoint at once.
                 Err(e) if attempt < ATTEMPTS && is_busy(&e) => {
@@ -204,6 +207,18 @@ impl Registry {
             false => Err(corrupt(format!("the digest of {digest} is {is}"))),
         }
     }
+}
+
+/// The crate takes an answer as a whole, however slowly it comes.
+async fn in_time<T>(
+    answer: impl Future<Output = Result<T, OciDistributionError>>,
+) -> Result<T, OciDistributionError> {
+    let late = |_| {
+        let seconds = ANSWER_TIMEOUT.as_secs();
+        OciDistributionError::GenericError(Some(format!("no whole answer within {seconds} s")))
+    };
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+    answered.map_err(late)?
 }
 
 /// A blob's way into its file, over several attempts. What is there was received, and is trusted only when the whole has the

@@ -63,6 +63,14 @@ pub enum Error {
         /// The name.
         reference: String,
     },
+    /// A local image is named by the digest of another.
+    #[error("{reference} is another image's name: this one's digest is {digest}")]
+    OthersDigest {
+        /// The name.
+        reference: String,
+        /// The image's.
+        digest: String,
+    },
     /// Every endpoint failed.
     #[error("pulling {reference}: {}", listed(.failures))]
     Endpoints {
@@ -230,7 +238,7 @@ impl Error {
                 ..
             }
             | Self::Merge {
-                source: merge::Error::ImpliedFolders { .. },
+                source: merge::Error::LongPath { .. } | merge::Error::Paths { .. },
                 ..
             } => ErrorKind::TooLarge,
             Self::Layer { source, .. } if is_exceeded(source) => ErrorKind::TooLarge,
@@ -239,6 +247,7 @@ impl Error {
             | Self::CorruptLayer { .. }
             | Self::Layer { .. }
             | Self::Merge { .. }
+            | Self::OthersDigest { .. }
             | Self::Import(_) => ErrorKind::Corrupt,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
             Self::Pack { .. }

@@ -82,6 +82,12 @@ impl Store {
             source: Box::new(source),
         })?;
         let resolved = choose(name, Box::new(image.clone()), top).await?;
+        if !resolved.is_named_by(name) {
+            return Err(Error::OthersDigest {
+                reference: name.to_string(),
+                digest: resolved.digest,
+            });
+        }
         resolved.announce(progress);
         let record = self.ensure(&resolved, &name.to_string(), progress).await?;
         self.remember(name, &resolved).await?;

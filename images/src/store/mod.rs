@@ -146,7 +146,13 @@ impl Store {
         // A digest may name the image itself, whatever reference it was pulled by.
         let direct = reference.digest().map(str::to_owned);
         let record = blocking(move || {
-            let digest = match read_json::<RefRecord>(&files.reference(&name))? {
+            let known: Option<RefRecord> = read_json(&files.reference(&name))?;
+            // What a digest names is that or in the index of that: whoever has written the record.
+            let is_its = |known: &RefRecord| {
+                let mut digests = [&known.resolved, &known.digest].into_iter();
+                (direct.as_ref()).is_none_or(|given| digests.any(|it| it == given))
+            };
+            let digest = match known.filter(is_its) {
                 Some(known) => Some(known.digest),
                 None => direct,
             };

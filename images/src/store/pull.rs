@@ -12,11 +12,11 @@ use super::error::{Error, available, is_full};
 use super::files::{Files, ImageRecord};
 use super::resolve::Resolved;
 use super::scratch::Scratch;
-use super::{StoreConfig, blocking, hex_of};
+use super::{StoreConfig, blocking, hex_of, load};
 use crate::layer::{self, Listing};
 use crate::lease::Pulse;
 use crate::limits::{Budget, RESERVE};
-use crate::manifest::{Descriptor, MAX_BYTES};
+use crate::manifest::{self, Descriptor, MAX_BYTES};
 use crate::merge::{Tree, merge};
 use crate::pack::pack;
 use crate::progress::{Event, Progress};
@@ -113,6 +113,14 @@ impl Pull<'_> {
         };
         let config = serde_json::from_slice::<serde_json::Value>(&bytes).map_err(error)?;
         serde_json::from_value::<ImageConfiguration>(config.clone()).map_err(error)?;
+        if !self.resolved.fits {
+            let text = |name: &str| config.get(name).and_then(|it| it.as_str());
+            let checked = manifest::check_platform(text("os"), text("architecture"));
+            checked.map_err(|source| Error::Manifest {
+                name: self.name.to_owned(),
+                source,
+            })?;
+        }
         Ok(config)
     }
 
@@ -251,6 +259,10 @@ fn place(
     pulse: &Pulse,
 ) -> Result<ImageRecord, Error> {
     let hex = hex_of(&record.digest)?;
+    // Another may have done it meanwhile, where our lease seemed dead for a while; nodes have mounted that then.
+    if let Some(known) = load(files, &record.digest)? {
+        return Ok(known);
+    }
     record.size = fs::metadata(packed)
         .map_err(|e| Error::io("reading", packed, e))?
         .len();

@@ -18,9 +18,18 @@ pub(super) struct Resolved {
     /// Digest of the image.
     pub digest: String,
     pub manifest: Manifest,
+    /// An index has said that it runs here.
+    pub fits: bool,
 }
 
 impl Resolved {
+    /// Whether a digest in the name is this image's, or that of its index; a name without one may be any image's.
+    pub fn is_named_by(&self, name: &Reference) -> bool {
+        let mut digests = [&self.top, &self.digest].into_iter();
+        name.digest()
+            .is_none_or(|given| digests.any(|it| it == given))
+    }
+
     /// Says what is about to be pulled.
     pub fn announce(&self, progress: &dyn Progress) {
         progress.event(Event::Resolved {
@@ -96,26 +105,31 @@ fn is_of_login(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::NotFound)
 }
 
-/// Asks the registry's endpoints, one after the other, with `secret` where that may be shown.
+/// Asks the registry's endpoints, one after the other, with `secret` where that may be shown: until one has the manifest,
+/// and of an index the image's.
 async fn ask(
     endpoints: &[Endpoint],
     reference: &Reference,
     secret: Option<&Credentials>,
 ) -> Result<Resolved, Error> {
-    let mut failures = Vec::new();
+    let (mut failures, mut half) = (Vec::new(), None);
     for endpoint in endpoints {
         match Registry::connect(endpoint, reference, secret).await {
             Err(e) => failures.push(e),
             Ok(registry) => match registry.manifest(None).await {
                 Err(e) => failures.push(e),
-                Ok(top) => return choose(reference, Box::new(registry), top).await,
+                // A mirror may have an index, and not what is in it.
+                Ok(top) => match choose(reference, Box::new(registry), top).await {
+                    Err(e) => half = Some(e),
+                    resolved => return resolved,
+                },
             },
         }
     }
-    Err(Error::Endpoints {
+    Err(half.unwrap_or_else(|| Error::Endpoints {
         reference: reference.to_string(),
         failures,
-    })
+    }))
 }
 
 /// Whether the policy lets an image of that name in, and what it wants to see of it.
@@ -169,8 +183,8 @@ pub(super) async fn choose(
         source,
     };
     manifest::digest_hex(&top).map_err(error)?;
-    let (digest, document) = match manifest::parse(&bytes).map_err(error)? {
-        image @ Document::Image(_) => (top.clone(), image),
+    let (digest, document, fits) = match manifest::parse(&bytes).map_err(error)? {
+        image @ Document::Image(_) => (top.clone(), image, false),
         Document::Index(entries) => {
             let entry =
                 manifest::choose(&entries, manifest::machine_architecture()).map_err(error)?;
@@ -182,6 +196,7 @@ pub(super) async fn choose(
             (
                 entry.digest.clone(),
                 manifest::parse(&bytes).map_err(error)?,
+                entry.platform.is_some(),
             )
         }
     };
@@ -191,6 +206,7 @@ pub(super) async fn choose(
             top,
             digest,
             manifest,
+            fits,
         }),
         Document::Index(_) => Err(error(manifest::Error::Unsupported {
             version: 2,

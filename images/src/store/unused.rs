@@ -107,6 +107,14 @@ fn image_of(path: &Path) -> Option<String> {
 /// Under the image's lease.
 fn remove_unclaimed(files: &Files, hex: &str, digest: &str) -> Result<bool, Error> {
     let record = files.record(hex);
+    let look = || {
+        let all = server_time(files).and_then(|now| claimed(files, now));
+        all.map(|all| all.contains(digest))
+    };
+    // One that is in use keeps its record at every instant.
+    if look()? {
+        return Ok(false);
+    }
     let aside = files.temp(hex)?;
     let has_record = match fs::rename(&record, &aside.path) {
         Ok(()) => true,
@@ -114,9 +122,7 @@ fn remove_unclaimed(files: &Files, hex: &str, digest: &str) -> Result<bool, Erro
         Err(e) => return Err(Error::io("removing", &record, e)),
     };
     // Who claimed it before the record went is seen now; who does so later finds no image.
-    let is_claimed = server_time(files)
-        .and_then(|now| claimed(files, now))
-        .map(|all| all.contains(digest));
+    let is_claimed = look();
     if !matches!(is_claimed, Ok(false)) {
         if has_record {
             fs::rename(&aside.path, &record).map_err(|e| Error::io("keeping", &record, e))?;

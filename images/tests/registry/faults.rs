@@ -48,7 +48,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
         let layout = tempfile::tempdir().unwrap();
-        let manifest = image.write(layout.path(), "amd64");
+        let manifest = image.write(layout.path(), ARCHITECTURE);
         let mut content = HashMap::new();
         let blobs = layout.path().join("blobs/sha256");
         for entry in fs::read_dir(blobs).unwrap() {

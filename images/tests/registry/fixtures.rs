@@ -115,6 +115,12 @@ impl Image {
     }
 }
 
+/// This machine's, as images call it.
+pub const ARCHITECTURE: &str = match cfg!(target_arch = "aarch64") {
+    true => "arm64",
+    false => "amd64",
+};
+
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
@@ -141,7 +147,7 @@ fn tar_of(entries: &[Entry]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub fn digest(bytes: &[u8]) -> String {
     let hex: String = Sha256::digest(bytes)
         .iter()
         .map(|b| format!("{b:02x}"))
@@ -149,7 +155,7 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
-fn write_blob(layout: &Path, bytes: &[u8], kind: &str) -> String {
+pub fn write_blob(layout: &Path, bytes: &[u8], kind: &str) -> String {
     let digest = digest(bytes);
     let dir = layout.join("blobs/sha256");
     fs::create_dir_all(&dir).unwrap();
@@ -296,7 +302,12 @@ impl Registry {
     }
 
     pub fn push(&self, image: &Image, name: &str) {
-        self.push_layout(name, |layout| image.write(layout, "amd64"));
+        self.push_for(ARCHITECTURE, image, name);
+    }
+
+    /// Its config says that it is for `architecture`.
+    pub fn push_for(&self, architecture: &str, image: &Image, name: &str) {
+        self.push_layout(name, |layout| image.write(layout, architecture));
     }
 
     pub fn push_index(&self, images: &[(&str, &Image)], name: &str) {

@@ -120,3 +120,87 @@ async fn a_local_tar_has_neither_a_restricted_name_nor_a_path_that_leads_around_
     let hub: Reference = "busybox:dev".parse().unwrap();
     assert!(store.find(&hub).await.unwrap().is_none());
 }
+
+/// Writes down what a name means, as the store does it.
+fn write_record(home: &Home, name: &str, image: &hpk_images::Image) {
+    let hex = digest(name.as_bytes()).replace("sha256:", "");
+    let record =
+        serde_json::json!({"reference": name, "resolved": image.digest, "digest": image.digest});
+    let file = home.dir.path().join(format!("store/refs/{hex}.json"));
+    fs::write(file, record.to_string()).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_local_image_cannot_have_the_digest_of_another_for_a_name() {
+    let registry = Registry::start(None, false);
+    registry.push(&Image::new([vec![Entry::file("x", "y")]], "{}"), "app:1");
+    let home = Home::new("");
+    let store = home.store().await;
+    let tar = home.dir.path().join("a.tar");
+    registry.save("app:1", "oci-archive", &tar, "busybox:dev");
+    let other = format!("docker.io/library/busybox@sha256:{}", "a".repeat(64));
+    let name: Reference = other.parse().unwrap();
+    let import =
+        async |name: Option<&Reference>| store.import(&tar.as_path().into(), name, &Quiet).await;
+    let error = import(Some(&name)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let image = import(None).await.unwrap().remove(0);
+    let own: Reference = format!("busybox@{}", image.digest).parse().unwrap();
+    assert!(import(Some(&own)).await.is_ok());
+    assert!(store.find(&own).await.unwrap().is_some());
+    // Nor does a record that says so.
+    write_record(&home, "docker.io/library/busybox:other", &image);
+    let planted: Reference = "busybox:other".parse().unwrap();
+    assert!(store.find(&planted).await.unwrap().is_some());
+    write_record(&home, &other, &image);
+    assert!(store.find(&name).await.unwrap().is_none());
+}
+
+#[tokio::test]
+#[ignore = "needs squashfs-tools"]
+async fn a_blob_of_another_size_than_is_promised_is_refused() {
+    let home = Home::new("");
+    let store = home.store().await;
+    let layout = home.dir.path().join("layout");
+    let written = Image::new([vec![Entry::file("x", "y")]], "{}").write(&layout, ARCHITECTURE);
+    let take = async |descriptor: &str| {
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{descriptor}]}}"#);
+        fs::write(layout.join("index.json"), index).unwrap();
+        fs::write(
+            layout.join("oci-layout"),
+            r#"{"imageLayoutVersion":"1.0.0"}"#,
+        )
+        .unwrap();
+        store.import(&layout.as_path().into(), None, &Quiet).await
+    };
+    assert!(take(&written).await.is_ok());
+    let digest = written
+        .split('"')
+        .find(|it| it.starts_with("sha256:"))
+        .unwrap();
+    let blobs = layout.join("blobs/sha256");
+    let manifest = fs::read_to_string(blobs.join(&digest[7..])).unwrap();
+    let size = |text: &str| -> usize {
+        let (_, rest) = text.split_once(r#""size":"#).unwrap();
+        rest.split('}').next().unwrap().parse().unwrap()
+    };
+    let real = size(&manifest);
+    for claimed in [real - 1, real + 1] {
+        let lying = manifest.replacen(
+            &format!(r#""size":{real}"#),
+            &format!(r#""size":{claimed}"#),
+            1,
+        );
+        let descriptor = write_blob(
+            &layout,
+            lying.as_bytes(),
+            "application/vnd.oci.image.manifest.v1+json",
+        );
+        let error = take(&descriptor).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains(&format!("{claimed} bytes")), "{why}");
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
