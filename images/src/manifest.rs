@@ -175,15 +175,30 @@ pub fn machine_architecture() -> &'static str {
     }
 }
 
-/// Whether an image runs here that no index names the platform of, by what its config says; one that says nothing does.
+/// Whether an image runs here that no index names the platform of, by what its config says; one that says nothing does. As
+/// in containerd, a processor's 32-bit programs do, too.
 pub fn check_platform(os: Option<&str>, architecture: Option<&str>) -> Result<(), Error> {
-    let machine = machine_architecture();
-    let is = |text: Option<&str>, wanted: &str| text.is_none_or(|it| it.is_empty() || it == wanted);
-    match is(os, "linux") && is(architecture, machine) {
+    check_platform_for(machine_architecture(), os, architecture)
+}
+
+fn check_platform_for(
+    machine: &str,
+    os: Option<&str>,
+    architecture: Option<&str>,
+) -> Result<(), Error> {
+    let [os, architecture] = [(os, "linux"), (architecture, machine)]
+        .map(|(said, default)| said.filter(|it| !it.is_empty()).unwrap_or(default));
+    let plain = match architecture {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let runs = plain == machine || matches!((plain, machine), ("386", "amd64") | ("arm", "arm64"));
+    match os == "linux" && runs {
         true => Ok(()),
         false => Err(Error::NoPlatform {
             wanted: format!("linux/{machine}"),
-            offered: [os, architecture].map(Option::unwrap_or_default).join("/"),
+            offered: format!("{os}/{architecture}"),
         }),
     }
 }
@@ -236,16 +251,20 @@ mod tests {
 
     #[test]
     fn an_image_without_an_index_is_for_the_machine_that_its_config_says() {
-        let machine = machine_architecture();
-        for (os, architecture) in [
-            (Some("linux"), Some(machine)),
-            (None, None),
-            (Some(""), Some("")),
+        let check = |machine, os, architecture| check_platform_for(machine, os, architecture);
+        for (machine, architecture) in [
+            ("amd64", Some("amd64")),
+            ("amd64", Some("x86_64")),
+            ("amd64", Some("386")),
+            ("arm64", Some("arm")),
+            ("arm64", Some("")),
+            ("arm64", None),
         ] {
-            assert!(check_platform(os, architecture).is_ok());
+            assert!(check(machine, Some("linux"), architecture).is_ok());
+            assert!(check(machine, None, architecture).is_ok());
         }
-        for (os, architecture) in [("windows", machine), ("linux", "s390x")] {
-            let error = check_platform(Some(os), Some(architecture)).unwrap_err();
+        for (os, architecture) in [("windows", "amd64"), ("linux", "s390x"), ("linux", "arm")] {
+            let error = check("amd64", Some(os), Some(architecture)).unwrap_err();
             let offered = format!("only for {os}/{architecture}");
             assert!(error.to_string().contains(&offered), "{error}");
         }

@@ -225,7 +225,12 @@ impl<R: Read> Members<R> {
 
     fn read_records(&mut self, size: u64) -> io::Result<Records> {
         let bytes = self.read_extension(size)?;
-        parse_records(&bytes).ok_or_else(|| invalid("a malformed PAX header".to_owned()))
+        let records = parse_records(&bytes);
+        records.ok_or_else(|| {
+            invalid(format!(
+                "a PAX header that is malformed, or of more than {MAX_RECORDS} records"
+            ))
+        })
     }
 }
 

@@ -101,8 +101,8 @@ impl Slot {
 #[derive(Default)]
 struct Merger {
     /// Bytes that paths may take, and do, which no layer lists: of folders, and longer by links.
-    implied_limit: u64,
-    implied: u64,
+    paths_limit: u64,
+    paths: u64,
     root: Option<Meta>,
     slots: BTreeMap<Vec<u8>, Slot>,
     files: HashMap<(usize, usize), (Meta, u64)>,
@@ -121,9 +121,9 @@ pub fn merge(layers: &[Listing]) -> Result<Tree, Error> {
     merge_within(layers, limits::LISTING)
 }
 
-fn merge_within(layers: &[Listing], implied_limit: u64) -> Result<Tree, Error> {
+fn merge_within(layers: &[Listing], paths_limit: u64) -> Result<Tree, Error> {
     let mut merger = Merger {
-        implied_limit,
+        paths_limit,
         ..Merger::default()
     };
     for (layer, listing) in layers.iter().enumerate() {
@@ -231,11 +231,11 @@ impl Merger {
     }
 
     fn take(&mut self, layer: usize, bytes: usize) -> Result<(), Error> {
-        self.implied += bytes as u64;
-        match self.implied > self.implied_limit {
+        self.paths += bytes as u64;
+        match self.paths > self.paths_limit {
             true => Err(Error::Paths {
                 layer,
-                limit: self.implied_limit,
+                limit: self.paths_limit,
             }),
             false => Ok(()),
         }
@@ -315,7 +315,7 @@ impl Merger {
             Some(known) => join(known, name),
             None => {
                 let real = self.follow(parent);
-                // It is kept twice.
+                // Kept, like the entry's own path, until links change: so this bounds work more than memory.
                 self.take(layer, real.len().saturating_sub(parent.len()))?;
                 let placed = join(&real, name);
                 self.parents.insert(parent.to_vec(), real);

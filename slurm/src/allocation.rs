@@ -76,7 +76,10 @@ impl Grant {
         let per_node: Option<u64> = number(variables, "SLURM_MEM_PER_NODE")?;
         let per_cpu: Option<u64> = number(variables, "SLURM_MEM_PER_CPU")?;
         let per_gpu: Option<u64> = number(variables, "SLURM_MEM_PER_GPU")?;
-        let gpus: Option<u64> = number(variables, "SLURM_GPUS_ON_NODE")?;
+        let gpus: Option<u64> = match per_gpu {
+            Some(_) => number(variables, "SLURM_GPUS_ON_NODE")?,
+            None => None,
+        };
         // Slurm lets one of these be asked for; 0 is all of the machine's.
         let all = [
             per_node,

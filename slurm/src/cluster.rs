@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::now;
 use crate::files;
 use crate::ports::Ports;
 use crate::settings::Network;
@@ -32,7 +33,8 @@ impl Node {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     pub id: String,
-    /// Slurm's cluster, whose numbers of jobs are its own; None outside any job.
+    /// Slurm's cluster, whose numbers of jobs are its own; None where nothing says so: outside any job, or before there was
+    /// this field.
     pub slurm: Option<String>,
     /// The address of the controller's host, for other hosts.
     pub controller_address: Ipv4Addr,
@@ -132,7 +134,15 @@ impl Folder {
 
     /// Writes everything; `pems` are the PKI's files.
     pub fn write(&self, cluster: &Cluster, pems: &[(String, String)]) -> Result<()> {
-        self.is_free(cluster.slurm.as_deref())?;
+        if let Some(theirs) = self
+            .anothers(cluster.slurm.as_deref(), now())
+            .filter(|_| self.pki().exists())
+        {
+            bail!(
+                "{} is of a job of Slurm's cluster {theirs} with the same number: submit anew, or remove it if that job has ended",
+                self.0.display()
+            );
+        }
         files::make_private_dir(&self.pki())?;
         // A requeued job has the same number, and a cause of its own.
         self.forget_cause()?;
@@ -144,20 +154,15 @@ impl Folder {
         self.write_json("cluster.json", cluster)
     }
 
-    /// A job of the same number on another of the site's clusters, with the same home, may run.
-    fn is_free(&self, slurm: Option<&str>) -> Result<()> {
-        match (self.slurm(), slurm) {
-            (Some(theirs), Some(ours)) if theirs != ours && self.pki().exists() => bail!(
-                "{} is of a job of Slurm's cluster {theirs} with the same number: submit anew, or remove it if that job has ended",
-                self.0.display()
-            ),
-            _ => Ok(()),
-        }
-    }
-
-    /// The cluster of Slurm's whose job wrote it; None where nothing says so. (What can't be read is no running job's.)
-    pub fn slurm(&self) -> Option<String> {
-        self.read().ok()?.slurm
+    /// The cluster of Slurm's that alone knows whether this cluster's job still runs, if it isn't `slurm`: where several share
+    /// a home. A month after the job's end it is anybody's to remove. (What can't be read is no running job's.)
+    pub fn anothers(&self, slurm: Option<&str>, now: i64) -> Option<String> {
+        const MONTH: i64 = 30 * 86_400;
+        let cluster = self.read().ok()?;
+        let is_over = cluster.ends.is_some_and(|ends| ends + MONTH < now);
+        cluster
+            .slurm
+            .filter(|theirs| slurm != Some(theirs) && !is_over)
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
@@ -275,12 +280,20 @@ mod tests {
         folder.write_cause("killed").unwrap();
         let error = folder.write(&of("b"), &[]).unwrap_err();
         assert!(error.to_string().contains("cluster a"), "{error}");
-        assert_eq!(folder.slurm().as_deref(), Some("a"));
+        let anothers = |slurm, now| folder.anothers(slurm, now);
+        assert_eq!(anothers(Some("b"), 2000).as_deref(), Some("a"));
+        assert_eq!(anothers(None, 2000).as_deref(), Some("a"));
+        assert_eq!(anothers(Some("a"), 2000), None);
         // Requeued.
         folder.write(&of("a"), &[]).unwrap();
         assert_eq!(folder.cause(), None);
         folder.remove_secrets().unwrap();
         folder.write(&of("b"), &[]).unwrap();
+        // It is known when it was to end.
+        let ends = Some(1000);
+        folder.write(&Cluster { ends, ..of("b") }, &[]).unwrap();
+        assert_eq!(anothers(Some("a"), 2000).as_deref(), Some("b"));
+        assert_eq!(anothers(Some("a"), 1000 + 31 * 86_400), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 
 use crate::allocation::{output, slurm_cluster, variables};
+use crate::clock::now;
 use crate::cluster::Folder;
 use crate::{attempts, files, kubeconfig, local, settings};
 
@@ -23,14 +24,16 @@ fn known_jobs() -> Result<HashSet<String>> {
     Ok(jobs.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Whether a job of this cluster of Slurm's wrote it, or nothing says which did.
-fn is_ours(folder: &Folder, slurm: Option<&str>) -> bool {
-    folder.slurm().is_none_or(|theirs| slurm == Some(&*theirs))
-}
-
 /// Names that only a job can have given: those of `prepare` are the user's to remove.
 fn is_job(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether this cluster of Slurm's knows whether the job runs.
+fn is_ours(hpk_home: &Path, id: &str) -> bool {
+    let slurm = slurm_cluster(&variables());
+    let folder = Folder::of(hpk_home, id);
+    folder.anothers(slurm.as_deref(), now()).is_none()
 }
 
 /// Ended jobs among these ids.
@@ -44,11 +47,10 @@ fn ended<'a>(ids: impl Iterator<Item = &'a str>, known: &HashSet<String>) -> Vec
 pub fn sweep_home(hpk_home: &Path) -> Result<()> {
     let clusters = hpk_home.join("clusters");
     let ids = files::names(&clusters)?;
-    let slurm = slurm_cluster(&variables());
     let (with_secrets, without): (Vec<_>, Vec<_>) = ids
         .iter()
         .map(String::as_str)
-        .filter(|id| is_job(id) && is_ours(&Folder::of(hpk_home, id), slurm.as_deref()))
+        .filter(|id| is_job(id) && is_ours(hpk_home, id))
         .partition(|id| Folder::of(hpk_home, id).pki().exists());
     let ended = match with_secrets.is_empty() {
         true => Vec::new(),
@@ -93,8 +95,7 @@ pub fn sweep_local(hpk_home: &Path, host: &str) -> Result<()> {
             ids.insert(id);
         }
     }
-    let slurm = slurm_cluster(&variables());
-    ids.retain(|id| is_job(id) && is_ours(&Folder::of(hpk_home, id), slurm.as_deref()));
+    ids.retain(|id| is_job(id) && is_ours(hpk_home, id));
     ids.remove(&std::env::var("SLURM_JOB_ID").unwrap_or_default());
     if ids.is_empty() {
         return Ok(());
@@ -116,20 +117,6 @@ mod tests {
         let known = HashSet::from(["8".to_owned()]);
         let ids = ["7", "8", "mine", ""];
         assert_eq!(ended(ids.into_iter(), &known), ["7"]);
-    }
-
-    #[test]
-    fn the_jobs_of_another_cluster_of_slurms_are_not_ours() {
-        let home = tempfile::tempdir().unwrap();
-        let folder = Folder::of(home.path(), "7");
-        files::make_private_dir(folder.path()).unwrap();
-        assert!(is_ours(&folder, Some("a")) && is_ours(&folder, None));
-        let text = r#"{"id":"7","slurm":"a","controller_address":"127.0.0.1","ports":{"apiserver":1,"etcd":2},
-            "handover":null,"network":{"pods":"10.0.0.0/16","services":"10.1.0.0/16","domain":"d"},"image":"/x",
-            "vni":1,"nodes":[],"began":null,"ends":null}"#;
-        files::write_private(&folder.path().join("cluster.json"), text.as_bytes()).unwrap();
-        assert!(is_ours(&folder, Some("a")));
-        assert!(!is_ours(&folder, Some("b")) && !is_ours(&folder, None));
     }
 
     #[test]

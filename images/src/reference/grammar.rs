@@ -1,5 +1,5 @@
-//! The grammar of names, `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, as distribution's package `reference` has it
-//! (github.com/distribution/reference, regexp.go and normalize.go).
+//! The grammar of names, `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, as oci-spec has it of distribution's package `reference`
+//! (github.com/distribution/reference, regexp.go and normalize.go): without its IPv6 addresses.
 //!
 //! oci-spec has it as one regular expression, which takes a static program 90 ms of a processor to compile: as long as the
 //! start of a container, and each hpktainer would pay it twice. That the two agree is tested below. Other than there, a tag

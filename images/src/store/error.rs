@@ -64,7 +64,9 @@ pub enum Error {
         reference: String,
     },
     /// A local image is named by the digest of another.
-    #[error("{reference} is another image's name: this one's digest is {digest}")]
+    #[error(
+        "{reference} is another image's name: this one's digest is {digest}; name it by a tag, or copy an index whole (skopeo copy --all)"
+    )]
     OthersDigest {
         /// The name.
         reference: String,
@@ -229,10 +231,7 @@ impl Error {
                     .unwrap_or(ErrorKind::Unreachable)
             }
             Self::Blob { source, .. } => source_kind(source),
-            Self::Manifest {
-                source: manifest::Error::NoPlatform { .. },
-                ..
-            } => ErrorKind::NotFound,
+            Self::Manifest { .. } if self.is_foreign() => ErrorKind::NotFound,
             Self::Manifest {
                 source: manifest::Error::TooManyLayers(_),
                 ..
@@ -257,6 +256,15 @@ impl Error {
             | Self::Record { .. }
             | Self::Interrupted(_) => ErrorKind::Other,
         }
+    }
+
+    /// Whether the image is for other machines.
+    pub(crate) fn is_foreign(&self) -> bool {
+        let source = match self {
+            Self::Manifest { source, .. } => Some(source),
+            _ => None,
+        };
+        matches!(source, Some(manifest::Error::NoPlatform { .. }))
     }
 
     /// A failed operation on a file, told apart by whether the disk is full.

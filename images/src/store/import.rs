@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::error::Error;
 use super::files::listed;
-use super::resolve::{choose, judge, refused};
+use super::resolve::{choose, judge, may_name, refused};
 use super::{Image, Store, blocking};
 use crate::policy::{Origin, Policy};
 use crate::source::Source as _;
@@ -15,7 +15,7 @@ use crate::source::place::Place;
 use crate::{Progress, Reference};
 
 impl Store {
-    /// Takes all images of a tar (`docker save`, OCI) or OCI layout folder into the store, or the one that is wanted, under
+    /// Takes all images for this machine of a tar (`docker save`, OCI) or OCI layout folder into the store, or the one that is wanted, under
     /// the names they have there, or a single one by `name`. One without a name there is `localhost/FILE:TAG`.
     pub async fn import(
         &self,
@@ -36,7 +36,7 @@ impl Store {
         .await?;
         let policy = self.policy().await?;
         let alone = images.len() == 1;
-        let mut done = Vec::new();
+        let (mut done, mut foreign) = (Vec::new(), None);
         for image in images {
             let names = match name {
                 Some(name) => vec![name.clone()],
@@ -51,11 +51,17 @@ impl Store {
                     path: &path,
                     tag: image.label.as_deref(),
                 };
-                let taken = self.take(&policy, origin, &image, &name, progress);
-                done.push(taken.await?);
+                match self.take(&policy, origin, &image, &name, progress).await {
+                    // Of several, those for this machine.
+                    Err(e) if !alone && e.is_foreign() => foreign = Some(e),
+                    taken => done.push(taken?),
+                }
             }
         }
-        Ok(done)
+        match foreign {
+            Some(foreign) if done.is_empty() => Err(foreign),
+            _ => Ok(done),
+        }
     }
 
     async fn take(
@@ -82,7 +88,7 @@ impl Store {
             source: Box::new(source),
         })?;
         let resolved = choose(name, Box::new(image.clone()), top).await?;
-        if !resolved.is_named_by(name) {
+        if !may_name(name, &resolved.top, &resolved.digest) {
             return Err(Error::OthersDigest {
                 reference: name.to_string(),
                 digest: resolved.digest,

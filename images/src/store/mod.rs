@@ -36,7 +36,7 @@ use files::{Files, ImageRecord, RefRecord, read_json};
 pub use import::Newest;
 pub use kept::Kept;
 use pull::Pull;
-use resolve::Resolved;
+use resolve::{Resolved, may_name};
 pub use unused::Stored;
 
 use crate::lease::{Lease, Watch};
@@ -143,18 +143,15 @@ impl Store {
     /// The image for `reference`, if the store has it; asks no registry.
     pub async fn find(&self, reference: &Reference) -> Result<Option<Image>, Error> {
         let (files, name) = (self.files.clone(), key(reference));
-        // A digest may name the image itself, whatever reference it was pulled by.
-        let direct = reference.digest().map(str::to_owned);
+        let asked = reference.clone();
         let record = blocking(move || {
             let known: Option<RefRecord> = read_json(&files.reference(&name))?;
-            // What a digest names is that or in the index of that: whoever has written the record.
-            let is_its = |known: &RefRecord| {
-                let mut digests = [&known.resolved, &known.digest].into_iter();
-                (direct.as_ref()).is_none_or(|given| digests.any(|it| it == given))
-            };
-            let digest = match known.filter(is_its) {
+            // Whoever has written that.
+            let known = known.filter(|it| may_name(&asked, &it.resolved, &it.digest));
+            let digest = match known {
                 Some(known) => Some(known.digest),
-                None => direct,
+                // A digest may name the image itself, whatever reference it was pulled by.
+                None => asked.digest().map(str::to_owned),
             };
             digest.map_or(Ok(None), |digest| load(&files, &digest))
         })

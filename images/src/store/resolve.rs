@@ -23,13 +23,6 @@ pub(super) struct Resolved {
 }
 
 impl Resolved {
-    /// Whether a digest in the name is this image's, or that of its index; a name without one may be any image's.
-    pub fn is_named_by(&self, name: &Reference) -> bool {
-        let mut digests = [&self.top, &self.digest].into_iter();
-        name.digest()
-            .is_none_or(|given| digests.any(|it| it == given))
-    }
-
     /// Says what is about to be pulled.
     pub fn announce(&self, progress: &dyn Progress) {
         progress.event(Event::Resolved {
@@ -38,6 +31,12 @@ impl Resolved {
             bytes: self.manifest.layers_size(),
         });
     }
+}
+
+/// Whether `name` may be that of the image `digest`, found as or in `top`: a digest in it has to be one of theirs.
+pub(super) fn may_name(name: &Reference, top: &str, digest: &str) -> bool {
+    name.digest()
+        .is_none_or(|given| [top, digest].contains(&given))
 }
 
 impl Store {
@@ -112,24 +111,24 @@ async fn ask(
     reference: &Reference,
     secret: Option<&Credentials>,
 ) -> Result<Resolved, Error> {
-    let (mut failures, mut half) = (Vec::new(), None);
+    let mut failures = Vec::new();
     for endpoint in endpoints {
         match Registry::connect(endpoint, reference, secret).await {
             Err(e) => failures.push(e),
             Ok(registry) => match registry.manifest(None).await {
                 Err(e) => failures.push(e),
-                // A mirror may have an index, and not what is in it.
                 Ok(top) => match choose(reference, Box::new(registry), top).await {
-                    Err(e) => half = Some(e),
-                    resolved => return resolved,
+                    // A mirror may have an index, and not what is in it.
+                    Err(Error::Blob { source, .. }) => failures.push(*source),
+                    chosen => return chosen,
                 },
             },
         }
     }
-    Err(half.unwrap_or_else(|| Error::Endpoints {
+    Err(Error::Endpoints {
         reference: reference.to_string(),
         failures,
-    }))
+    })
 }
 
 /// Whether the policy lets an image of that name in, and what it wants to see of it.

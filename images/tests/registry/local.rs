@@ -204,3 +204,32 @@ async fn a_blob_of_another_size_than_is_promised_is_refused() {
     }
     assert_eq!(home.leftovers(), Vec::<String>::new());
 }
+
+#[tokio::test]
+#[ignore = "needs squashfs-tools"]
+async fn of_an_archive_for_several_machines_this_ones_images_are_taken() {
+    let home = Home::new("");
+    let store = home.store().await;
+    let layout = home.dir.path().join("layout");
+    let entry = |architecture: &str| {
+        let image = Image::new([vec![Entry::file("x", architecture)]], "{}");
+        let written = image.write(&layout, architecture);
+        let open = written.trim_end_matches('}');
+        format!(
+            r#"{open},"annotations":{{"org.opencontainers.image.ref.name":"{architecture}"}}}}"#
+        )
+    };
+    let (other, own) = (entry("s390x"), entry(ARCHITECTURE));
+    let take = async |entries: &str| {
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{entries}]}}"#);
+        fs::write(layout.join("index.json"), index).unwrap();
+        store.import(&layout.as_path().into(), None, &Quiet).await
+    };
+    let taken = take(&format!("{other},{own}")).await.unwrap();
+    let names: Vec<String> = taken.iter().map(|it| it.reference.to_string()).collect();
+    assert_eq!(names, [format!("localhost/layout:{ARCHITECTURE}")]);
+    for none in [other.clone(), format!("{other},{other}")] {
+        let error = take(&none).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    }
+}

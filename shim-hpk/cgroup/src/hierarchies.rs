@@ -60,8 +60,12 @@ pub fn memory_limit(hierarchies: &[Hierarchy]) -> std::io::Result<Option<u64>> {
             match std::fs::read_to_string(hierarchy.mount.join(ancestor).join(file)) {
                 // "max" of v2 is no number; v1 has one that no machine has.
                 Ok(text) => least = least.into_iter().chain(text.trim().parse().ok()).min(),
-                // A root has none, nor a cgroup that isn't handed the controller.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                // A root has none, nor a cgroup that isn't handed the controller; and what a site hides it doesn't tell.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied
+                    ) => {}
                 Err(error) => return Err(error),
             }
         }
