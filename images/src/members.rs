@@ -293,6 +293,17 @@ fn parse_records(mut bytes: &[u8]) -> Option<Records> {
 mod tests {
     use super::*;
 
+    /// The first member, once an empty `x` has been added.
+    fn first_of(mut tar: tar::Builder<Vec<u8>>) -> Member {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_path("x").unwrap();
+        header.set_cksum();
+        tar.append(&header, io::empty()).unwrap();
+        let bytes = tar.into_inner().unwrap();
+        Members::new(bytes.as_slice()).next().unwrap().unwrap()
+    }
+
     #[test]
     fn a_record_may_hold_newlines_and_zeros() {
         let records = parse_records(b"14 a=x\n\0\n=b c\n8 bb=cc\n").unwrap();
@@ -323,13 +334,7 @@ mod tests {
             let value = value.as_bytes();
             tar.append_pax_extensions([(key, value)]).unwrap();
         }
-        let mut header = tar::Header::new_ustar();
-        header.set_size(0);
-        header.set_path("x").unwrap();
-        header.set_cksum();
-        tar.append(&header, io::empty()).unwrap();
-        let bytes = tar.into_inner().unwrap();
-        let member = Members::new(bytes.as_slice()).next().unwrap().unwrap();
+        let member = first_of(tar);
         assert_eq!(member.path, b"last");
         assert_eq!(member.pax, [(b"path".to_vec(), b"last".to_vec())]);
     }
@@ -356,14 +361,7 @@ mod tests {
 
     #[test]
     fn numbers_left_out_are_zero() {
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.set_size(0);
-        header.set_path("x").unwrap();
-        header.set_cksum();
-        tar.append(&header, io::empty()).unwrap();
-        let bytes = tar.into_inner().unwrap();
-        let member = Members::new(bytes.as_slice()).next().unwrap().unwrap();
+        let member = first_of(tar::Builder::new(Vec::new()));
         assert_eq!(
             (member.header.uid().unwrap(), member.header.mode().unwrap()),
             (0, 0)

@@ -422,4 +422,34 @@ mod tests {
         assert_eq!(mounter.mounted().await.unwrap(), Vec::<String>::new());
         assert!(mounter.release("sha256:../x").await.is_err());
     }
+    /// Whether `work` ends without its lock being let go.
+    async fn ends(work: &mut tokio::task::JoinHandle<Flock<File>>) -> bool {
+        let soon = Duration::from_millis(200);
+        tokio::time::timeout(soon, work).await.is_ok()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lock_whose_file_was_made_anew_is_waited_for_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, path) = (dir.path().to_owned(), dir.path().join("x.lock"));
+        let lock = async |path| Mounter::new(&root).lock(path).await.unwrap();
+        let first = lock(path.clone()).await;
+        let (waiting_root, waiting_path) = (root.clone(), path.clone());
+        let mut waiting =
+            tokio::spawn(
+                async move { Mounter::new(waiting_root).lock(waiting_path).await.unwrap() },
+            );
+        assert!(!ends(&mut waiting).await);
+        // As `release` does it; and then another comes.
+        fs::remove_file(&path).unwrap();
+        let second = lock(path.clone()).await;
+        drop(first);
+        assert!(!ends(&mut waiting).await, "two hold it");
+        drop(second);
+        let third = waiting.await.unwrap();
+        assert_eq!(
+            third.metadata().unwrap().ino(),
+            fs::metadata(&path).unwrap().ino()
+        );
+    }
 }

@@ -1,4 +1,6 @@
 //! Names of images in registries, normalised as Docker does: `busybox` is `docker.io/library/busybox:latest`.
+//!
+//! - [`grammar`]: what is a name, and its parts
 
 mod grammar;
 

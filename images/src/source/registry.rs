@@ -516,6 +516,17 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_never_ends_is_given_up() {
+        let begun = tokio::time::Instant::now();
+        let error = in_time::<()>(std::future::pending()).await.unwrap_err();
+        assert_eq!(begun.elapsed(), ANSWER_TIMEOUT);
+        assert!(error.to_string().contains("within 120 s"), "{error}");
+        // The next endpoint is asked then, at once.
+        assert!(!is_busy(&error) && classify(&error) == Class::Final);
+        assert!(in_time(async { Ok(()) }).await.is_ok());
+    }
+
     #[test]
     fn a_mirror_is_told_the_real_registry() {
         let busybox: Reference = "busybox:1".parse().unwrap();

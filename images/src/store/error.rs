@@ -260,11 +260,8 @@ impl Error {
 
     /// Whether the image is for other machines.
     pub(crate) fn is_foreign(&self) -> bool {
-        let source = match self {
-            Self::Manifest { source, .. } => Some(source),
-            _ => None,
-        };
-        matches!(source, Some(manifest::Error::NoPlatform { .. }))
+        use manifest::Error::NoPlatform;
+        matches!(self, Self::Manifest { source, .. } if matches!(source, NoPlatform { .. }))
     }
 
     /// A failed operation on a file, told apart by whether the disk is full.

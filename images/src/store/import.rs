@@ -15,8 +15,9 @@ use crate::source::place::Place;
 use crate::{Progress, Reference};
 
 impl Store {
-    /// Takes all images for this machine of a tar (`docker save`, OCI) or OCI layout folder into the store, or the one that is wanted, under
-    /// the names they have there, or a single one by `name`. One without a name there is `localhost/FILE:TAG`.
+    /// Takes all images of a tar (`docker save`, OCI) or OCI layout folder into the store, or the one that is wanted, under
+    /// the names they have there, or a single one by `name`. One without a name there is `localhost/FILE:TAG`. Of several,
+    /// those for other machines are passed over, if there is one for this.
     pub async fn import(
         &self,
         place: &Place,

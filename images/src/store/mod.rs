@@ -146,7 +146,7 @@ impl Store {
         let asked = reference.clone();
         let record = blocking(move || {
             let known: Option<RefRecord> = read_json(&files.reference(&name))?;
-            // Whoever has written that.
+            // A record of a digest's name that says another image is wrong, whoever wrote it.
             let known = known.filter(|it| may_name(&asked, &it.resolved, &it.digest));
             let digest = match known {
                 Some(known) => Some(known.digest),

@@ -286,3 +286,40 @@ fn copy(mut from: File, to: &mut File, pulse: &Pulse) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::Lease;
+
+    #[tokio::test]
+    async fn what_another_has_placed_meanwhile_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files {
+            root: dir.path().join("store"),
+        };
+        files.make_folders().unwrap();
+        let lease = Lease::try_acquire(&dir.path().join("lease")).unwrap();
+        let pulse = lease.unwrap().pulse();
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let put = |content: &str| {
+            let packed = dir.path().join(content);
+            fs::write(&packed, content).unwrap();
+            let record = ImageRecord {
+                digest: digest.clone(),
+                config_digest: digest.clone(),
+                config: serde_json::json!({}),
+                size: 0,
+            };
+            place(&files, &packed, record, &pulse).unwrap().size
+        };
+        let hex = hex_of(&digest).unwrap();
+        assert_eq!(put("first"), 5);
+        assert_eq!(put("a late one"), 5);
+        assert_eq!(fs::read(files.sqfs(&hex)).unwrap(), b"first");
+        // One that is not whole is no image.
+        fs::write(files.sqfs(&hex), "fir").unwrap();
+        assert_eq!(put("whole"), 5);
+        assert_eq!(fs::read(files.sqfs(&hex)).unwrap(), b"whole");
+    }
+}

@@ -1,4 +1,4 @@
-//! The cgroup hierarchies that are mounted here, and where this process is in each.
+//! The cgroup hierarchies that are mounted here, where this process is in each, and the memory that it may have there.
 
 use std::path::{Path, PathBuf};
 
