@@ -610,6 +610,36 @@ async fn only_a_signature_by_the_key_for_this_image_and_name_lets_it_in() {
 
 #[tokio::test]
 #[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_signature_that_a_mirror_lacks_is_got_from_the_registry() {
+    let (registry, mirror) = (Registry::start(None, false), Registry::start(None, false));
+    let signer = Signer::make();
+    for place in [&registry, &mirror] {
+        place.push(&two_layers(), "signed:1");
+    }
+    let yaml = format!(
+        "mirrors: {{\"{}\": {{endpoint: [\"http://{}\"]}}}}\n",
+        registry.host(),
+        mirror.host()
+    );
+    let home = Home::new(&yaml);
+    let item = format!(
+        r#"{{"type":"sigstoreSigned","keyPath":"{}"}}"#,
+        signer.key_file().display()
+    );
+    let policy = home.dir.path().join("policy.json");
+    fs::write(policy, policy_of(&registry, &item)).unwrap();
+    let store = home.store().await;
+    let tag: Reference = registry.name("signed:1").parse().unwrap();
+    let pull = || store.resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet);
+    // Neither has one.
+    let error = pull().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    registry.sign("signed:1", &signer, &registry.name("signed:1"));
+    pull().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
 async fn a_sites_own_certificate_authority_is_taken_from_registries_yaml() {
     let tls = Tls::make();
     let registry = Registry::start(Some(&tls), false);

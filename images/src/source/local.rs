@@ -392,10 +392,6 @@ impl Source for LocalImage {
     async fn signatures(&self, _: &str) -> Result<Vec<Signature>, Error> {
         Ok(Vec::new())
     }
-
-    fn name(&self) -> String {
-        self.local.path.display().to_string()
-    }
 }
 
 impl LocalImage {
@@ -419,7 +415,7 @@ impl LocalImage {
 
     fn corrupt(&self, what: &str, reason: String) -> Error {
         Error::Corrupt {
-            place: self.name(),
+            place: self.local.path.display().to_string(),
             what: what.to_owned(),
             reason,
         }

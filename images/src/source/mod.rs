@@ -1,5 +1,6 @@
 //! Where manifests and blobs come from.
 
+pub mod endpoints;
 mod failure;
 pub mod local;
 pub mod place;
@@ -27,9 +28,6 @@ pub trait Source: Send + Sync {
 
     /// The signatures attached to the image or index `digest`; none where the place can't have any.
     async fn signatures(&self, digest: &str) -> Result<Vec<Signature>, Error>;
-
-    /// The place, for messages.
-    fn name(&self) -> String;
 }
 
 /// Why a source gave no manifest or blob.
@@ -94,6 +92,25 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
+    /// Each of several endpoints failed.
+    #[error("{}", listed(.0))]
+    All(Vec<Error>),
+}
+
+impl Error {
+    /// What the endpoints said, one after the other.
+    pub(crate) fn of_all(mut failures: Vec<Self>) -> Self {
+        match failures.len() {
+            1 => failures.remove(0),
+            _ => Self::All(failures),
+        }
+    }
+}
+
+/// Failures with their causes, on one line.
+pub(crate) fn listed(failures: &[Error]) -> String {
+    let texts: Vec<String> = failures.iter().map(|it| chain(it)).collect();
+    texts.join("; ")
 }
 
 /// An error with its causes on one line.

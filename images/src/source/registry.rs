@@ -81,10 +81,21 @@ impl Registry {
         Ok(registry)
     }
 
+    /// That it is not there.
+    pub(super) fn has_no(&self, what: &str) -> Error {
+        Error::NotFound {
+            place: self.place.clone(),
+            what: what.to_owned(),
+        }
+    }
+
     fn error(&self, what: &str, source: OciDistributionError) -> Error {
+        let class = classify(&source);
+        if class == Class::NotFound {
+            return self.has_no(what);
+        }
         let (place, what) = (self.place.clone(), what.to_owned());
-        match classify(&source) {
-            Class::NotFound => Error::NotFound { place, what },
+        match class {
             Class::Unauthorized => Error::Unauthorized {
                 place,
                 what,
@@ -100,7 +111,7 @@ impl Registry {
                 what,
                 reason: source.to_string(),
             },
-            Class::Final | Class::MayPass => Error::Transfer {
+            _ => Error::Transfer {
                 place,
                 what,
                 source: Box::new(source),
@@ -408,10 +419,6 @@ impl Source for Registry {
             });
         }
         Ok(found)
-    }
-
-    fn name(&self) -> String {
-        self.place.clone()
     }
 }
 

@@ -74,14 +74,14 @@ pub enum Error {
         digest: String,
     },
     /// Every endpoint failed.
-    #[error("pulling {reference}: {}", listed(.failures))]
+    #[error("pulling {reference}: {}", source::listed(.failures))]
     Endpoints {
         /// What was asked for.
         reference: String,
         /// What each said, in the order of asking.
         failures: Vec<source::Error>,
     },
-    /// A blob could not be had from the endpoint that had the manifest.
+    /// A blob could not be had from the endpoint that had the manifest, nor from those after it.
     #[error("pulling {name}")]
     Blob {
         /// Image.
@@ -223,13 +223,7 @@ impl Error {
             | Self::NoHome
             | Self::Local(_)
             | Self::NoName { .. } => ErrorKind::Config,
-            // The registry proper is asked last and knows best, unless it can't be reached.
-            Self::Endpoints { failures, .. } => {
-                let kinds = || failures.iter().rev().map(source_kind);
-                kinds()
-                    .find(|k| *k != ErrorKind::Unreachable)
-                    .unwrap_or(ErrorKind::Unreachable)
-            }
+            Self::Endpoints { failures, .. } => kind_of_all(failures),
             Self::Blob { source, .. } => source_kind(source),
             Self::Manifest { .. } if self.is_foreign() => ErrorKind::NotFound,
             Self::Manifest {
@@ -310,13 +304,14 @@ fn source_kind(error: &source::Error) -> ErrorKind {
         source::Error::Corrupt { .. } => ErrorKind::Corrupt,
         source::Error::Tls { .. } => ErrorKind::Config,
         source::Error::Local { .. } => ErrorKind::Other,
+        source::Error::All(failures) => kind_of_all(failures),
     }
 }
 
-fn listed(failures: &[source::Error]) -> String {
-    failures
-        .iter()
-        .map(|f| source::chain(f))
-        .collect::<Vec<_>>()
-        .join("; ")
+/// The registry proper is asked last and knows best, unless it can't be reached.
+fn kind_of_all(failures: &[source::Error]) -> ErrorKind {
+    let mut kinds = failures.iter().rev().map(source_kind);
+    kinds
+        .find(|kind| *kind != ErrorKind::Unreachable)
+        .unwrap_or(ErrorKind::Unreachable)
 }

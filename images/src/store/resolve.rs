@@ -7,6 +7,7 @@ use crate::manifest::{self, Document, Manifest};
 use crate::policy::{Origin, Policy, Refusal, Wanted};
 use crate::registries::{Endpoint, Registries};
 use crate::source::Source;
+use crate::source::endpoints::Endpoints;
 use crate::source::registry::Registry;
 use crate::{Credentials, Event, Progress, Reference};
 
@@ -112,17 +113,27 @@ async fn ask(
     secret: Option<&Credentials>,
 ) -> Result<Resolved, Error> {
     let mut failures = Vec::new();
-    for endpoint in endpoints {
-        match Registry::connect(endpoint, reference, secret).await {
-            Err(e) => failures.push(e),
-            Ok(registry) => match registry.manifest(None).await {
-                Err(e) => failures.push(e),
-                Ok(top) => match choose(reference, Box::new(registry), top).await {
-                    // A mirror may have an index, and not what is in it.
-                    Err(Error::Blob { source, .. }) => failures.push(*source),
-                    chosen => return chosen,
-                },
-            },
+    for (position, endpoint) in endpoints.iter().enumerate() {
+        let registry = match Registry::connect(endpoint, reference, secret).await {
+            Ok(registry) => registry,
+            Err(e) => {
+                failures.push(e);
+                continue;
+            }
+        };
+        let top = match registry.manifest(None).await {
+            Ok(top) => top,
+            Err(e) => {
+                failures.push(e);
+                continue;
+            }
+        };
+        let (first, others) = ((endpoint, registry), &endpoints[position + 1..]);
+        let source = Endpoints::new(first, others, reference, secret);
+        match choose(reference, Box::new(source), top).await {
+            // A mirror's index may be an old one, of which nobody else has anything.
+            Err(Error::Blob { source, .. }) => failures.push(*source),
+            chosen => return chosen,
         }
     }
     Err(Error::Endpoints {

@@ -152,7 +152,9 @@ fn answer(
             format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\",service=\"x\"\r\n");
         return (full("401 Unauthorized", &wanted, b""), false);
     }
-    let name = path.rsplit('/').next().unwrap().to_owned();
+    // A mirror is told the registry's own name in a query.
+    let named = path.split('?').next().unwrap();
+    let name = named.rsplit('/').next().unwrap().to_owned();
     let is_blob = path.contains("/blobs/");
     if is_blob {
         state
@@ -315,4 +317,60 @@ async fn a_token_is_got_and_not_shown_to_the_host_of_a_redirect() {
     };
     assert_eq!(shown(&server), Some(Some("Bearer sesame".to_owned())));
     assert_eq!(shown(&other), Some(None));
+}
+
+/// `registry` has it as `app:1`; this one, of what is large in it, nothing.
+async fn poor_mirror(image: &Image, registry: &Registry) -> (Server, Home) {
+    registry.push(image, "app:1");
+    let mirror = Server::start(image).await;
+    let state = &mirror.state;
+    state
+        .lock()
+        .unwrap()
+        .content
+        .retain(|_, it| it.len() <= LARGE);
+    let yaml = format!(
+        "mirrors: {{\"{}\": {{endpoint: [\"http://{}\"]}}}}\n",
+        registry.host(),
+        mirror.host
+    );
+    (mirror, Home::new(&yaml))
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_blob_that_a_mirror_lacks_is_got_from_the_registry() {
+    let registry = Registry::start(None, false);
+    let (mirror, home) = poor_mirror(&image(), &registry).await;
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    let store = home.store().await;
+    let log = Log::default();
+    let pulled = store.resolve_and_ensure(&tag, PullPolicy::Always, None, &log);
+    assert_eq!(pulled.await.unwrap().reference, tag);
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+    // The mirror had the config, and was asked for the layer.
+    assert_eq!(mirror.state.lock().unwrap().asked.len(), 2);
+    let told = |event: &Event| match event {
+        Event::Retrying { cause, .. } => cause.contains(&format!("{} has no blob", mirror.host)),
+        _ => false,
+    };
+    assert!(log.0.lock().unwrap().iter().any(told));
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn a_blob_that_none_has_is_told_of_all_that_were_asked() {
+    let registry = Registry::start(None, false);
+    let (mirror, home) = poor_mirror(&image(), &registry).await;
+    registry.tamper_with_largest_blob();
+    let tag: Reference = registry.name("app:1").parse().unwrap();
+    let store = home.store().await;
+    let pulled = store.resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet);
+    let error = pulled.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    for host in [&mirror.host, &registry.host()] {
+        assert!(cause.contains(host.as_str()), "{cause}");
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
 }
