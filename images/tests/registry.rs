@@ -640,6 +640,30 @@ async fn a_signature_that_a_mirror_lacks_is_got_from_the_registry() {
 
 #[tokio::test]
 #[ignore = "needs docker-registry, skopeo, squashfs-tools"]
+async fn an_indexs_signature_at_a_mirror_does_without_the_registry() {
+    let (mirror, signer) = (Registry::start(None, false), Signer::make());
+    let image = two_layers();
+    mirror.push_index(&[(ARCHITECTURE, &image)], "app:1");
+    // At the registry itself nobody listens.
+    let name = "127.0.0.1:1/app:1";
+    mirror.sign("app:1", &signer, name);
+    let host = mirror.host();
+    let home = Home::new(&format!(
+        "mirrors: {{\"127.0.0.1:1\": {{endpoint: [\"http://{host}\"]}}}}\n"
+    ));
+    let policy = format!(
+        r#"{{"default":[{{"type":"sigstoreSigned","keyPath":"{}"}}]}}"#,
+        signer.key_file().display()
+    );
+    fs::write(home.dir.path().join("policy.json"), policy).unwrap();
+    let tag: Reference = name.parse().unwrap();
+    let store = home.store().await;
+    let pull = store.resolve_and_ensure(&tag, PullPolicy::Always, None, &Quiet);
+    pull.await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry, skopeo, squashfs-tools"]
 async fn a_sites_own_certificate_authority_is_taken_from_registries_yaml() {
     let tls = Tls::make();
     let registry = Registry::start(Some(&tls), false);

@@ -21,6 +21,7 @@
 
 mod address;
 mod allocation;
+mod apptainer;
 mod attempts;
 mod bubble;
 mod cgroups;
@@ -109,6 +110,9 @@ enum Command {
     /// What must run in a user namespace of its own.
     #[command(hide = true)]
     InUserns {
+        /// It is in one already.
+        #[arg(long)]
+        entered: bool,
         #[command(subcommand)]
         task: userns::Task,
     },
@@ -128,7 +132,7 @@ pub fn main() -> ExitCode {
         (Some(Command::Doctor), ..) => block_on(doctor::doctor()),
         (Some(Command::Supervise), ..) => block_on(bubble::supervise()),
         (Some(Command::Forward { pid, port }), ..) => forward::run(pid, port),
-        (Some(Command::InUserns { task }), ..) => userns::run(&task),
+        (Some(Command::InUserns { entered, task }), ..) => userns::run(&task, entered),
         (None, Some(id), Some(Role::Clean)) => host::clean(&id),
         (None, Some(id), Some(role)) => block_on(host::run(&id, role)),
         (None, ..) => Ok(ExitCode::from(2)),

@@ -104,16 +104,33 @@ pub fn make(folder: &Folder, id: &str, host: &str, parent: &Path) -> Result<Path
     })
 }
 
-/// Makes another folder of the cluster on this host, for a moment only.
-pub fn make_passing(id: &str, parent: &Path) -> Result<PathBuf> {
-    make_in(parent, id, |_| Ok(()))
+/// Another folder of the cluster on this host, for a moment only: goes when this is dropped.
+#[derive(Debug)]
+pub struct Passing(PathBuf);
+
+impl Passing {
+    pub fn make(id: &str, parent: &Path) -> Result<Self> {
+        make_in(parent, id, |_| Ok(())).map(Self)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            eprintln!("hpk: {error:#}");
+        }
+    }
 }
 
 /// Removes a folder if it is ours; fine if there is none.
 pub fn remove(path: &Path) -> Result<()> {
     let own = OpenFolder::open(path, getuid());
     match own.with_context(|| format!("looking at {}", path.display()))? {
-        Some(_) => userns::remove_tree(path),
+        Some(_) => userns::remove::tree(path),
         None => Ok(()),
     }
 }
@@ -194,11 +211,11 @@ mod tests {
     #[test]
     fn a_folder_is_found_by_its_name_and_by_its_record() {
         let (root, folder, parent) = places();
-        let listed = make_passing("7", &parent).unwrap();
+        let listed = make_in(&parent, "7", |_| Ok(())).unwrap();
         let elsewhere = root.path().join("scratch");
         fs::create_dir(&elsewhere).unwrap();
         let recorded = make(&folder, "7", "n1", &elsewhere).unwrap();
-        let others = make_passing("7-a", &parent).unwrap();
+        let others = make_in(&parent, "7-a", |_| Ok(())).unwrap();
         fs::create_dir(recorded.join("run")).unwrap();
         clean(&folder, "7", "n1", &parent).unwrap();
         assert!(!listed.exists() && !recorded.exists() && others.exists());
@@ -222,7 +239,7 @@ mod tests {
     #[test]
     fn another_users_folder_and_a_link_are_not_ours() {
         let (_root, _, parent) = places();
-        let path = make_passing("7", &parent).unwrap();
+        let path = make_in(&parent, "7", |_| Ok(())).unwrap();
         let stranger = Uid::from_raw(getuid().as_raw() + 1);
         assert!(OpenFolder::open(&path, getuid()).unwrap().is_some());
         assert!(OpenFolder::open(&path, stranger).unwrap().is_none());

@@ -12,7 +12,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::local::{self, OpenFolder};
+use crate::local::{OpenFolder, Passing};
 use crate::settings::{API_PORT, ETCD_PORT, OVERLAY_PORT};
 
 /// How long the controller waits for the sockets.
@@ -96,29 +96,22 @@ pub fn free_overlay_port() -> Result<u16> {
 /// Where the controller asks for the sockets; goes with this value.
 #[derive(Debug)]
 pub struct Handover {
-    folder: PathBuf,
+    folder: Passing,
     listener: UnixListener,
 }
 
 impl Handover {
     /// In a folder of its own below `parent`.
     pub fn open(id: &str, parent: &Path) -> Result<Self> {
-        let folder = local::make_passing(id, parent)?;
-        let listener = OpenFolder::of(&folder).and_then(|open| {
-            UnixListener::bind(open.join(SOCKET))
-                .with_context(|| format!("listening in {}", folder.display()))
-        });
-        match listener {
-            Ok(listener) => Ok(Self { folder, listener }),
-            Err(error) => {
-                local::remove(&folder)?;
-                Err(error)
-            }
-        }
+        let folder = Passing::make(id, parent)?;
+        let open = OpenFolder::of(folder.path())?;
+        let listener = UnixListener::bind(open.join(SOCKET))
+            .with_context(|| format!("listening in {}", folder.path().display()))?;
+        Ok(Self { folder, listener })
     }
 
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.folder.path()
     }
 
     /// Waits for the controller to ask, and gives the sockets away.
@@ -149,14 +142,6 @@ impl Handover {
             .await
             .context("handing the ports' sockets to the controller")?;
         Ok(())
-    }
-}
-
-impl Drop for Handover {
-    fn drop(&mut self) {
-        if let Err(error) = local::remove(&self.folder) {
-            eprintln!("hpk: {error:#}");
-        }
     }
 }
 

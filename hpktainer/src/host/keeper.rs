@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use hpk_uplink::backoff::{Failures, TRIES, WINDOW};
 use hpk_uplink::{Addresses, INTERFACE, MTU, Program, Uplink, routes};
 use hpk_userns::Ids;
@@ -254,12 +254,17 @@ fn watch(folder: &Path, uplink: Uplink, running: Running, init: Pid) -> anyhow::
     let _last = lock(&folder.join(USERS), FlockArg::LockExclusive)?;
     let mut ours = locked(&running);
     // Of one that was reaped std knows it, and kills nobody.
-    ours.child.kill().context("ending the uplink")?;
-    kill(init, Signal::SIGKILL).context("ending the namespaces")?;
-    let removed = remove(folder);
+    let ended = [
+        ours.child.kill().context("ending the uplink"),
+        kill(init, Signal::SIGKILL).context("ending the namespaces"),
+        remove(folder),
+    ];
     // Nobody is to see their end as a fault: the lock is kept to ours.
     std::mem::forget(ours);
-    removed
+    let failures = ended.into_iter().filter_map(Result::err);
+    let failures: Vec<String> = failures.map(|error| format!("{error:#}")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
 }
 
 fn keep_uplink(

@@ -36,8 +36,8 @@ pub use watch::Watch;
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a holder may be silent.
 pub const EXPIRY: Duration = Duration::from_secs(30);
-/// How long a holder's work may go without progress. Longer than any one step of a pull is silent: a blob is tried
-/// four times, with up to a minute of silence each.
+/// How long a holder's work may go without progress. Longer than any one step of a pull is silent: an attempt at a blob
+/// for a minute, a login at the next endpoint for two.
 pub const STALL: Duration = Duration::from_secs(360);
 
 /// Who holds a lease.

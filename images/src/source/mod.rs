@@ -92,6 +92,12 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
+    /// It has failed before, for another part of the image.
+    #[error("{place} was given up")]
+    GivenUp {
+        /// The endpoint.
+        place: String,
+    },
     /// Each of several endpoints failed.
     #[error("{}", listed(.0))]
     All(Vec<Error>),

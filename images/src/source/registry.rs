@@ -90,15 +90,12 @@ impl Registry {
     }
 
     fn error(&self, what: &str, source: OciDistributionError) -> Error {
-        let class = classify(&source);
-        if class == Class::NotFound {
-            return self.has_no(what);
-        }
-        let (place, what) = (self.place.clone(), what.to_owned());
-        match class {
+        let (place, text) = (self.place.clone(), what.to_owned());
+        match classify(&source) {
+            Class::NotFound => self.has_no(what),
             Class::Unauthorized => Error::Unauthorized {
                 place,
-                what,
+                what: text,
                 who: match &self.auth {
                     RegistryAuth::Anonymous => "anonymous callers".to_owned(),
                     RegistryAuth::Basic(user, _) => format!("user {user:?}"),
@@ -108,12 +105,12 @@ impl Registry {
             },
             Class::Corrupt => Error::Corrupt {
                 place,
-                what,
+                what: text,
                 reason: source.to_string(),
             },
-            _ => Error::Transfer {
+            Class::Final | Class::MayPass => Error::Transfer {
                 place,
-                what,
+                what: text,
                 source: Box::new(source),
             },
         }
@@ -383,7 +380,7 @@ impl Source for Registry {
         if self.reference.namespace().is_some() {
             reference.set_mirror_registry(self.reference.resolve_registry().to_owned());
         }
-        let what = format!("the signatures of {digest}");
+        let what = signatures_of(digest);
         let asked = self
             .patiently(&what, || {
                 self.client
@@ -420,6 +417,11 @@ impl Source for Registry {
         }
         Ok(found)
     }
+}
+
+/// For messages.
+pub(super) fn signatures_of(digest: &str) -> String {
+    format!("signatures of {digest}")
 }
 
 /// The manifest that signatures hang on.

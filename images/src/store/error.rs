@@ -300,7 +300,7 @@ fn source_kind(error: &source::Error) -> ErrorKind {
     match error {
         source::Error::NotFound { .. } => ErrorKind::NotFound,
         source::Error::Unauthorized { .. } => ErrorKind::Unauthorized,
-        source::Error::Transfer { .. } => ErrorKind::Unreachable,
+        source::Error::Transfer { .. } | source::Error::GivenUp { .. } => ErrorKind::Unreachable,
         source::Error::Corrupt { .. } => ErrorKind::Corrupt,
         source::Error::Tls { .. } => ErrorKind::Config,
         source::Error::Local { .. } => ErrorKind::Other,

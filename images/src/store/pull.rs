@@ -42,7 +42,9 @@ pub(super) struct Pull<'a> {
 /// A pull's progress shows its lease that it gets on, too.
 impl Progress for Pull<'_> {
     fn event(&self, event: Event) {
-        if matches!(event, Event::Downloaded { .. } | Event::Packed { .. }) {
+        use Event::{Downloaded, Packed, Retrying};
+        // Attempts without getting on are counted.
+        if matches!(event, Downloaded { .. } | Packed { .. } | Retrying { .. }) {
             self.pulse.beat();
         }
         self.progress.event(event);

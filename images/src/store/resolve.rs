@@ -8,7 +8,6 @@ use crate::policy::{Origin, Policy, Refusal, Wanted};
 use crate::registries::{Endpoint, Registries};
 use crate::source::Source;
 use crate::source::endpoints::Endpoints;
-use crate::source::registry::Registry;
 use crate::{Credentials, Event, Progress, Reference};
 
 /// What a registry has under a reference.
@@ -108,28 +107,20 @@ fn is_of_login(error: &Error) -> bool {
 /// Asks the registry's endpoints, one after the other, with `secret` where that may be shown: until one has the manifest,
 /// and of an index the image's.
 async fn ask(
-    endpoints: &[Endpoint],
+    plan: &[Endpoint],
     reference: &Reference,
     secret: Option<&Credentials>,
 ) -> Result<Resolved, Error> {
     let mut failures = Vec::new();
-    for (position, endpoint) in endpoints.iter().enumerate() {
-        let registry = match Registry::connect(endpoint, reference, secret).await {
-            Ok(registry) => registry,
-            Err(e) => {
+    for source in Endpoints::new(plan, reference, secret).tails() {
+        let top = match source.named_by_first().await {
+            Some(Ok(top)) => top,
+            Some(Err(e)) => {
                 failures.push(e);
                 continue;
             }
+            None => continue,
         };
-        let top = match registry.manifest(None).await {
-            Ok(top) => top,
-            Err(e) => {
-                failures.push(e);
-                continue;
-            }
-        };
-        let (first, others) = ((endpoint, registry), &endpoints[position + 1..]);
-        let source = Endpoints::new(first, others, reference, secret);
         match choose(reference, Box::new(source), top).await {
             // A mirror's index may be an old one, of which nobody else has anything.
             Err(Error::Blob { source, .. }) => failures.push(*source),
@@ -163,16 +154,26 @@ async fn check(
     };
     let mut digests = vec![resolved.top.as_str(), &resolved.digest];
     digests.dedup();
-    let mut signatures = Vec::new();
+    let (mut signatures, mut failure) = (Vec::new(), None);
+    let mut checked = wanted.check(reference, &digests, &signatures);
     for digest in &digests {
-        let found = resolved.source.signatures(digest).await;
-        signatures.extend(found.map_err(|source| Error::Blob {
+        match resolved.source.signatures(digest).await {
+            Ok(found) => signatures.extend(found),
+            Err(e) => failure = failure.or(Some(e)),
+        }
+        checked = wanted.check(reference, &digests, &signatures);
+        // An index may be signed, and not each image in it.
+        if checked.is_ok() {
+            return Ok(());
+        }
+    }
+    match failure {
+        Some(source) => Err(Error::Blob {
             name: reference.to_string(),
             source: Box::new(source),
-        })?);
+        }),
+        None => checked.map_err(|refusal| refused(reference, refusal)),
     }
-    let checked = wanted.check(reference, &digests, &signatures);
-    checked.map_err(|refusal| refused(reference, refusal))
 }
 
 pub(super) fn refused(reference: &Reference, refusal: Refusal) -> Error {

@@ -2,11 +2,13 @@
 
 use hpk_userns::Ids;
 
-use super::observe::{Observed, Refused};
+use super::observe::Observed;
 use super::space::{home, local};
 use crate::bubble::proxies_by_nftables;
 use crate::gpus::Device;
 use crate::image::Found;
+use crate::userns::Failure;
+use crate::userns::probe::Maker;
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,12 +140,11 @@ fn user_namespaces(seen: &Observed) -> Finding {
             );
         }
     }
-    match &seen.nftables {
-        // The probe is the first who makes one.
-        Err(Refused::Untried(why)) if !app_armor_restricts(seen) => {
-            missing(WHAT, why.clone(), "ask why users may not make them")
-        }
-        _ => fine(WHAT, "allowed"),
+    match &seen.namespaces {
+        Ok(Maker::Own) => fine(WHAT, "allowed"),
+        Ok(Maker::Apptainer) => fine(WHAT, "allowed to apptainer"),
+        Err(why) if app_armor_restricts(seen) => untried(WHAT, why),
+        Err(why) => missing(WHAT, why.clone(), "ask why users may not make them"),
     }
 }
 
@@ -153,13 +154,15 @@ fn app_armor_restricts(seen: &Observed) -> bool {
 }
 
 fn app_armor(seen: &Observed) -> Finding {
-    match app_armor_restricts(seen) {
-        true => warning(
-            "AppArmor",
+    const WHAT: &str = "AppArmor";
+    match (app_armor_restricts(seen), &seen.namespaces) {
+        (true, Ok(Maker::Apptainer)) => fine(WHAT, "lets apptainer make user namespaces"),
+        (true, _) => warning(
+            WHAT,
             "restricts unprivileged user namespaces",
             "ask for an AppArmor profile that gives apptainer and pasta `userns,` (some packages of apptainer bring one; Debian's doesn't)",
         ),
-        false => fine("AppArmor", "does not restrict user namespaces"),
+        (false, _) => fine(WHAT, "no general restriction of user namespaces"),
     }
 }
 
@@ -279,8 +282,8 @@ fn uplink(seen: &Observed) -> Finding {
 fn overlay(seen: &Observed) -> Finding {
     match &seen.overlay {
         Ok(()) => fine("kernel overlay", "works in a user namespace"),
-        Err(Refused::Untried(why)) => untried("kernel overlay", why),
-        Err(Refused::Kernel(error)) => warning(
+        Err(Failure::Untried(why)) => untried("kernel overlay", why),
+        Err(Failure::Failed(error)) => warning(
             "kernel overlay",
             error.clone(),
             "slower fuse-overlayfs is used; a kernel from 5.11 can do it",
@@ -301,8 +304,8 @@ fn nftables(seen: &Observed) -> Finding {
     const WHAT: &str = "nftables";
     let error = match &seen.nftables {
         Ok(()) => return fine(WHAT, "takes the pod network's rules"),
-        Err(Refused::Untried(why)) => return untried(WHAT, why),
-        Err(Refused::Kernel(error)) => error.clone(),
+        Err(Failure::Untried(why)) => return untried(WHAT, why),
+        Err(Failure::Failed(error)) => error.clone(),
     };
     let ask = "ask for the kernel's modules nf_tables, nft_chain_nat, nft_masq, nft_nat, nft_ct, nft_fib and nft_numgen to be loaded";
     if proxies_by_nftables(sysctl(seen, "kernel/osrelease").unwrap_or_default()) {
@@ -343,6 +346,7 @@ pub mod tests {
             tun: Ok(()),
             pasta: Some("/usr/bin/pasta".into()),
             slirp4netns: None,
+            namespaces: Ok(Maker::Own),
             overlay: Ok(()),
             nftables: Ok(()),
             limits: Ok(vec!["cpu".into(), "memory".into()]),
@@ -457,7 +461,7 @@ pub mod tests {
     fn without_nftables_only_an_old_kernel_s_proxy_can_do() {
         let seen = |kernel: &str| Observed {
             sysctls: vec![("kernel/osrelease", kernel.into())],
-            nftables: Err(Refused::Kernel("offering a rule: not supported".into())),
+            nftables: Err(Failure::Failed("offering a rule: not supported".into())),
             ..healthy()
         };
         let verdict = |kernel| finding(&seen(kernel), "nftables").verdict;
@@ -476,8 +480,9 @@ pub mod tests {
                     switch.into(),
                 ),
             ],
-            overlay: Err(Refused::Untried(why.into())),
-            nftables: Err(Refused::Untried(why.into())),
+            namespaces: Err(why.into()),
+            overlay: Err(Failure::Untried(why.into())),
+            nftables: Err(Failure::Untried(why.into())),
             ..healthy()
         };
         let missing = |seen: &Observed| -> Vec<_> {
@@ -488,7 +493,15 @@ pub mod tests {
         assert_eq!(missing(&seen("1")), []);
         let found = finding(&seen("1"), "nftables");
         assert!(found.verdict == Verdict::Warning && found.found.contains(why));
-        // Nothing that is known allows it to any other.
+        // Apptainer may.
+        let allowed = Observed {
+            namespaces: Ok(Maker::Apptainer),
+            overlay: Ok(()),
+            nftables: Ok(()),
+            ..seen("1")
+        };
+        assert!(judge(&allowed).iter().all(|it| it.verdict == Verdict::Fine));
+        // Nothing that is known allows it to any.
         assert_eq!(missing(&seen("0")), [("user namespaces", why.to_owned())]);
     }
 

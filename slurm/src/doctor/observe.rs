@@ -11,7 +11,9 @@ use hpk_userns::outside::user_name;
 use nix::sys::statvfs::statvfs;
 
 use crate::gpus::{self, Offer};
-use crate::{allocation, cgroups, files, own_path, settings, userns};
+use crate::userns::Failure;
+use crate::userns::probe::Maker;
+use crate::{allocation, cgroups, files, settings};
 
 /// What was seen. Each field is as the host has it; `judge` says what it means.
 #[derive(Debug, Clone)]
@@ -26,23 +28,16 @@ pub struct Observed {
     pub tun: Result<(), String>,
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,
-    pub overlay: Result<(), Refused>,
-    pub nftables: Result<(), Refused>,
+    /// Who makes user namespaces, and others in them; else why nobody does.
+    pub namespaces: Result<Maker, String>,
+    pub overlay: Result<(), Failure>,
+    pub nftables: Result<(), Failure>,
     /// Cgroup controllers whose limits pods can have.
     pub limits: Result<Vec<String>, String>,
     /// GPUs for pods; none where this host has no GPU's driver.
     pub gpus: Option<Result<Offer, String>>,
     pub local: Result<Place, String>,
     pub home: Result<Place, String>,
-}
-
-/// Why what the kernel was asked for was not had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused {
-    /// Its words.
-    Kernel(String),
-    /// It could not be tried.
-    Untried(String),
 }
 
 /// A file system.
@@ -59,6 +54,11 @@ pub struct Place {
 pub fn observe() -> Observed {
     let path = settings::search_path();
     let text = |error: anyhow::Error| format!("{error:#}");
+    let namespaces = Maker::find();
+    let in_them = |probe: fn(Maker) -> Result<(), Failure>| match &namespaces {
+        Ok(maker) => probe(*maker),
+        Err(why) => Err(Failure::Untried(why.clone())),
+    };
     Observed {
         user: user_name(),
         sysctls: [
@@ -80,8 +80,9 @@ pub fn observe() -> Observed {
         tun: openable("/dev/net/tun"),
         pasta: hpk_uplink::find_program("pasta", &path),
         slirp4netns: hpk_uplink::find_program("slirp4netns", &path),
-        overlay: probe("probe-overlay", &[&settings::local_parent()]),
-        nftables: probe("probe-nftables", &[]),
+        overlay: in_them(Maker::probe_overlay),
+        nftables: in_them(Maker::probe_nftables),
+        namespaces,
         limits: cgroups::usable().map_err(text),
         gpus: (!gpus::driver_options(Path::new("/dev")).is_empty())
             .then(|| gpus::offer(&allocation::variables()).map_err(text)),
@@ -112,23 +113,6 @@ fn openable(device: &str) -> Result<(), String> {
         .open(device)
         .map(drop)
         .map_err(|error| error.to_string())
-}
-
-/// Tries it in a child: `userns::Task` has what there is.
-fn probe(task: &str, arguments: &[&Path]) -> Result<(), Refused> {
-    let run = || {
-        let mut command = Command::new(own_path()?);
-        let output = command.args(["in-userns", task]).args(arguments).output();
-        output.context("starting the probe")
-    };
-    let output = run().map_err(|error| Refused::Untried(format!("{error:#}")))?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    let text = text.trim().trim_start_matches("hpk: ").to_owned();
-    match output.status.code() {
-        Some(0) => Ok(()),
-        Some(code) if code == i32::from(userns::UNTRIED) => Err(Refused::Untried(text)),
-        _ => Err(Refused::Kernel(text)),
-    }
 }
 
 fn place(path: &Path) -> Result<Place> {

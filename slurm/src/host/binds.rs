@@ -2,45 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
-
+use crate::apptainer::Bind;
 use crate::settings::BUBBLE_ROOT;
-
-/// A folder or file of the host, and where the bubble sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bind {
-    pub source: PathBuf,
-    pub target: PathBuf,
-    pub read_only: bool,
-}
-
-impl Bind {
-    pub fn new(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self {
-            source: source.into(),
-            target: target.into(),
-            read_only: false,
-        }
-    }
-
-    pub fn read_only(mut self) -> Self {
-        self.read_only = true;
-        self
-    }
-
-    /// As Apptainer's `--bind` wants it, which knows no quoting.
-    pub fn argument(&self) -> Result<String> {
-        let text = format!("{}:{}", self.source.display(), self.target.display());
-        if text.matches(':').count() > 1 || text.contains(',') {
-            bail!("{text}: Apptainer can't bind a path with a colon or comma");
-        }
-        Ok(if self.read_only {
-            format!("{text}:ro")
-        } else {
-            text
-        })
-    }
-}
 
 /// Folders in the node-local one that are bound to other places of the bubble too: its root is
 /// read-only.
@@ -121,11 +84,5 @@ mod tests {
                 .iter()
                 .all(|bind| bind.source != Path::new("/home/hpc/.hpk"))
         );
-    }
-
-    #[test]
-    fn a_path_that_apptainer_would_misread_is_refused() {
-        let error = Bind::new("/tmp/a,b", "/x").argument().unwrap_err();
-        assert!(error.to_string().contains("/tmp/a,b"));
     }
 }

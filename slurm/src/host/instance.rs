@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 
 use hpk_userns::Ids;
 
-use super::binds::Bind;
 use super::turn::Turn;
+use crate::apptainer::{self, Bind};
 use crate::logs::last_lines;
 use crate::procfs::{self, Process, Stat};
 
@@ -36,29 +36,23 @@ pub struct Start<'a> {
 impl Start<'_> {
     /// The arguments of `apptainer`.
     fn arguments(&self, name: &str) -> Result<Vec<String>> {
-        let mut arguments: Vec<String> = [
-            "--quiet",
-            "instance",
-            "start",
-            "--fakeroot",
-            "--net",
-            "--network",
-            "none",
-            // Not --contain, whose /dev lacks the GPUs; what it leaves out is left out here.
-            "--no-mount",
-            "home,tmp,cwd,bind-paths",
-            "--hostname",
-            self.host_name,
-            "--pid-file",
-        ]
-        .map(str::to_owned)
-        .into();
+        let mut arguments: Vec<String> = ["--quiet", "instance", "start"]
+            .into_iter()
+            .chain(apptainer::fakeroot(self.ids))
+            .chain([
+                "--net",
+                "--network",
+                "none",
+                // Not --contain, whose /dev lacks the GPUs; what it leaves out is left out here.
+                "--no-mount",
+                "home,tmp,cwd,bind-paths",
+                "--hostname",
+                self.host_name,
+                "--pid-file",
+            ])
+            .map(str::to_owned)
+            .collect();
         arguments.push(self.pid_file.display().to_string());
-        if let Ids::Single { .. } = self.ids {
-            // What Apptainer would fall back to where nothing better is; the program `fakeroot`, which it
-            // would use if it found one, pretends what isn't so in other users' sight.
-            arguments.extend(["--ignore-subuid", "--ignore-fakeroot-command"].map(str::to_owned));
-        }
         arguments.extend(self.drivers.iter().map(|option| (*option).to_owned()));
         for bind in self.binds {
             arguments.push("--bind".into());
@@ -182,8 +176,12 @@ mod tests {
             turn: Path::new("/l"),
         };
         let line = start.arguments("bubble1").unwrap().join(" ");
-        assert!(line.contains("--fakeroot --net --network none"), "{line}");
-        assert!(line.contains("--ignore-subuid"), "{line}");
+        for part in [
+            "start --fakeroot --ignore-subuid ",
+            " --net --network none ",
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
         assert!(
             line.ends_with("--nv --bind /tmp/x:/var/lib/hpk /i.sif bubble1"),
             "{line}"

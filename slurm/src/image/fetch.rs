@@ -8,7 +8,8 @@ use hpk_images::{Image, Kept, Newest, Progress, PullPolicy, Reference, Store, St
 
 use super::progress::Lines;
 use super::{Found, NAME, stale};
-use crate::{local, settings};
+use crate::local::Passing;
+use crate::settings;
 
 /// An image that hosts can start.
 #[derive(Debug)]
@@ -37,8 +38,8 @@ pub async fn fetch(found: Found, hpk_home: &Path, cluster: &str) -> Result<Ready
         Found::Registry { reference, .. } => Wanted::Registry(reference),
     };
     // Downloads and what is made of them: node-local, and found by the next job where this one is killed.
-    let passing = Passing(local::make_passing(cluster, &settings::local_parent())?);
-    let config = StoreConfig::with_local_dir(passing.0.join("images"))?;
+    let passing = Passing::make(cluster, &settings::local_parent())?;
+    let config = StoreConfig::with_local_dir(passing.path().join("images"))?;
     let store = Store::open(config).await?;
     let progress = Lines::default();
     let claims = store.claims(&format!("launch-{cluster}")).await?;
@@ -88,15 +89,4 @@ fn dev_name(digest: &str) -> Result<Reference> {
     let digits = digest.trim_start_matches("sha256:");
     let name = format!("localhost/{NAME}:{}{digits}", stale::TAG);
     name.parse().context("naming the tar's image")
-}
-
-/// A node-local folder that goes when this is dropped.
-struct Passing(PathBuf);
-
-impl Drop for Passing {
-    fn drop(&mut self) {
-        if let Err(error) = local::remove(&self.0) {
-            eprintln!("hpk: {error:#}");
-        }
-    }
 }

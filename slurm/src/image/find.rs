@@ -124,6 +124,13 @@ fn find_named(named: &Path) -> Result<Found> {
         named.exists(),
         "the bubble's image {SETTING}={text} does not exist; a registry's is named {DOCKER}…"
     );
+    let is_empty = named
+        .metadata()
+        .is_ok_and(|it| it.is_file() && it.len() == 0);
+    ensure!(
+        !is_empty,
+        "the bubble's image {SETTING}={text} is empty, as that of a tarball without one is; leave {SETTING} unset, or name another"
+    );
     // Another program's folder may be another.
     let path = std::path::absolute(named).with_context(|| format!("resolving {SETTING}={text}"))?;
     Ok(Found::File(path))

@@ -128,6 +128,10 @@ async fn what_the_user_names_goes_before_all() {
         refused.contains("HPK_IMAGE=/nowhere/x.sif does not exist"),
         "{refused}"
     );
+    fs::write(&mine, "").unwrap();
+    site.places.named = Some(mine.into());
+    let refused = site.refused().await;
+    assert!(refused.contains("is empty"), "{refused}");
 }
 
 #[tokio::test]
