@@ -16,7 +16,6 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 
 IMAGES_AND_NAMES='
 nonewprivs e2e-test-images/nonewprivs:1.4
-nonroot e2e-test-images/nonroot:1.5
 ipc-utils e2e-test-images/ipc-utils:1.4
 kitten e2e-test-images/kitten:1.8
 nautilus e2e-test-images/nautilus:1.8
@@ -51,10 +50,6 @@ image_nonewprivs() {
     compile k8s.io/kubernetes/test/images/nonewprivs "$WORK/nnp/usr/local/bin/nnp"
     chmod 6755 "$WORK/nnp/usr/local/bin/nnp"
     simple nonewprivs ',"Cmd":["nnp"]' "$WORK/nnp"
-}
-
-image_nonroot() {
-    simple nonroot ',"User":"1234","Cmd":["sh"]'
 }
 
 image_ipc-utils() {

@@ -19,6 +19,7 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 IMAGES_AND_NAMES='
 busybox library/busybox:1.36 library/busybox:1.37 library/busybox:latest e2e-test-images/busybox:1.37.0-1
 nginx library/nginx:1.27 library/nginx:latest e2e-test-images/nginx:1.27-0 e2e-test-images/nginx:1.15-4
+nonroot e2e-test-images/nonroot:1.5
 agnhost e2e-test-images/agnhost:2.63.0 e2e-test-images/agnhost:2.55
 netshoot nicolaka/netshoot:latest
 iperf3 networkstatic/iperf3:latest

@@ -52,6 +52,14 @@ image_busybox() {
     oci_end "$1" "{\"Env\":[$SEARCH_PATH],\"Cmd\":[\"sh\"],\"Labels\":$(labels busybox)}"
 }
 
+# A user of its own, by number.
+image_nonroot() {
+    base_layer "$WORK/base"
+    oci_begin "$1"
+    oci_layer "$1" "$WORK/base"
+    oci_end "$1" "{\"Env\":[$SEARCH_PATH],\"User\":\"1234\",\"Cmd\":[\"sh\"],\"Labels\":$(labels nonroot)}"
+}
+
 # Three layers: the base, nginx as Debian packs it, and a site over it, which removes a file and a
 # folder's content of the layer below.
 image_nginx() {
