@@ -12,12 +12,12 @@ check_apparmor() {
 	check "doctor finds that Apptainer may make them, and nothing to complain of" doctor_names_apptainer
 	check "another user's files in a folder of a job that is no more are removed" others_files_are_removed
 	check "hpktainer runs a container on the host, with a profile of its own" hpktainer_runs
+	check "the job's cluster is ready where Apptainer alone may make them" start_job || return
+	check "pods run, one as another user" others_pod_runs
+	check "what a killed job has left, the other user's files too, is removed" killed_job_is_cleaned
 	check "hpk-bubble makes one, and has no capabilities in it" restrict_bubble || return
 	check "doctor finds the same" doctor_names_apptainer
 	check "another user's files are removed there, too" others_files_are_removed
-	check "the job's cluster is ready where Apptainer alone may use them" start_job || return
-	check "pods run, one as another user" others_pod_runs
-	check "what a killed job has left, the other user's files too, is removed" killed_job_is_cleaned
 }
 
 denials() {
@@ -69,7 +69,8 @@ restrict_slurm() {
 	contains "$(as_hpc 'srun cat /proc/self/attr/current')" "$SLURMS (enforce)"
 }
 
-# The programs that write a namespace's maps are not restricted on Ubuntu: they have a profile, or are no user's.
+# Ubuntu restricts a program from when it has made a namespace on, this does from its start; so no job runs under it. What
+# writes a namespace's maps is not restricted there.
 restrict_bubble() {
 	load "$BUBBLES" /home/hpc/hpk/bin/hpk-bubble 'userns, /usr/bin/newuidmap Ux, /usr/bin/newgidmap Ux,' || return 1
 	local said
