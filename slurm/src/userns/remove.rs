@@ -11,11 +11,11 @@ use hpk_userns::Ids;
 use super::judge;
 use crate::{apptainer, attempts, own_path, settings};
 
-/// Removes `dir`, with the help of a user namespace where it takes one.
+/// Removes `dir`, with the help of a user namespace where it takes one. Another may be at it, too.
 pub fn tree(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) if is_gone(dir) => return Ok(()),
         Err(_) => {} // files of others: tried again below, where its error counts
     }
     let emptied = match judge(run_task(dir)) {
@@ -27,9 +27,15 @@ pub fn tree(dir: &Path) -> Result<()> {
                 .map_err(|other| anyhow!("in a user namespace: {own}; in Apptainer's: {other}"))
         }
     };
-    emptied
-        .and_then(|()| Ok(fs::remove_dir(dir)?))
-        .with_context(|| format!("removing {}", dir.display()))
+    match emptied.and_then(|()| Ok(fs::remove_dir(dir)?)) {
+        Err(_) if is_gone(dir) => Ok(()),
+        removed => removed.with_context(|| format!("removing {}", dir.display())),
+    }
+}
+
+fn is_gone(path: &Path) -> bool {
+    let there = path.symlink_metadata();
+    there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn run_task(dir: &Path) -> Result<Output> {
@@ -71,7 +77,10 @@ pub(super) fn empty(dir: &Path) -> Result<()> {
             Ok(_) => fs::remove_file(&path),
             Err(error) => Err(error),
         };
-        removed.with_context(|| format!("removing {}", path.display()))
+        match removed {
+            Err(_) if is_gone(&path) => Ok(()),
+            removed => removed.with_context(|| format!("removing {}", path.display())),
+        }
     }))
 }
 
@@ -92,7 +101,11 @@ mod tests {
         fs::write(dir.join("file"), "").unwrap();
         symlink(&kept, dir.join("link")).unwrap();
         empty(&dir).unwrap();
+        assert!(!is_gone(&dir));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         assert!(kept.join("file").exists());
+        tree(&dir).unwrap();
+        assert!(is_gone(&dir));
+        tree(&dir).unwrap();
     }
 }
